@@ -1,0 +1,238 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include "loops.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/uio.h>
+#include <time.h>
+
+#include "ring.h"
+
+static uint64_t now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/* Where the next read goes. */
+struct positions {
+	uint64_t state, next, unit, file_bytes;
+	bool random;
+};
+
+static uint64_t next_position(struct positions *p, uint64_t bytes)
+{
+	uint64_t room = p->file_bytes - bytes, position;
+
+	if (p->random) {
+		p->state ^= p->state << 13;
+		p->state ^= p->state >> 7;
+		p->state ^= p->state << 17;
+		return (uint64_t)(((unsigned __int128)p->state * (room / p->unit + 1)) >> 64) * p->unit;
+	}
+	position = p->next > room ? 0 : p->next;
+	p->next = position + (bytes + p->unit - 1) / p->unit * p->unit;
+	return position;
+}
+
+struct plan {
+	const struct peer_reads *job;
+	struct positions positions;
+	struct iovec *iov; /* per_list of list 0, then of list 1, ... */
+	uint64_t *bytes;   /* of each list */
+};
+
+static void plan_free(struct plan *plan)
+{
+	free(plan->iov);
+	free(plan->bytes);
+}
+
+static int plan_make(struct plan *plan, const struct peer_reads *job)
+{
+	size_t total = (size_t)job->per_list * job->lists;
+
+	plan->job = job;
+	plan->positions = (struct positions){
+		.state = job->seed ? job->seed : 1,
+		.unit = job->unit,
+		.file_bytes = job->file_bytes,
+		.random = job->random,
+	};
+	plan->iov = calloc(total, sizeof *plan->iov);
+	plan->bytes = calloc(job->lists, sizeof *plan->bytes);
+	if (!plan->iov || !plan->bytes) {
+		plan_free(plan);
+		return -ENOMEM;
+	}
+	for (size_t i = 0; i < total; i++) {
+		const struct peer_segment *s = &job->segments[i];
+
+		plan->iov[i] = (struct iovec){ job->memory + s->offset, s->length };
+		plan->bytes[i / job->per_list] += s->length;
+	}
+	for (uint32_t i = 0; i < job->lists; i++) {
+		if (plan->bytes[i] > job->file_bytes) {
+			plan_free(plan);
+			return -EINVAL;
+		}
+	}
+	return 0;
+}
+
+static bool over(const struct peer_reads *job, uint64_t requests, uint64_t start, uint64_t *ns)
+{
+	*ns = now_ns() - start;
+	return *ns >= job->most_ns || (job->most_requests && requests >= job->most_requests);
+}
+
+/* io_uring: `lists` in flight, submitted and reaped `batch` at a time. */
+
+static void queue_read(struct peer_ring *ring, struct plan *plan, uint32_t slot)
+{
+	const struct peer_reads *job = plan->job;
+	const struct iovec *iov = &plan->iov[(size_t)slot * job->per_list];
+	struct peer_sqe *sqe = peer_ring_next(ring);
+
+	sqe->fd = job->fixed_file ? 0 : job->fd;
+	sqe->flags = job->fixed_file ? PEER_SQE_FIXED_FILE : 0;
+	sqe->position = next_position(&plan->positions, plan->bytes[slot]);
+	sqe->user_data = slot;
+	if (job->per_list == 1) {
+		sqe->opcode = job->fixed_buffer ? PEER_OP_READ_FIXED : PEER_OP_READ;
+		sqe->address = (uintptr_t)iov->iov_base;
+		sqe->length = (uint32_t)iov->iov_len;
+	} else {
+		sqe->opcode = job->fixed_buffer ? PEER_OP_READV_FIXED : PEER_OP_READV;
+		sqe->address = (uintptr_t)iov;
+		sqe->length = job->per_list;
+	}
+}
+
+/* Takes up to `most` completions; each goes on as the next read unless something failed or it is the end. */
+static int reap(struct peer_ring *ring, struct plan *plan, uint32_t most, bool again, uint32_t *in_flight,
+		struct peer_result *out)
+{
+	uint32_t n = peer_ring_ready(ring);
+	int error = 0;
+
+	for (n = n < most ? n : most; n; n--) {
+		struct peer_cqe cqe = peer_ring_take(ring);
+		uint32_t slot = (uint32_t)cqe.user_data;
+
+		if (cqe.res < 0)
+			error = cqe.res;
+		else if ((uint64_t)cqe.res != plan->bytes[slot])
+			error = -ENODATA;
+		out->requests++;
+		out->bytes += cqe.res > 0 ? (uint64_t)cqe.res : 0;
+		if (again && !error)
+			queue_read(ring, plan, slot);
+		else
+			(*in_flight)--;
+	}
+	return error;
+}
+
+static int run_ring(struct peer_ring *ring, struct plan *plan, struct peer_result *out)
+{
+	const struct peer_reads *job = plan->job;
+	struct peer_result late = { 0 };
+	uint64_t start = now_ns();
+	uint32_t in_flight = job->lists;
+	int error = 0;
+
+	for (uint32_t slot = 0; slot < job->lists; slot++)
+		queue_read(ring, plan, slot);
+	do {
+		error = peer_ring_enter(ring, job->complete_min);
+		if (!error)
+			error = reap(ring, plan, job->batch, true, &in_flight, out);
+	} while (!error && !over(job, out->requests, start, &out->ns));
+
+	/* Nothing may be in flight when the memory is given back. */
+	while (in_flight && !peer_ring_enter(ring, 1))
+		reap(ring, plan, in_flight, false, &in_flight, &late);
+	return error;
+}
+
+int peer_uring_reads(const struct peer_reads *job, struct peer_result *out)
+{
+	struct peer_ring ring;
+	struct plan plan;
+	int error = plan_make(&plan, job);
+
+	if (error)
+		return error;
+	error = peer_ring_open(&ring, job->lists);
+	if (!error) {
+		if (job->fixed_file)
+			error = peer_ring_register_file(&ring, job->fd);
+		if (!error && job->fixed_buffer)
+			error = peer_ring_register_buffer(&ring, job->memory, job->memory_bytes);
+		if (!error)
+			error = run_ring(&ring, &plan, out);
+		peer_ring_close(&ring);
+	}
+	plan_free(&plan);
+	return error;
+}
+
+/* One preadv after the other. */
+
+int peer_preadv_reads(const struct peer_reads *job, struct peer_result *out)
+{
+	struct plan plan;
+	uint64_t start;
+	uint32_t list = 0;
+	int error = plan_make(&plan, job);
+
+	if (error)
+		return error;
+	start = now_ns();
+	do {
+		for (uint32_t i = 0; i < job->batch && !error; i++) {
+			uint64_t position = next_position(&plan.positions, plan.bytes[list]);
+			ssize_t n;
+
+			do
+				n = preadv(job->fd, &plan.iov[(size_t)list * job->per_list], (int)job->per_list,
+					   (off_t)position);
+			while (n < 0 && errno == EINTR);
+			if (n < 0)
+				error = -errno;
+			else if ((uint64_t)n != plan.bytes[list])
+				error = -ENODATA;
+			else
+				out->bytes += (uint64_t)n;
+			out->requests++;
+			list = list + 1 == job->lists ? 0 : list + 1;
+		}
+	} while (!error && !over(job, out->requests, start, &out->ns));
+	plan_free(&plan);
+	return error;
+}
+
+void peer_copies(uint8_t *target, const uint8_t *source, size_t bytes, size_t buffers, uint64_t most_copies,
+		 uint64_t most_ns, struct peer_result *out)
+{
+	uint64_t start = now_ns();
+	size_t at = 0;
+
+	do {
+		for (int i = 0; i < 16; i++) {
+			memcpy(target + at * bytes, source + at * bytes, bytes);
+			__asm__ volatile("" ::: "memory"); /* each copy is one that someone will look at */
+			at = at + 1 == buffers ? 0 : at + 1;
+		}
+		out->requests += 16;
+		out->ns = now_ns() - start;
+	} while (out->ns < most_ns && !(most_copies && out->requests >= most_copies));
+	out->bytes = out->requests * bytes;
+}

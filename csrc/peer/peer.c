@@ -1,0 +1,232 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * peer: the extension module iodma._peer: the loops of loops.h as Python functions, for `iodma bench` alone.
+ *
+ * Invariants
+ *  - Nothing here uses the core, but for lookup_loop, whose peer is the core's own lookup.
+ *  - Every argument is checked before the interpreter lock is given up; the buffers stay exported until it is back.
+ *  - A loop returns (elapsed nanoseconds, requests done, bytes moved) or raises; it never returns a partial truth.
+ */
+#ifndef Py_LIMITED_API
+#define Py_LIMITED_API 0x030B0000
+#endif
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <errno.h>
+#include <limits.h>
+
+#include "loops.h"
+
+#define MOST_SEGMENTS 1024 /* the kernel's UIO_MAXIOV */
+#define MOST_DEPTH 32768
+#define MOST_SECONDS 60.0
+
+static PyObject *result_or_error(int error, const struct peer_result *r)
+{
+	if (error == -ENODATA) {
+		PyErr_SetString(PyExc_OSError, "a read came back short: the file is smaller than file_bytes");
+		return NULL;
+	}
+	if (error) {
+		errno = -error;
+		return PyErr_SetFromErrno(PyExc_OSError);
+	}
+	return Py_BuildValue("KKK", (unsigned long long)r->ns, (unsigned long long)r->requests,
+			     (unsigned long long)r->bytes);
+}
+
+static int check_seconds(double seconds, uint64_t *ns)
+{
+	if (!(seconds > 0.0) || seconds > MOST_SECONDS) {
+		PyErr_Format(PyExc_ValueError, "seconds must be above 0 and at most %d", (int)MOST_SECONDS);
+		return -1;
+	}
+	*ns = (uint64_t)(seconds * 1e9);
+	return 0;
+}
+
+/* The lists as segments, each inside the memory. */
+static int check_lists(struct peer_reads *job, const Py_buffer *lists, unsigned per_list, const char *depth_word)
+{
+	size_t count = (size_t)lists->len / sizeof(struct peer_segment);
+	const struct peer_segment *s = lists->buf;
+
+	if (per_list < 1 || per_list > MOST_SEGMENTS) {
+		PyErr_Format(PyExc_ValueError, "segments is %u, must be 1 to %d", per_list, MOST_SEGMENTS);
+		return -1;
+	}
+	if (!count || lists->len % (Py_ssize_t)sizeof *s || count % per_list || count / per_list > MOST_DEPTH) {
+		PyErr_Format(PyExc_ValueError,
+			     "lists holds %zd bytes, must hold %s x %u pairs of 64-bit (offset, length)", lists->len,
+			     depth_word, per_list);
+		return -1;
+	}
+	for (size_t i = 0; i < count; i++) {
+		if (!s[i].length || s[i].length > job->memory_bytes || s[i].length > INT_MAX ||
+		    s[i].offset > job->memory_bytes - s[i].length) {
+			PyErr_Format(PyExc_ValueError, "segment %zu (offset %llu, length %llu) is not inside %zu bytes",
+				     i, (unsigned long long)s[i].offset, (unsigned long long)s[i].length,
+				     job->memory_bytes);
+			return -1;
+		}
+	}
+	job->segments = s;
+	job->per_list = per_list;
+	job->lists = (uint32_t)(count / per_list);
+	return 0;
+}
+
+static int check_file(const struct peer_reads *job)
+{
+	if (!job->unit || !job->file_bytes || job->file_bytes > INT64_MAX || job->unit > job->file_bytes) {
+		PyErr_Format(PyExc_ValueError, "unit %llu and file_bytes %llu: must be positive, unit no larger",
+			     (unsigned long long)job->unit, (unsigned long long)job->file_bytes);
+		return -1;
+	}
+	return 0;
+}
+
+static PyObject *uring_read_loop(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+	static char *names[] = { "fd",	 "memory", "lists",	 "segments", "file_bytes",   "unit",
+				 "random", "batch",	 "complete_min", "fixed_file", "fixed_buffer", "seconds",
+				 "requests", "seed",	 NULL };
+	struct peer_reads job = { .unit = 4096, .batch = 16, .complete_min = 1, .seed = 1 };
+	struct peer_result result = { 0 };
+	Py_buffer memory, lists;
+	unsigned segments = 1;
+	unsigned long long file_bytes = 0, unit = 4096, requests = 0, seed = 1;
+	int random = 1, fixed_file = 1, fixed_buffer = 1, error = 0;
+	double seconds = 0.4;
+
+	(void)self;
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iw*y*|$IKKpIIppdKK:uring_read_loop", names, &job.fd, &memory,
+					 &lists, &segments, &file_bytes, &unit, &random, &job.batch, &job.complete_min,
+					 &fixed_file, &fixed_buffer, &seconds, &requests, &seed))
+		return NULL;
+	job.memory = memory.buf;
+	job.memory_bytes = (size_t)memory.len;
+	job.file_bytes = file_bytes;
+	job.unit = unit;
+	job.random = random;
+	job.seed = seed;
+	job.fixed_file = fixed_file;
+	job.fixed_buffer = fixed_buffer;
+	job.most_requests = requests;
+	if (check_lists(&job, &lists, segments, "depth") || check_file(&job) || check_seconds(seconds, &job.most_ns)) {
+		error = 1;
+	} else if (!job.batch || job.batch > job.lists || job.complete_min > job.lists) {
+		PyErr_Format(PyExc_ValueError, "batch %u and complete_min %u must not be above the depth of %u",
+			     job.batch, job.complete_min, job.lists);
+		error = 1;
+	} else {
+		Py_BEGIN_ALLOW_THREADS
+		error = peer_uring_reads(&job, &result);
+		Py_END_ALLOW_THREADS
+	}
+	PyBuffer_Release(&memory);
+	PyBuffer_Release(&lists);
+	return error > 0 ? NULL : result_or_error(error, &result);
+}
+
+static PyObject *preadv_loop(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+	static char *names[] = { "fd",	   "memory",  "lists",	  "segments", "file_bytes", "unit",
+				 "random", "seconds", "requests", "seed",     NULL };
+	struct peer_reads job = { .batch = 16 };
+	struct peer_result result = { 0 };
+	Py_buffer memory, lists;
+	unsigned segments = 1;
+	unsigned long long file_bytes = 0, unit = 4096, requests = 0, seed = 1;
+	int random = 1, error = 0;
+	double seconds = 0.4;
+
+	(void)self;
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iw*y*|$IKKpdKK:preadv_loop", names, &job.fd, &memory, &lists,
+					 &segments, &file_bytes, &unit, &random, &seconds, &requests, &seed))
+		return NULL;
+	job.memory = memory.buf;
+	job.memory_bytes = (size_t)memory.len;
+	job.file_bytes = file_bytes;
+	job.unit = unit;
+	job.random = random;
+	job.seed = seed;
+	job.most_requests = requests;
+	if (check_lists(&job, &lists, segments, "n") || check_file(&job) || check_seconds(seconds, &job.most_ns)) {
+		error = 1;
+	} else {
+		Py_BEGIN_ALLOW_THREADS
+		error = peer_preadv_reads(&job, &result);
+		Py_END_ALLOW_THREADS
+	}
+	PyBuffer_Release(&memory);
+	PyBuffer_Release(&lists);
+	return error > 0 ? NULL : result_or_error(error, &result);
+}
+
+static PyObject *memcpy_loop(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+	static char *names[] = { "target", "source", "bytes", "seconds", "copies", NULL };
+	struct peer_result result = { 0 };
+	Py_buffer target, source;
+	Py_ssize_t bytes, shorter;
+	unsigned long long copies = 0;
+	uint64_t ns;
+	double seconds = 0.4;
+	int error = 0;
+
+	(void)self;
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "w*y*n|$dK:memcpy_loop", names, &target, &source, &bytes,
+					 &seconds, &copies))
+		return NULL;
+	shorter = target.len < source.len ? target.len : source.len;
+	if (bytes < 1 || bytes > shorter) {
+		PyErr_Format(PyExc_ValueError, "bytes is %zd, must be 1 to %zd, the shorter of the buffers", bytes,
+			     shorter);
+		error = 1;
+	} else if (check_seconds(seconds, &ns)) {
+		error = 1;
+	} else {
+		Py_BEGIN_ALLOW_THREADS
+		peer_copies(target.buf, source.buf, (size_t)bytes, (size_t)(shorter / bytes), copies, ns, &result);
+		Py_END_ALLOW_THREADS
+	}
+	PyBuffer_Release(&target);
+	PyBuffer_Release(&source);
+	return error ? NULL : result_or_error(0, &result);
+}
+
+static PyObject *lookup_loop(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+	static char *names[] = { "map", "addresses", "rounds", NULL };
+	PyObject *map, *addresses;
+	unsigned long long rounds = 1;
+
+	(void)self;
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$K:lookup_loop", names, &map, &addresses, &rounds))
+		return NULL;
+	PyErr_SetString(PyExc_NotImplementedError, "lookup_loop is not built into this module yet");
+	return NULL;
+}
+
+static PyMethodDef methods[] = {
+	{ "uring_read_loop", (PyCFunction)(void (*)(void))uring_read_loop, METH_VARARGS | METH_KEYWORDS, NULL },
+	{ "preadv_loop", (PyCFunction)(void (*)(void))preadv_loop, METH_VARARGS | METH_KEYWORDS, NULL },
+	{ "memcpy_loop", (PyCFunction)(void (*)(void))memcpy_loop, METH_VARARGS | METH_KEYWORDS, NULL },
+	{ "lookup_loop", (PyCFunction)(void (*)(void))lookup_loop, METH_VARARGS | METH_KEYWORDS, NULL },
+	{ NULL, NULL, 0, NULL },
+};
+
+static struct PyModuleDef module = {
+	PyModuleDef_HEAD_INIT,
+	.m_name = "iodma._peer",
+	.m_doc = "C loops that `iodma bench` measures against.  Not a part of the library.",
+	.m_size = 0,
+	.m_methods = methods,
+};
+
+PyMODINIT_FUNC PyInit__peer(void)
+{
+	return PyModuleDef_Init(&module);
+}
