@@ -1,0 +1,67 @@
+# make demo | test | soak | lint | build | clean
+#
+# Everything lives in .venv: Python edits take effect at once, and edits to csrc are compiled by the
+# next make. Other settings: PYTHON=python3.12, ARGS='...' for demo, STAGES='unit peers' for test.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
+SOURCES := $(sort $(shell find csrc -name '*.[ch]' 2>/dev/null))
+
+.PHONY: all build demo test soak lint clean force
+all: build
+
+demo:
+	@scripts/prerequisites.sh demo
+	@$(MAKE) --no-print-directory build
+	$(BIN)/iodma demo $(ARGS)
+
+test:
+	@scripts/prerequisites.sh test
+	@$(MAKE) --no-print-directory $(VENV)/.dev $(VENV)/.built
+	@$(BIN)/python scripts/run_tests.py $(STAGES)
+
+soak:
+	@$(MAKE) --no-print-directory test STAGES=soak
+
+lint:
+	@$(MAKE) --no-print-directory test STAGES='format lint types stubs'
+
+build: $(VENV)/.built
+
+# The environment: setuptools as pyproject.toml asks for it, then the package itself, editable.
+# Nothing here or below goes to the network once what it installs is there.
+$(VENV)/.base: pyproject.toml
+	@echo 'preparing $(VENV)'
+	@test -x $(BIN)/python && $(BIN)/python -m pip --version >/dev/null 2>&1 || \
+	    $(PYTHON) -m venv --clear $(VENV)
+	@$(PIP) $$($(BIN)/python -c "import tomllib; \
+	    print(*tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires'])")
+	@$(PIP) --no-build-isolation --editable .
+	@touch $@
+
+# ... and for the tests; the wheelhouse lets scripts/check_sdist.sh fill an empty environment.
+$(VENV)/.dev: $(VENV)/.base
+	@$(PIP) --no-build-isolation --editable '.[dev]'
+	@rm -rf $(VENV)/wheelhouse
+	@$(BIN)/python -m pip --quiet --disable-pip-version-check download --no-deps \
+	    --dest $(VENV)/wheelhouse "$$($(BIN)/python -m pip freeze | grep '^numpy==')"
+	@touch $@
+
+# The C core, compiled in place. The list of sources is a file of its own so that a file that goes
+# away counts as a change.
+$(VENV)/.built: $(VENV)/.base $(VENV)/.sources setup.py src/iodma/_version.py $(SOURCES)
+	@echo 'compiling iodma._core'
+	@$(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@
+
+$(VENV)/.sources: force | $(VENV)/.base
+	@echo '$(SOURCES)' | cmp --silent - $@ || \
+	    { test ! -f $@ || rm -f src/iodma/*.so; echo '$(SOURCES)' >$@; }
+
+clean:
+	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf src/*.egg-info src/iodma/*.so
+	find src tests -name __pycache__ -prune -exec rm -rf {} +
+	@if [ -f csrc/Makefile ]; then $(MAKE) --no-print-directory -C csrc clean; fi

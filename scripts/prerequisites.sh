@@ -1,0 +1,74 @@
+#!/bin/sh
+# usage: scripts/prerequisites.sh demo|test
+#
+# Checks that this machine has the programs that `make demo` or `make test` need. What is missing
+# is installed with apt-get when run by root; anybody else gets the one line that does it, and exit 1.
+# Each need is tested by using it, so a compiler or a Python from elsewhere than Debian is as good.
+set -eu
+
+goal=${1:-demo}
+python=${PYTHON:-python3}
+missing=''
+
+need() { # need PACKAGE COMMAND...: the package is missing unless the command succeeds
+    package=$1
+    shift
+    "$@" >/dev/null 2>&1 || missing="$missing $package"
+}
+
+compiles() { printf '#include <stdio.h>\n#include <linux/types.h>\n' | gcc -E - >/dev/null; }
+has_headers() {
+    "$python" -c 'import os, sysconfig
+assert os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h"))'
+}
+
+check() {
+    missing=''
+    need git git --version
+    need make make --version
+    need gcc compiles
+    need python3-dev has_headers
+    need python3-venv "$python" -c 'import ensurepip, venv'
+    case $goal in
+    demo) ;;
+    test) # the peers that tests/peers measures iodma against
+        need fio fio --version
+        ;;
+    *)
+        echo "usage: $0 demo|test" >&2
+        exit 2
+        ;;
+    esac
+}
+
+check
+if [ -n "$missing" ]; then
+    install="apt-get update && apt-get install --yes --no-install-recommends$missing"
+    if ! command -v apt-get >/dev/null; then
+        echo "missing (by their Debian names):$missing" >&2
+        exit 1
+    elif [ "$(id -u)" -ne 0 ]; then
+        echo "missing:$missing. This line installs what is missing:" >&2
+        if command -v sudo >/dev/null; then
+            echo "sudo sh -c '$install'" >&2
+        else
+            echo "su -c '$install'" >&2
+        fi
+        exit 1
+    fi
+    echo "installing$missing"
+    # shellcheck disable=SC2086 # a list of package names
+    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive DEBCONF_NOWARNINGS=yes \
+        apt-get install -qq --yes --no-install-recommends $missing; } >/dev/null
+    check
+    if [ -n "$missing" ]; then
+        echo "installed, but still not usable:$missing" >&2
+        exit 1
+    fi
+fi
+
+if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    echo "iodma needs Python 3.11 or later; $python is $("$python" --version 2>&1)." \
+        "Name another with: make PYTHON=python3.12" >&2
+    exit 1
+fi
