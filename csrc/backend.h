@@ -50,7 +50,7 @@ struct iod_op {
 	struct msghdr *msg;
 	uint64_t offset;
 	uint64_t length; /* fallocate */
-	uint64_t user_data; /* never UINT64_MAX: the backend's own */
+	uint64_t user_data; /* the two highest values are the backend's own */
 };
 
 #define IOD_CQE_MORE (1u << 0) /* another completion for the same op follows (zero-copy send) */
@@ -64,7 +64,10 @@ struct iod_cqe {
 struct iod_backend;
 
 struct iod_backend_stats {
-	uint64_t queued, completed, cancels, enters, sleeps, spins, spin_hits;
+	uint64_t queued, completed, cancels;
+	uint64_t enters;	   /* system calls made to hand over and to collect */
+	uint64_t sleeps;	   /* those of them that were allowed to sleep */
+	uint64_t spins, spin_hits; /* waits that spun, and those that spinning ended */
 };
 
 struct iod_backend_ops {
@@ -80,7 +83,8 @@ struct iod_backend_ops {
 	/* Up to max completions; does not enter the kernel unless completions can only be had that way. */
 	uint32_t (*reap)(struct iod_backend *, struct iod_cqe *, uint32_t max);
 	/* flush, then return when at least `least` completions can be reaped, wake() was called, or timeout_ns passed
-	 * (-1: no limit).  Spins up to spin_ns first.  Returns 0, -ETIME, -EINTR or another -errno.
+	 * (-1: no limit).  Spins up to spin_ns first.  Returns 0, -ETIME, -EINTR or another -errno.  -EINTR says that a
+	 * signal may have come, not that one did: look, and call again.
 	 * Between begin and end nothing of Python's is touched: the caller gives up the interpreter lock around it. */
 	int (*wait)(struct iod_backend *, uint32_t least, int64_t timeout_ns, uint64_t spin_ns);
 	/* From any thread, async-signal-safe: ends a wait, now or the next one. */

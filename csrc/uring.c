@@ -1,0 +1,448 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * uring: the io_uring backend's hot path: queue, flush, reap, wait, wake.
+ *
+ * Invariants
+ *  - One batch costs one system call where the kernel allows it: wait submits and waits in the same enter, and what
+ *    completed during the submit ends it without sleeping.
+ *  - reap reads memory only.  It enters when it would come back empty-handed although the ring says that completions
+ *    are to be had by entering (SQ_TASKRUN with DEFER_TASKRUN: the tail alone never moves; CQ_OVERFLOW).
+ *  - wake_flag carries the meaning of a wake-up; the poll on wake_fd only ends the sleep.  So a wake-up is never
+ *    lost, and its completion, arriving late, ends nothing.
+ *  - The wake poll is multishot and its eventfd is never read while armed: each write is an edge of its own.
+ */
+#include <errno.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "uring_internal.h"
+
+#define NS_PER_S 1000000000ll
+#define SPINS_PER_CLOCK 8
+/* A wait for several completions is deaf to a wake-up (one completion) for this long; twice as long, up to the most,
+ * each time that some but too few had come by then, so that a wait that lasts is not a poll. */
+#define DEAF_US_LEAST 100
+#define DEAF_US_MOST 1600
+#define FOREVER_NS (1000000ll * NS_PER_S)
+
+#define SELF(b) ((struct iod_uring *)(b))
+
+static inline void pause_cpu(void)
+{
+#if defined(__x86_64__)
+	__builtin_ia32_pause();
+#elif defined(__aarch64__)
+	__asm__ volatile("isb" ::: "memory");
+#endif
+}
+
+static int64_t now_ns(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * NS_PER_S + t.tv_nsec;
+}
+
+int iod_uring_enter(struct iod_uring *u, uint32_t submit, uint32_t least, unsigned flags, const void *arg, size_t size)
+{
+	u->base.stats.enters++;
+	long r = syscall(IOD_SYS_IO_URING_ENTER, u->fd, submit, least, flags, arg, size);
+	if (r < 0)
+		return -errno;
+	u->sq_submitted += (uint32_t)r;
+	return (int)r;
+}
+
+static inline uint32_t sq_pending(const struct iod_uring *u)
+{
+	return u->sq_tail - u->sq_submitted;
+}
+
+static inline uint32_t sq_free(const struct iod_uring *u)
+{
+	return u->sq_entries - (u->sq_tail - __atomic_load_n(u->k_sq_head, __ATOMIC_ACQUIRE));
+}
+
+static inline bool must_enter(const struct iod_uring *u)
+{
+	return __atomic_load_n(u->k_sq_flags, __ATOMIC_RELAXED) & (URING_SQ_TASKRUN | URING_SQ_CQ_OVERFLOW);
+}
+
+static inline uint32_t cq_tail(const struct iod_uring *u)
+{
+	return __atomic_load_n(u->k_cq_tail, __ATOMIC_ACQUIRE);
+}
+
+static inline bool internal(const struct uring_cqe *c)
+{
+	return c->user_data >= URING_UD_CANCEL;
+}
+
+/* Submission */
+
+static uint32_t uring_room(struct iod_backend *b)
+{
+	struct iod_uring *u = SELF(b);
+	uint32_t slots = sq_free(u), left = b->max_inflight - u->inflight;
+	slots = slots > 1 ? slots - 1 : 0;
+	return slots < left ? slots : left;
+}
+
+static void kick(struct iod_uring *u)
+{
+	uint64_t one = 1;
+	int saved = errno;
+	ssize_t r = write(u->wake_fd, &one, sizeof one);
+	(void)r; /* only a full counter fails, and that polls readable already */
+	errno = saved;
+}
+
+static void complete_locally(struct iod_uring *u, uint64_t user_data, int res)
+{
+	uint32_t at = (u->local_head + u->local_count++) % u->base.max_inflight;
+	u->local[at] = (struct iod_cqe){.user_data = user_data, .res = res};
+	if (u->fileno_used)
+		kick(u);
+}
+
+static int uring_queue(struct iod_backend *b, const struct iod_op *op)
+{
+	struct iod_uring *u = SELF(b);
+	if (u->inflight >= b->max_inflight || sq_free(u) <= 1)
+		return -EAGAIN;
+	if (iod_uring_fill_sqe(u, &u->sqes[u->sq_tail & u->sq_mask], op))
+		u->sq_tail++;
+	else
+		complete_locally(u, op->user_data, -EOPNOTSUPP);
+	u->inflight++;
+	b->stats.queued++;
+	return 0;
+}
+
+static int uring_cancel(struct iod_backend *b, uint64_t user_data)
+{
+	struct iod_uring *u = SELF(b);
+	if (sq_free(u) <= 1)
+		return -EAGAIN;
+	u->sqes[u->sq_tail++ & u->sq_mask] = (struct uring_sqe){
+		.opcode = URING_ASYNC_CANCEL,
+		.fd = -1,
+		.addr = user_data,
+		.user_data = URING_UD_CANCEL,
+	};
+	b->stats.cancels++;
+	return 0;
+}
+
+static void arm_wake(struct iod_uring *u)
+{
+	if (u->wake_armed)
+		return;
+	u->sqes[u->sq_tail++ & u->sq_mask] = (struct uring_sqe){
+		.opcode = URING_POLL_ADD,
+		.fd = u->wake_fd,
+		.len = URING_POLL_ADD_MULTI,
+		.op_flags = POLLIN,
+		.user_data = URING_UD_WAKE,
+	};
+	u->wake_armed = true;
+}
+
+static int uring_flush(struct iod_backend *b)
+{
+	struct iod_uring *u = SELF(b);
+	arm_wake(u);
+	__atomic_store_n(u->k_sq_tail, u->sq_tail, __ATOMIC_RELEASE);
+	while (sq_pending(u)) {
+		int r = iod_uring_enter(u, sq_pending(u), 0, must_enter(u) ? URING_ENTER_GETEVENTS : 0, NULL, 0);
+		if (r <= 0)
+			return r < 0 ? r : -EAGAIN;
+	}
+	return 0;
+}
+
+/* Completion */
+
+static void swallow(struct iod_uring *u, const struct uring_cqe *c)
+{
+	if (c->user_data != URING_UD_WAKE)
+		return;
+	if (!(c->flags & URING_CQE_F_MORE)) {
+		/* Read before the flag is looked at: a wake() in between sets it again and writes again. */
+		uint64_t count;
+		ssize_t r = read(u->wake_fd, &count, sizeof count);
+		(void)r;
+		u->wake_armed = false;
+	}
+	if (__atomic_exchange_n(&u->wake_flag, 0, __ATOMIC_SEQ_CST))
+		u->woken = true;
+}
+
+static uint32_t reap_ring(struct iod_uring *u, struct iod_cqe *out, uint32_t max)
+{
+	uint32_t tail = cq_tail(u), head = u->cq_head, n = 0;
+	for (; head != tail; head++) {
+		const struct uring_cqe *c = &u->cqes[head & u->cq_mask];
+		if (internal(c)) {
+			swallow(u, c);
+			continue;
+		}
+		if (n == max)
+			break;
+		bool more = c->flags & URING_CQE_F_MORE;
+		out[n++] = (struct iod_cqe){.user_data = c->user_data, .res = c->res, .flags = more ? IOD_CQE_MORE : 0};
+		if (!more)
+			u->inflight--;
+	}
+	if (head != u->cq_head) {
+		u->cq_head = head;
+		__atomic_store_n(u->k_cq_head, head, __ATOMIC_RELEASE);
+	}
+	return n;
+}
+
+/* Where the ring cannot be polled itself: the eventfd's count says nothing, only that it is not zero. */
+static void event_fd_clear(const struct iod_uring *u)
+{
+	uint64_t count;
+	ssize_t r = read(u->event_fd, &count, sizeof count);
+	(void)r;
+}
+
+static void event_fd_restore(const struct iod_uring *u)
+{
+	uint64_t one = 1;
+	if (u->local_count || u->cq_head != cq_tail(u) || must_enter(u)) {
+		ssize_t r = write(u->event_fd, &one, sizeof one);
+		(void)r;
+	}
+}
+
+static uint32_t uring_reap(struct iod_backend *b, struct iod_cqe *out, uint32_t max)
+{
+	struct iod_uring *u = SELF(b);
+	uint32_t n = 0;
+	if (u->event_fd >= 0)
+		event_fd_clear(u);
+	while (u->local_count && n < max) {
+		out[n++] = u->local[u->local_head];
+		u->local_head = (u->local_head + 1) % b->max_inflight;
+		u->local_count--;
+		u->inflight--;
+	}
+	n += reap_ring(u, out + n, max - n);
+	if (!n && max && must_enter(u) && iod_uring_enter(u, 0, 0, URING_ENTER_GETEVENTS, NULL, 0) >= 0)
+		n = reap_ring(u, out, max);
+	if (!u->wake_armed && u->fileno_used)
+		uring_flush(b);
+	if (u->event_fd >= 0)
+		event_fd_restore(u);
+	b->stats.completed += n;
+	return n;
+}
+
+/* Waiting */
+
+static bool take_wake(struct iod_uring *u)
+{
+	bool woken = u->woken;
+	u->woken = false;
+	if (__atomic_load_n(&u->wake_flag, __ATOMIC_RELAXED))
+		woken |= __atomic_exchange_n(&u->wake_flag, 0, __ATOMIC_SEQ_CST);
+	return woken;
+}
+
+/* Are `least` completions there for the caller?  If not, *others counts the ring's own among those that are. */
+static bool enough(const struct iod_uring *u, uint32_t least, uint32_t *others)
+{
+	uint32_t tail = cq_tail(u), seen = u->local_count;
+	*others = 0;
+	for (uint32_t head = u->cq_head; head != tail && seen < least; head++) {
+		if (internal(&u->cqes[head & u->cq_mask]))
+			++*others;
+		else
+			seen++;
+	}
+	return seen >= least;
+}
+
+/* True when there is no reason left to wait. */
+static bool spin(struct iod_uring *u, uint32_t least, int64_t until)
+{
+	uint32_t others, seen = cq_tail(u);
+	u->base.stats.spins++;
+	do {
+		for (int i = 0; i < SPINS_PER_CLOCK; i++) {
+			if (must_enter(u) && iod_uring_enter(u, 0, 0, URING_ENTER_GETEVENTS, NULL, 0) < 0)
+				return false;
+			if (cq_tail(u) != seen) {
+				seen = cq_tail(u);
+				if (enough(u, least, &others)) {
+					u->base.stats.spin_hits++;
+					return true;
+				}
+			}
+			if (__atomic_load_n(&u->wake_flag, __ATOMIC_RELAXED))
+				return take_wake(u);
+			pause_cpu();
+		}
+	} while (now_ns() < until);
+	return false;
+}
+
+/* One enter that submits what is pending and sleeps. */
+static int sleep_once(struct iod_uring *u, uint32_t least, uint32_t others, int64_t left)
+{
+	struct uring_timespec ts = {.sec = left / NS_PER_S, .nsec = left % NS_PER_S};
+	struct uring_getevents_arg arg = {.timeout = left >= 0 ? (uint64_t)(uintptr_t)&ts : 0};
+	uint32_t kernel_least = least - u->local_count + others;
+	if (kernel_least > 1) {
+		if (u->features & URING_FEAT_MIN_TIMEOUT) {
+			arg.min_wait_us = u->deaf_us;
+			if (left < 0) { /* without a timeout of its own the shorter one would end the wait */
+				ts.sec = FOREVER_NS / NS_PER_S;
+				ts.nsec = 0;
+				arg.timeout = (uint64_t)(uintptr_t)&ts;
+			}
+		} else {
+			kernel_least = cq_tail(u) - u->cq_head + 1;
+		}
+	}
+	__atomic_store_n(u->k_sq_tail, u->sq_tail, __ATOMIC_RELEASE);
+	u->base.stats.sleeps++;
+	return iod_uring_enter(u, sq_pending(u), kernel_least, URING_ENTER_GETEVENTS | URING_ENTER_EXT_ARG, &arg, sizeof arg);
+}
+
+static int sleep_until(struct iod_uring *u, uint32_t least, int64_t deadline, int64_t left)
+{
+	uint32_t others;
+	u->deaf_us = u->deaf_us ? u->deaf_us : DEAF_US_LEAST;
+	for (;;) {
+		reap_ring(u, NULL, 0); /* completions of the ring's own would only end the sleep early */
+		enough(u, least, &others);
+		uint32_t pending = sq_pending(u);
+		int r = sleep_once(u, least, others, left);
+		if (enough(u, least, &others) || take_wake(u)) {
+			u->deaf_us = DEAF_US_LEAST;
+			return 0;
+		}
+		if (r < 0 && r != -ETIME)
+			return r;
+		if (deadline >= 0 && (left = deadline - now_ns()) <= 0)
+			return -ETIME;
+		if (sq_pending(u)) { /* not all taken, so the kernel did not wait either */
+			if (sq_pending(u) == pending)
+				return -EAGAIN;
+			continue;
+		}
+		if (u->deaf_us < DEAF_US_MOST)
+			u->deaf_us *= 2;
+		/* Short of `least`, and it may be a signal's doing: the kernel does not say so when it has anything
+		 * else to report (entries taken, completions there). */
+		if (r >= 0)
+			return -EINTR;
+	}
+}
+
+static int uring_wait(struct iod_backend *b, uint32_t least, int64_t timeout_ns, uint64_t spin_ns)
+{
+	struct iod_uring *u = SELF(b);
+	uint32_t others;
+	int r;
+	arm_wake(u);
+	bool done = take_wake(u) || enough(u, least, &others);
+	if (done || spin_ns || !timeout_ns) {
+		r = uring_flush(b);
+		if (!done && !timeout_ns && r >= 0 && must_enter(u))
+			r = iod_uring_enter(u, 0, 0, URING_ENTER_GETEVENTS, NULL, 0);
+		if (done || enough(u, least, &others))
+			return r < 0 ? r : 0;
+		if (r < 0)
+			return r;
+		if (!timeout_ns)
+			return take_wake(u) ? 0 : -ETIME;
+	}
+	if (!spin_ns && timeout_ns < 0)
+		return sleep_until(u, least, -1, -1);
+	int64_t start = now_ns(), left = -1;
+	int64_t deadline = timeout_ns < 0 ? -1 : timeout_ns > INT64_MAX - start ? INT64_MAX : start + timeout_ns;
+	if (spin_ns) {
+		int64_t until = spin_ns > (uint64_t)(INT64_MAX - start) ? INT64_MAX : start + (int64_t)spin_ns;
+		if (spin(u, least, deadline >= 0 && deadline < until ? deadline : until))
+			return 0;
+	}
+	if (deadline >= 0) {
+		left = deadline - (spin_ns ? now_ns() : start);
+		if (left <= 0)
+			return enough(u, least, &others) ? 0 : -ETIME;
+	}
+	return sleep_until(u, least, deadline, left);
+}
+
+static void uring_wake(struct iod_backend *b)
+{
+	struct iod_uring *u = SELF(b);
+	if (!__atomic_exchange_n(&u->wake_flag, 1, __ATOMIC_SEQ_CST))
+		kick(u);
+}
+
+static bool ring_is_pollable(struct iod_uring *u)
+{
+	struct pollfd p = {.fd = u->fd, .events = POLLIN};
+	kick(u);
+	bool readable = poll(&p, 1, 0) == 1 && (p.revents & POLLIN);
+	/* Its own completion goes again, so that the first poll by the caller means something. */
+	iod_uring_enter(u, 0, 0, URING_ENTER_GETEVENTS, NULL, 0);
+	reap_ring(u, NULL, 0);
+	return readable;
+}
+
+int iod_uring_use_event_fd(struct iod_uring *u)
+{
+	int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (fd < 0)
+		return -errno;
+	int r = iod_uring_register(u->fd, URING_REGISTER_EVENTFD, &fd, 1);
+	if (r < 0) {
+		close(fd);
+		return r;
+	}
+	u->event_fd = fd;
+	event_fd_restore(u);
+	return 0;
+}
+
+static int uring_fileno(struct iod_backend *b)
+{
+	struct iod_uring *u = SELF(b);
+	if (!u->fileno_used) {
+		uring_flush(b); /* the wake poll may not be armed */
+		if (!ring_is_pollable(u) && u->event_fd < 0) {
+			int r = iod_uring_use_event_fd(u);
+			if (r < 0)
+				return r;
+		}
+		u->fileno_used = true;
+		if (u->local_count)
+			kick(u);
+	}
+	return u->event_fd >= 0 ? u->event_fd : u->fd;
+}
+
+const struct iod_backend_ops iod_uring_ops = {
+	.name = "uring",
+	.room = uring_room,
+	.queue = uring_queue,
+	.cancel = uring_cancel,
+	.flush = uring_flush,
+	.reap = uring_reap,
+	.wait = uring_wait,
+	.wake = uring_wake,
+	.fileno = uring_fileno,
+	.set_file = iod_uring_set_file,
+	.set_buffer = iod_uring_set_buffer,
+	.destroy = iod_uring_destroy,
+};

@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * uring_internal: the ring as its source files share it: uring_setup.c makes and ends it, uring_register.c keeps its
+ * descriptor and buffer tables, uring_sqe.c turns an op into a submission entry, uring.c is the path that is hot.
+ *
+ * Invariants
+ *  - sq_tail is ours, *k_sq_head the kernel's; a slot is free when sq_tail - *k_sq_head < sq_entries.
+ *  - cq_head is ours, *k_cq_tail the kernel's.
+ *  - One submission slot is always kept back for re-arming the wake poll (room() does not count it).
+ *  - inflight counts ops of the caller that were queued and whose last completion was not yet reaped.
+ */
+#ifndef IOD_URING_INTERNAL_H
+#define IOD_URING_INTERNAL_H
+
+#include <sys/types.h>
+
+#include "backend.h"
+#include "uring_abi.h"
+
+/* Completions with these never reach the caller. */
+#define URING_UD_WAKE UINT64_MAX
+#define URING_UD_CANCEL (UINT64_MAX - 1)
+
+struct iod_uring {
+	struct iod_backend base;
+
+	uint32_t *k_sq_head, *k_sq_tail, *k_sq_flags;
+	uint32_t sq_mask, sq_entries;
+	uint32_t sq_tail;      /* entries written */
+	uint32_t sq_submitted; /* entries the kernel took */
+	struct uring_sqe *sqes;
+
+	uint32_t *k_cq_head, *k_cq_tail;
+	uint32_t cq_mask;
+	uint32_t cq_head;
+	struct uring_cqe *cqes;
+
+	uint32_t inflight;
+	int fd;
+	int wake_fd;
+	int wake_flag; /* atomic: wake() was called and no wait has seen it yet */
+	bool wake_armed;
+	bool woken; /* a wake-up that reap met before a wait did */
+	uint32_t deaf_us;
+
+	/* Completions made here, for ops that this kernel does not know. */
+	struct iod_cqe *local;
+	uint32_t local_head, local_count;
+
+	int event_fd; /* only where the ring itself cannot be polled; else -1 */
+	bool fileno_used;
+	bool files_registered, buffers_registered;
+	uint32_t features, setup_flags;
+	uint64_t opcodes[4];
+
+	void *ring_map, *sqe_map;
+	size_t ring_size, sqe_size;
+	pid_t pid;
+};
+
+static inline bool uring_supports(const struct iod_uring *u, unsigned opcode)
+{
+	return u->opcodes[opcode / 64] >> (opcode % 64) & 1;
+}
+
+int iod_uring_enter(struct iod_uring *u, uint32_t submit, uint32_t least, unsigned flags, const void *arg, size_t size);
+int iod_uring_register(int fd, unsigned opcode, void *arg, unsigned count);
+
+extern const struct iod_backend_ops iod_uring_ops;
+void iod_uring_destroy(struct iod_backend *);
+
+int iod_uring_set_file(struct iod_backend *, int index, int fd);
+int iod_uring_set_buffer(struct iod_backend *, int index, void *base, size_t length);
+/* fileno() gives an eventfd instead of the ring. */
+int iod_uring_use_event_fd(struct iod_uring *);
+
+void iod_uring_drop_registrations(struct iod_uring *);
+
+/* Writes op as a submission entry; false when this kernel has no such operation (nothing was written then). */
+bool iod_uring_fill_sqe(const struct iod_uring *, struct uring_sqe *, const struct iod_op *);
+
+#endif
