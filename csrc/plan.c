@@ -1,0 +1,361 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * plan: the only decision between direct, split and bounce.
+ *
+ * A row is never planned as a whole: what is decided is the next request from where it is, so a tail that an alignment
+ * cut leaves over is simply what comes next, and a short answer is not a special case.
+ *
+ * Invariants
+ *  - Direct is the default; a bounce has a reason (enum iod_reason), and its bytes are counted under it.
+ *  - A bounce covers the shortest run that its reason forces, and whole blocks around it where the file wants those.
+ *  - A write that covers a block only in part reads that block first, under the range that row_step locked, and never
+ *    makes the file longer than the payload does.
+ *  - The iovecs that a request borrows are as they were once iod_plan_end ran. */
+#include "xfer.h"
+
+#include <errno.h>
+#include <linux/falloc.h>
+#include <string.h>
+#include <sys/socket.h>
+
+static bool is_small(const struct iod_core *core, const struct iod_row *row)
+{
+	uint64_t pieces = row->t.count - row->cursor, left = row->total - row->moved;
+	return pieces > 1 && left < pieces * core->small[row->direction] && row->target->kind != IOD_T_SCRIPT;
+}
+
+static bool piece_bounces(const struct iod_row *row, uint32_t i, uint8_t *reason)
+{
+	const struct iod_piece *piece = &row->t.piece[i];
+	if (piece->region->kind == IOD_DEVICE)
+		*reason = IOD_BY_NOT_RAM;
+	else if (piece->lanes)
+		*reason = IOD_BY_LANES;
+	else
+		return false;
+	return true;
+}
+
+static uint64_t round_up(uint64_t value, uint64_t to)
+{
+	return (value + to - 1) / to * to;
+}
+
+static void set_request(struct iod_row *row, struct iod_op *op, int fd)
+{
+	struct iod_target *target = row->target;
+	bool out = row->direction == IOD_FROM_MEMORY;
+
+	op->fd = fd;
+	if (target->kind == IOD_T_FILE) {
+		op->code = out ? IOD_OP_WRITEV : IOD_OP_READV;
+		if (out && target->write_through)
+			op->flags |= IOD_OP_DSYNC;
+	} else {
+		row->message = (struct msghdr){.msg_iov = (struct iovec *)(uintptr_t)op->iov, .msg_iovlen = op->niov};
+		op->msg = &row->message;
+		op->code = !out ? IOD_OP_RECVMSG : target->zero_copy ? IOD_OP_SEND_ZC : IOD_OP_SENDMSG;
+	}
+	if (target->file_index >= 0 && fd == target->fd) {
+		op->flags |= IOD_OP_FIXED_FILE;
+		op->file_index = target->file_index;
+	}
+}
+
+static int registered(const struct iod_row *row, uint32_t pieces)
+{
+	int index = row->t.piece[row->cursor].region->buffer_index;
+	for (uint32_t i = 1; i < pieces; i++)
+		if (row->t.piece[row->cursor + i].region->buffer_index != index)
+			return -1;
+	return index;
+}
+
+/* `bytes` from where the row is, straight between the pieces and the endpoint. */
+static void direct(struct iod_row *row, struct iod_op *op, uint64_t bytes)
+{
+	struct iovec *first = &row->t.iov[row->cursor];
+	uint32_t pieces = 0;
+	uint64_t sum = 0;
+
+	first->iov_base = (uint8_t *)first->iov_base + row->skip;
+	first->iov_len -= row->skip;
+	while (sum < bytes)
+		sum += row->t.iov[row->cursor + pieces++].iov_len;
+	row->trimmed = sum - bytes;
+	row->t.iov[row->cursor + pieces - 1].iov_len -= row->trimmed;
+	row->op_pieces = pieces;
+	row->op_bytes = bytes;
+	row->phase = IOD_P_DIRECT;
+	*op = (struct iod_op){.iov = first, .niov = pieces, .offset = row->position + row->moved};
+	set_request(row, op, row->target->fd);
+	int index = row->target->kind == IOD_T_FILE ? registered(row, pieces) : -1;
+	if (index >= 0) {
+		op->flags |= IOD_OP_FIXED_BUFFER;
+		op->buffer_index = (uint16_t)index;
+	}
+}
+
+void iod_plan_end(struct iod_row *row)
+{
+	if (row->phase != IOD_P_DIRECT)
+		return;
+	struct iovec *first = &row->t.iov[row->cursor];
+	row->t.iov[row->cursor + row->op_pieces - 1].iov_len += row->trimmed;
+	first->iov_base = (uint8_t *)first->iov_base - row->skip;
+	first->iov_len += row->skip;
+}
+
+/* A piece of the arena of at least `want` bytes in row->bounce, or why not. */
+static bool take_bounce(struct iod_core *core, struct iod_row *row, size_t want)
+{
+	if (row->bounce && row->bounce_bytes >= want)
+		return true;
+	row->bounce_want = want;
+	if (row->bounce) {
+		iod_arena_give(&core->arena, row->bounce, row->bounce_bytes);
+		row->bounce = NULL;
+		core->budget_again = true;
+	}
+	if (core->budget.head) /* others wait: behind them */
+		return false;
+	row->bounce = iod_arena_take(&core->arena, want);
+	row->bounce_bytes = want;
+	return row->bounce != NULL;
+}
+
+static enum iod_plan bounce_request(struct iod_core *core, struct iod_row *row, struct iod_op *op, size_t bytes)
+{
+	row->one = (struct iovec){row->bounce, bytes};
+	row->op_bytes = bytes;
+	*op = (struct iod_op){.iov = &row->one, .niov = 1, .offset = row->position + row->moved - row->before};
+	set_request(row, op, row->target->fd);
+	if (core->arena.buffer_index >= 0 && row->target->kind == IOD_T_FILE) {
+		op->flags |= IOD_OP_FIXED_BUFFER;
+		op->buffer_index = (uint16_t)core->arena.buffer_index;
+	}
+	return IOD_PLAN_REQUEST;
+}
+
+/* The payload into the arena, behind the `before` bytes. */
+static enum iod_plan fill_bounce(struct iod_core *core, struct iod_row *row, int *error)
+{
+	uint64_t done = 0;
+	int failed = iod_row_gather(core, row, row->bounce + row->before, row->payload, &done);
+
+	core->count.copied += done;
+	core->count.bounced[row->reason] += done;
+	if (!failed)
+		return IOD_PLAN_REQUEST;
+	if (row->fault.space)
+		return IOD_PLAN_FAULT;
+	*error = EFAULT;
+	return IOD_PLAN_ERROR;
+}
+
+static enum iod_plan bounce(struct iod_core *core, struct iod_row *row, struct iod_op *op, uint64_t bytes,
+			    enum iod_reason reason, int *error)
+{
+	struct iod_target *target = row->target;
+	uint64_t align = target->kind == IOD_T_FILE ? target->offset_alignment : 1;
+	uint64_t position = row->position + row->moved, most = core->arena.most / align * align;
+
+	if (most < 2 * align || !core->arena.pages) {
+		*error = ENOBUFS;
+		return IOD_PLAN_ERROR;
+	}
+	row->before = position % align;
+	uint64_t whole = round_up(row->before + bytes, align);
+	if (whole > most) {
+		if (target->kind == IOD_T_PACKET) {
+			*error = EMSGSIZE;
+			return IOD_PLAN_ERROR;
+		}
+		whole = most;
+		bytes = whole - row->before;
+	}
+	if (!take_bounce(core, row, whole))
+		return IOD_PLAN_WAIT_BUDGET;
+	row->payload = bytes;
+	row->reason = (uint8_t)reason;
+	core->count.bounces[reason]++;
+	if (row->direction == IOD_FROM_MEMORY) {
+		if (row->before || (row->before + bytes) % align) {
+			/* Read the blocks first; the write comes when they are here. */
+			row->phase = IOD_P_BEFORE;
+			bounce_request(core, row, op, whole);
+			op->code = IOD_OP_READV;
+			op->flags &= (uint8_t)~IOD_OP_DSYNC;
+			return IOD_PLAN_REQUEST;
+		}
+		enum iod_plan plan = fill_bounce(core, row, error);
+		if (plan != IOD_PLAN_REQUEST)
+			return plan;
+	}
+	row->phase = IOD_P_BOUNCE;
+	return bounce_request(core, row, op, whole);
+}
+
+/* The blocks around the payload are in the arena: overlay it and write. */
+static enum iod_plan write_blocks(struct iod_core *core, struct iod_row *row, struct iod_op *op, int *error)
+{
+	uint64_t had = (uint64_t)row->sent, end = row->before + row->payload;
+
+	if (had < row->before) /* the write starts behind the end of the file */
+		memset(row->bounce + had, 0, row->before - had);
+	enum iod_plan plan = fill_bounce(core, row, error);
+	if (plan != IOD_PLAN_REQUEST)
+		return plan;
+	row->phase = IOD_P_BOUNCE;
+	if (had > end)
+		end = had;
+	if (end % row->target->offset_alignment == 0)
+		return bounce_request(core, row, op, end);
+	/* The file ends inside this block: exactly the payload, through the page cache. */
+	if (row->target->buffered_fd < 0) {
+		*error = EINVAL;
+		return IOD_PLAN_ERROR;
+	}
+	uint64_t before = row->before;
+	row->one = (struct iovec){row->bounce + before, row->payload};
+	row->before = 0;
+	row->op_bytes = row->payload;
+	*op = (struct iod_op){.iov = &row->one, .niov = 1, .offset = row->position + row->moved};
+	set_request(row, op, row->target->buffered_fd);
+	return IOD_PLAN_REQUEST;
+}
+
+/* How much may go direct, and if nothing: how much must bounce until something may again. */
+static uint64_t aligned_run(const struct iod_row *row, uint64_t limit, uint64_t *until)
+{
+	const struct iod_target *target = row->target;
+	uint64_t block = target->offset_alignment, unit = target->memory_alignment;
+	uint64_t position = row->position + row->moved, sum = 0, at = position;
+	uint8_t reason;
+
+	if (position % block == 0)
+		for (uint32_t i = row->cursor; i < row->t.count && sum < limit; i++) {
+			uint64_t skip = i == row->cursor ? row->skip : 0;
+			uint64_t length = row->t.iov[i].iov_len - skip;
+			uintptr_t host = (uintptr_t)row->t.iov[i].iov_base + skip;
+			if (host % unit || piece_bounces(row, i, &reason))
+				break;
+			uint64_t usable = iod_min64(length - length % unit, limit - sum);
+			sum += usable;
+			if (usable < length)
+				break;
+		}
+	sum -= sum % block;
+	*until = row->total - row->moved;
+	for (uint32_t i = row->cursor; !sum && i < row->t.count; i++) {
+		uint64_t skip = i == row->cursor ? row->skip : 0;
+		uint64_t length = row->t.iov[i].iov_len - skip;
+		uintptr_t host = (uintptr_t)row->t.iov[i].iov_base + skip;
+		uint64_t candidate = round_up(at > position ? at : position + 1, block);
+		if (candidate + block <= at + length && (host + (candidate - at)) % unit == 0 &&
+		    !piece_bounces(row, i, &reason)) {
+			*until = candidate - position;
+			break;
+		}
+		at += length;
+	}
+	return sum;
+}
+
+static enum iod_plan plain_request(struct iod_row *row, struct iod_op *op, int *error)
+{
+	*op = (struct iod_op){.fd = row->target->fd};
+	row->op_bytes = 0;
+	row->phase = IOD_P_PLAIN;
+	switch (row->target->kind == IOD_T_FILE ? row->kind : IOD_R_TRANSFER) {
+	case IOD_R_FLUSH:
+		op->code = IOD_OP_FSYNC;
+		return IOD_PLAN_REQUEST;
+	case IOD_R_DISCARD:
+	case IOD_R_ZEROES:
+		op->code = IOD_OP_FALLOCATE;
+		op->mode = row->kind == IOD_R_DISCARD ? FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE : FALLOC_FL_ZERO_RANGE;
+		op->offset = row->position;
+		op->length = row->length;
+		return IOD_PLAN_REQUEST;
+	default:
+		*error = EOPNOTSUPP;
+		return IOD_PLAN_ERROR;
+	}
+}
+
+enum iod_plan iod_plan_next(struct iod_core *core, struct iod_row *row, struct iod_op *op, int *error)
+{
+	struct iod_target *target = row->target;
+	uint64_t left = row->total - row->moved;
+	uint8_t reason = 0;
+
+	if (row->phase == IOD_P_BEFORE)
+		return write_blocks(core, row, op, error);
+	if (row->kind == IOD_R_COPY || row->kind == IOD_R_LOAD || row->kind == IOD_R_STORE)
+		return IOD_PLAN_WORK;
+	if (row->kind != IOD_R_TRANSFER)
+		return plain_request(row, op, error);
+	switch (target->kind) {
+	case IOD_T_BUFFER:
+	case IOD_T_NULL:
+		return IOD_PLAN_WORK;
+	case IOD_T_SCRIPT:
+		row->op_bytes = left;
+		return IOD_PLAN_SCRIPT;
+	case IOD_T_PACKET:
+		/* One packet is one request, whatever it takes. */
+		for (uint32_t i = row->cursor; i < row->t.count; i++)
+			if (piece_bounces(row, i, &reason))
+				return bounce(core, row, op, left, reason, error);
+		if (row->t.count > target->max_segments || is_small(core, row))
+			return bounce(core, row, op, left, IOD_BY_SMALL, error);
+		if (left == 0) {
+			row->one = (struct iovec){NULL, 0};
+			row->phase = IOD_P_DIRECT;
+			row->op_pieces = 0;
+			*op = (struct iod_op){.iov = &row->one, .niov = 0};
+			row->phase = IOD_P_PLAIN;
+			row->op_bytes = 0;
+			set_request(row, op, target->fd);
+			return IOD_PLAN_REQUEST;
+		}
+		direct(row, op, left);
+		return IOD_PLAN_REQUEST;
+	default:
+		break;
+	}
+
+	/* The run from here that goes one way. */
+	uint64_t run = 0;
+	uint32_t i = row->cursor;
+	if (row->t.plain) {
+		run = left;
+		if (row->t.count - i > target->max_segments) {
+			run = 0;
+			for (uint32_t n = 0; n < target->max_segments; n++)
+				run += row->t.iov[i + n].iov_len;
+			run -= row->skip;
+		}
+	} else if (piece_bounces(row, i, &reason)) {
+		uint8_t other;
+		for (; i < row->t.count && piece_bounces(row, i, &other); i++)
+			run += row->t.iov[i].iov_len;
+		return bounce(core, row, op, iod_min64(run - row->skip, left), reason, error);
+	} else {
+		for (; i < row->t.count && i - row->cursor < target->max_segments && !piece_bounces(row, i, &reason); i++)
+			run += row->t.iov[i].iov_len;
+		run -= row->skip;
+	}
+	if (is_small(core, row) && row->t.plain)
+		return bounce(core, row, op, left, IOD_BY_SMALL, error);
+	run = iod_min64(run, target->max_bytes);
+	if (target->kind == IOD_T_FILE && (target->offset_alignment > 1 || target->memory_alignment > 1)) {
+		uint64_t until;
+		run = aligned_run(row, run, &until);
+		if (run == 0)
+			return bounce(core, row, op, until, IOD_BY_ALIGNMENT, error);
+	}
+	direct(row, op, run);
+	return IOD_PLAN_REQUEST;
+}

@@ -1,0 +1,282 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * space: the walk.  See space.h for the invariants. */
+#include "space.h"
+
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+const char *iod_cause_text(enum iod_cause cause)
+{
+	static const char *const text[] = {
+		[IOD_C_NONE] = "no fault",
+		[IOD_C_UNMAPPED] = "nothing is mapped there",
+		[IOD_C_PERMISSION] = "the mapping does not permit it",
+		[IOD_C_LIMIT] = "beyond the window's limit",
+		[IOD_C_WRAP] = "the segment runs past 2^64 - 1",
+		[IOD_C_QUARANTINE] = "quarantined: a revocation failed there",
+		[IOD_C_GONE] = "the memory behind it is gone",
+		[IOD_C_MESSAGE] = "bus error in a device window",
+		[IOD_C_HOOK] = "refused by the stage",
+	};
+	return text[cause];
+}
+
+void iod_region_get(struct iod_region *region)
+{
+	region->references++;
+}
+
+void iod_region_put(struct iod_region *region)
+{
+	if (--region->references == 0 && region->free)
+		region->free(region);
+}
+
+void iod_region_mark_dirty(struct iod_region *region, uint64_t offset, uint64_t length)
+{
+	if (!region->dirty || length == 0)
+		return;
+	uint64_t bit = offset >> region->dirty_shift;
+	uint64_t last = (offset + length - 1) >> region->dirty_shift;
+	for (; bit <= last && bit < region->dirty_bits; bit++)
+		atomic_fetch_or_explicit(&region->dirty[bit / 64], (uint64_t)1 << (bit % 64), memory_order_seq_cst);
+}
+
+uint64_t iod_list_bytes(const struct iod_segment *list, size_t count)
+{
+	uint64_t sum = 0;
+	for (size_t i = 0; i < count; i++) {
+		if (list[i].length > (uint64_t)INT64_MAX - sum)
+			return UINT64_MAX;
+		sum += list[i].length;
+	}
+	return sum;
+}
+
+void iod_translation_clear(struct iod_translation *t)
+{
+	t->count = 0;
+	t->extents = 0;
+	t->bytes = 0;
+	t->plain = true;
+}
+
+void iod_translation_free(struct iod_translation *t)
+{
+	if (t->heap_pieces) {
+		free(t->iov);
+		free(t->piece);
+	}
+	if (t->heap_extents)
+		free(t->extent);
+	*t = (struct iod_translation){0};
+}
+
+/* Grow from storage that may be the owner's (not the heap's). */
+static void *grow(void *old, bool on_heap, size_t used, size_t size)
+{
+	if (on_heap)
+		return realloc(old, size);
+	void *fresh = malloc(size);
+	if (fresh && used)
+		memcpy(fresh, old, used);
+	return fresh;
+}
+
+static bool more_pieces(struct iod_translation *t)
+{
+	uint32_t room = t->room ? t->room * 2 : 8;
+	struct iovec *iov = grow(t->iov, t->heap_pieces, t->count * sizeof *iov, room * sizeof *iov);
+	if (!iov)
+		return false;
+	t->iov = iov;
+	struct iod_piece *piece = grow(t->piece, t->heap_pieces, t->count * sizeof *piece, room * sizeof *piece);
+	if (!piece) {
+		if (!t->heap_pieces)
+			free(iov), t->iov = NULL, t->count = 0, t->room = 0;
+		return false;
+	}
+	t->piece = piece;
+	t->room = room;
+	t->heap_pieces = true;
+	return true;
+}
+
+static bool more_extents(struct iod_translation *t)
+{
+	uint32_t room = t->extents_room ? t->extents_room * 2 : 8;
+	struct iod_extent *extent = grow(t->extent, t->heap_extents, t->extents * sizeof *extent, room * sizeof *extent);
+	if (!extent)
+		return false;
+	t->extent = extent;
+	t->extents_room = room;
+	t->heap_extents = true;
+	return true;
+}
+
+/* Neighbours in the same space become one extent: the list is looked at once per revocation and should be short. */
+static inline bool add_extent(struct iod_translation *t, struct iod_space *space, uint64_t first, uint64_t last)
+{
+	for (uint32_t back = 1; back <= 2 && back <= t->extents; back++) {
+		struct iod_extent *e = &t->extent[t->extents - back];
+		if (e->space == space && e->last != UINT64_MAX && e->last + 1 == first) {
+			e->last = last;
+			return true;
+		}
+	}
+	if (t->extents == t->extents_room && !more_extents(t))
+		return false;
+	t->extent[t->extents++] = (struct iod_extent){space, first, last};
+	return true;
+}
+
+static inline bool add_piece(struct iod_translation *t, struct iod_region *region, uint64_t offset, uint64_t length,
+			     uint8_t lanes, uint8_t phase)
+{
+	/* Device windows have no host memory: their offset travels in the pointer and is never followed. */
+	uint8_t *base = region->kind == IOD_DEVICE ? (uint8_t *)(uintptr_t)offset : region->host + offset;
+	t->bytes += length;
+	if (t->count) {
+		struct iovec *prev = &t->iov[t->count - 1];
+		struct iod_piece *piece = &t->piece[t->count - 1];
+		if (piece->region == region && (uint8_t *)prev->iov_base + prev->iov_len == base &&
+		    piece->lanes == lanes && (lanes == 0 || ((piece->phase + prev->iov_len) & 7) == phase)) {
+			prev->iov_len += length;
+			return true;
+		}
+	}
+	if (t->count == t->room && !more_pieces(t))
+		return false;
+	t->iov[t->count] = (struct iovec){base, length};
+	t->piece[t->count] = (struct iod_piece){region, lanes, phase};
+	t->count++;
+	return true;
+}
+
+static enum iod_walk_result refuse(struct iod_fault *fault, struct iod_space *space, uint64_t address, enum iod_cause cause)
+{
+	fault->space = space;
+	fault->address = address;
+	fault->cause = (uint8_t)cause;
+	return IOD_WALK_FAULT;
+}
+
+/* One piece, down the chain.  *length comes back as the bytes that one range of every space on the way holds. */
+static inline enum iod_walk_result walk_piece(struct iod_space *space, uint64_t address, uint64_t *length,
+					      uint8_t access, struct iod_translation *out, struct iod_fault *fault)
+{
+	uint64_t n = *length;
+	uint8_t lanes = 0, phase = 0;
+	ptrdiff_t at;
+	struct {
+		struct iod_space *space;
+		uint64_t first;
+	} way[IOD_MAX_DEPTH];
+	unsigned ways = 0;
+
+	for (;; space = space->next) {
+		switch (space->kind) {
+		case IOD_WINDOW:
+			if (address > space->last)
+				return refuse(fault, space, address, IOD_C_LIMIT);
+			n = iod_min64(n - 1, space->last - address) + 1;
+			address += space->offset;
+			continue;
+		case IOD_LANES:
+			lanes ^= space->lanes;
+			phase = address & 7;
+			continue;
+		case IOD_HOOK: {
+			enum iod_verdict verdict = space->hook(space, address, n, access);
+			if (verdict == IOD_PASS)
+				continue;
+			refuse(fault, space, address, IOD_C_HOOK);
+			return verdict == IOD_PENDING ? IOD_WALK_PENDING : IOD_WALK_FAULT;
+		}
+		case IOD_IOMMU:
+			at = iod_map_find(&space->map, address);
+			if (at < 0 || (space->map.range[at].access & access) != access) {
+				refuse(fault, space, address, at < 0 ? IOD_C_UNMAPPED : IOD_C_PERMISSION);
+				if (!space->misses_wait)
+					return IOD_WALK_FAULT;
+				enum iod_verdict verdict = space->hook(space, address, n, access);
+				if (verdict == IOD_PENDING)
+					return IOD_WALK_PENDING;
+				if (verdict == IOD_REFUSE)
+					fault->cause = IOD_C_HOOK;
+				return IOD_WALK_FAULT;
+			}
+			n = iod_min64(n - 1, space->map.range[at].last - address) + 1;
+			way[ways].space = space;
+			way[ways++].first = address;
+			address = space->map.range[at].base + (address - space->map.first[at]);
+			continue;
+		case IOD_MEMORY:
+			break;
+		}
+		break;
+	}
+	at = iod_map_find(&space->map, address);
+	if (at < 0)
+		return refuse(fault, space, address, IOD_C_UNMAPPED);
+	const struct iod_range *range = &space->map.range[at];
+	struct iod_region *region = range->region;
+	if (region->closed || region->quarantined)
+		return refuse(fault, space, address, region->closed ? IOD_C_UNMAPPED : IOD_C_QUARANTINE);
+	if ((range->access & access) != access)
+		return refuse(fault, space, address, IOD_C_PERMISSION);
+	n = iod_min64(n - 1, range->last - address) + 1;
+	for (unsigned i = 0; i < ways; i++)
+		if (!add_extent(out, way[i].space, way[i].first, way[i].first + (n - 1)))
+			return IOD_WALK_NO_MEMORY;
+	if (!add_extent(out, space, address, address + (n - 1)) ||
+	    !add_piece(out, region, range->base + (address - space->map.first[at]), n, lanes, phase))
+		return IOD_WALK_NO_MEMORY;
+	if (lanes || region->kind == IOD_DEVICE)
+		out->plain = false;
+	*length = n;
+	return IOD_WALK_OK;
+}
+
+enum iod_walk_result iod_walk(struct iod_space *top, const struct iod_segment *list, size_t count, uint64_t skip,
+			      uint8_t access, struct iod_translation *out, struct iod_fault *fault)
+{
+	uint64_t offset = 0;
+
+	iod_translation_clear(out);
+	fault->access = access;
+	for (size_t i = 0; i < count; i++) {
+		uint64_t address = list[i].address, left = list[i].length;
+		if (skip) {
+			uint64_t cut = iod_min64(skip, left);
+			if (cut && left != cut && address > UINT64_MAX - cut) {
+				fault->offset = offset + (UINT64_MAX - address) + 1;
+				return refuse(fault, top, UINT64_MAX, IOD_C_WRAP);
+			}
+			address += cut;
+			left -= cut;
+			skip -= cut;
+			offset += cut;
+		}
+		while (left) {
+			uint64_t n = left;
+			if (n - 1 > UINT64_MAX - address)
+				n = UINT64_MAX - address + 1; /* never 0: address 0 cannot wrap */
+			enum iod_walk_result result = walk_piece(top, address, &n, access, out, fault);
+			if (result != IOD_WALK_OK) {
+				fault->offset = offset;
+				return result;
+			}
+			offset += n;
+			left -= n;
+			address += n;
+			if (left && address == 0) { /* it ran past the top */
+				fault->offset = offset;
+				return refuse(fault, top, UINT64_MAX, IOD_C_WRAP);
+			}
+		}
+	}
+	return IOD_WALK_OK;
+}

@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * space: address spaces, and the walk from a device's bus addresses to host memory.
+ *
+ * A chain is a list of spaces, each with one map to the next one down; the last is a memory.  One walk handles a piece
+ * at a time all the way down, so that translation costs O(pieces x depth) and holds no intermediate list.
+ *
+ * Invariants
+ *  - This is the one place where addresses of a guest are added, compared and bounded.
+ *  - Ranges are kept as first and last byte, so that 2^64 is never a value.
+ *  - A translation is only good until the next change of any space it went through; whoever keeps it takes the leases
+ *    and records the extents that the walk gives.
+ *  - A walk moves no byte and changes no map (hooks may note a miss).
+ */
+#ifndef IOD_SPACE_H
+#define IOD_SPACE_H
+
+#include "iod.h"
+
+enum iod_region_kind { IOD_RAM, IOD_ROM, IOD_DEVICE };
+
+/* Host memory, or a device's registers.  Freed when the last reference is dropped, and references are held by the maps
+ * that name it, by the leases of transfers and by the program's own handle. */
+struct iod_region {
+	uint8_t kind;
+	bool closed;	  /* the owner let go: nothing new may reach it */
+	bool quarantined; /* a revocation failed: nothing new may reach it, ever */
+	int buffer_index; /* registered with the kernel, or -1 */
+	uint32_t references;
+	uint32_t leases; /* pieces of transfers in flight */
+	uint32_t views;	 /* buffers handed out */
+	uint8_t *host;
+	uint64_t size;
+	/* One bit a page, set before anyone is told of a write; shared with others where a VMM gave it. */
+	_Atomic uint64_t *dirty;
+	uint64_t dirty_bits;
+	uint8_t dirty_shift;
+	void *owner; /* the glue's handle */
+	void (*free)(struct iod_region *);
+};
+void iod_region_get(struct iod_region *);
+void iod_region_put(struct iod_region *);
+void iod_region_mark_dirty(struct iod_region *, uint64_t offset, uint64_t length);
+
+/* One range of a map: addresses first..last become base + (address - first). */
+struct iod_range {
+	uint64_t last;
+	uint64_t base; /* the next space's address, or the offset in the region */
+	struct iod_region *region;
+	uint32_t access;
+};
+
+/* Ranges that do not overlap, sorted; the first addresses apart from the rest, because lookups only touch those. */
+struct iod_map {
+	uint64_t *first;
+	struct iod_range *range;
+	size_t count, room;
+	size_t hint;
+};
+/* The index of the range that holds the address, or -1. */
+ptrdiff_t iod_map_find(struct iod_map *, uint64_t address);
+/* 0, -EEXIST when it overlaps, -ENOMEM. */
+int iod_map_insert(struct iod_map *, uint64_t first, uint64_t last, uint64_t base, struct iod_region *, uint32_t access);
+/* Takes out what lies in first..last, cutting ranges that reach beyond.  Bytes taken out in *removed. 0 or -ENOMEM. */
+int iod_map_remove(struct iod_map *, uint64_t first, uint64_t last, uint64_t *removed);
+bool iod_map_overlaps(const struct iod_map *, uint64_t first, uint64_t last);
+void iod_map_clear(struct iod_map *);
+
+enum iod_space_kind { IOD_MEMORY, IOD_WINDOW, IOD_IOMMU, IOD_LANES, IOD_HOOK };
+enum iod_verdict { IOD_PASS, IOD_REFUSE, IOD_PENDING };
+
+struct iod_core;
+struct iod_space {
+	uint8_t kind;
+	uint8_t lanes;	    /* LANES: the XOR mask */
+	bool misses_wait;   /* IOMMU: a miss is pending, not a fault */
+	struct iod_space *next;
+	struct iod_core *core; /* the engine whose transfers go through here, once one does */
+	struct iod_map map;    /* MEMORY, IOMMU */
+	uint64_t offset, last; /* WINDOW: addresses 0..last become address + offset */
+	uint64_t walks, hits;  /* pieces that went through; of those, by the map's hint */
+	uint64_t change;       /* counts the changes of the map */
+	char name[32];
+	/* HOOK, and IOMMU when it misses: asks the glue. Must not change any map. */
+	enum iod_verdict (*hook)(struct iod_space *, uint64_t address, uint64_t length, uint8_t access);
+	void *owner;
+};
+
+struct iod_piece {
+	struct iod_region *region;
+	uint8_t lanes;
+	uint8_t phase; /* low address bits of its first byte, where lanes are permuted */
+};
+
+/* What a transfer holds at a space that can revoke. */
+struct iod_extent {
+	struct iod_space *space;
+	uint64_t first, last;
+};
+
+/* The result of a walk: parallel arrays, grown as needed, reused by whoever owns it. */
+struct iod_translation {
+	struct iovec *iov;
+	struct iod_piece *piece;
+	struct iod_extent *extent;
+	uint32_t count, room;
+	uint32_t extents, extents_room;
+	uint64_t bytes;
+	bool plain; /* all RAM, no lanes */
+	bool heap_pieces, heap_extents;
+};
+void iod_translation_clear(struct iod_translation *);
+void iod_translation_free(struct iod_translation *);
+
+enum iod_walk_result { IOD_WALK_OK, IOD_WALK_FAULT, IOD_WALK_PENDING, IOD_WALK_NO_MEMORY };
+
+/* Walk the list from `skip` bytes into it.  On FAULT and PENDING, *fault says where; out is then undefined. */
+enum iod_walk_result iod_walk(struct iod_space *top, const struct iod_segment *list, size_t count, uint64_t skip,
+			      uint8_t access, struct iod_translation *out, struct iod_fault *fault);
+
+/* The sum of the lengths, or UINT64_MAX when it does not fit into 63 bits. */
+uint64_t iod_list_bytes(const struct iod_segment *, size_t count);
+
+#endif

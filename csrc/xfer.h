@@ -1,0 +1,302 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * xfer: transfers, from the list that a device describes to the one completion that it gets.
+ *
+ * Everything that affects the state of a transfer lives in core.c, plan.c and revoke.c, and every change of state goes
+ * through iod_row_to, which knows no other edges than those of IOD_EDGES.
+ *
+ * Invariants
+ *  - A row that is FREE, PENDING or WAITING holds no translation, no lease and no address but its bus addresses.
+ *  - A row has at most one request with the backend at a time (and, for zero-copy sends, notifications of earlier ones).
+ *  - Leases are taken with the translation and given back once, at the terminal completion or when the row goes
+ *    back to wait.
+ *  - Nothing is delivered inside iod_submit, iod_cancel or iod_revoke: they only ever put rows on lists.
+ *  - A ticket names a row and a generation; one of an older generation finds nothing.
+ */
+#ifndef IOD_XFER_H
+#define IOD_XFER_H
+
+#include "arena.h"
+#include "backend.h"
+#include "iod.h"
+#include "space.h"
+
+/* The state table: from, to, what happened.  The documents' diagram is made from it. */
+#define IOD_STATES(S)                                                                                                  \
+	S(FREE) S(DESCRIBED) S(PENDING) S(WAITING) S(IN_FLIGHT) S(CANCELLING) S(FAULTED) S(COMPLETE) S(DELIVERED)
+#define IOD_EDGES(E)                                                                                                   \
+	E(FREE, DESCRIBED, "submitted")                                                                                \
+	E(DESCRIBED, IN_FLIGHT, "translated, leased, planned")                                                         \
+	E(DESCRIBED, PENDING, "a stage must be asked for a translation")                                               \
+	E(DESCRIBED, WAITING, "no room: budget, ring, order or range")                                                 \
+	E(DESCRIBED, FAULTED, "a stage refused")                                                                       \
+	E(DESCRIBED, COMPLETE, "nothing to move, cancelled, or out of memory")                                         \
+	E(PENDING, DESCRIBED, "the stage answered")                                                                    \
+	E(PENDING, COMPLETE, "cancelled")                                                                              \
+	E(WAITING, DESCRIBED, "there is room")                                                                         \
+	E(WAITING, COMPLETE, "cancelled")                                                                              \
+	E(IN_FLIGHT, COMPLETE, "all moved, end of file, or an error")                                                  \
+	E(IN_FLIGHT, WAITING, "the next piece needs bounce budget")                                                    \
+	E(IN_FLIGHT, CANCELLING, "cancel asked for")                                                                   \
+	E(IN_FLIGHT, FAULTED, "the memory was gone, or a device window refused")                                       \
+	E(CANCELLING, COMPLETE, "the kernel let go")                                                                   \
+	E(CANCELLING, FAULTED, "the memory was gone")                                                                  \
+	E(FAULTED, COMPLETE, "leases given back")                                                                      \
+	E(COMPLETE, DELIVERED, "handed to the device")                                                                 \
+	E(DELIVERED, FREE, "the slot may be used again")
+
+enum iod_state {
+#define S(name) IOD_S_##name,
+	IOD_STATES(S)
+#undef S
+		IOD_STATE_COUNT
+};
+extern const char *const iod_state_names[IOD_STATE_COUNT];
+struct iod_edge {
+	uint8_t from, to;
+	const char *why;
+};
+extern const struct iod_edge iod_edges[];
+extern const size_t iod_edge_count;
+
+enum iod_target_kind { IOD_T_FILE, IOD_T_STREAM, IOD_T_PACKET, IOD_T_BUFFER, IOD_T_NULL, IOD_T_SCRIPT };
+enum iod_request_kind { IOD_R_TRANSFER, IOD_R_COPY, IOD_R_LOAD, IOD_R_STORE, IOD_R_FLUSH, IOD_R_DISCARD, IOD_R_ZEROES };
+enum iod_wait_reason { IOD_W_NONE, IOD_W_BUDGET, IOD_W_RING, IOD_W_ORDER, IOD_W_RANGE, IOD_WAIT_REASONS };
+
+struct iod_row;
+struct iod_queue {
+	struct iod_row *head, *tail;
+	uint32_t count;
+};
+
+/* A host endpoint, as far as the core must know it. */
+struct iod_target {
+	uint8_t kind;
+	bool closed, read_only, write_through, zero_copy, direct;
+	int fd, buffered_fd; /* buffered_fd: the same file without O_DIRECT, for the last partial block */
+	int file_index;	     /* registered with the backend, or -1 */
+	uint32_t memory_alignment, offset_alignment, max_segments;
+	uint64_t max_bytes;
+	struct iod_region *region; /* BUFFER */
+	struct iod_row *active[2]; /* STREAM, PACKET: the one in flight a direction */
+	struct iod_queue order[2]; /* and those behind it */
+	struct iod_row *writers;   /* direct FILE: writes under way, by their block ranges */
+	struct iod_queue range_wait;
+	uint32_t references; /* rows */
+	void *owner;
+};
+
+struct iod_port {
+	struct iod_core *core;
+	struct iod_space *space;
+	uint32_t rows;	/* not yet free */
+	uint32_t busy;	/* of those, not yet complete: what a reset waits for */
+	uint32_t depth; /* most rows */
+	bool resetting, closed;
+	uint64_t generation;
+	struct iod_queue done; /* complete rows of batches, for the stream of completions */
+	uint64_t submitted, completed[5], bytes[2];
+	char name[32];
+	uint32_t trace_id;
+	void *owner;
+};
+
+struct iod_revocation {
+	struct iod_space *space;
+	uint64_t first, last;
+	uint32_t holders;
+	bool done, failed;
+	struct iod_revocation *next;
+	void *owner;
+};
+struct iod_hold { /* a row that a revocation waits for */
+	struct iod_revocation *revocation;
+	struct iod_hold *next;
+};
+
+enum iod_phase { IOD_P_NONE, IOD_P_DIRECT, IOD_P_BOUNCE, IOD_P_BEFORE, IOD_P_POLL, IOD_P_PLAIN, IOD_P_WORK, IOD_P_SCRIPT };
+
+#define IOD_INLINE_SEGMENTS 2
+struct iod_row {
+	uint64_t ticket;
+	struct iod_row *next, *previous;
+	struct iod_queue *queue; /* the list it is on, if any */
+	uint8_t state, kind, direction, phase;
+	uint8_t status, wait, access, depth;
+	bool cancel_wanted, cancel_sent, with_backend, holds_order, leased, was_ranged;
+	bool notified; /* a zero-copy send's first completion came; its result is in `sent` */
+	int32_t sent, error;
+	struct iod_port *port;
+	struct iod_target *target;
+	uint64_t total, moved, minimum, position;
+	uint64_t length; /* DISCARD, ZEROES */
+
+	struct iod_segment *list, *list2; /* bus addresses; list2: where a COPY goes */
+	uint32_t count, count2, list_room;
+	struct iod_translation t, t2;
+	uint64_t based; /* moved when the translation was made */
+	uint32_t cursor, cursor2; /* the piece where `moved` is */
+	uint64_t skip, skip2;	  /* bytes into it */
+
+	uint32_t op_pieces;	/* of the request with the backend */
+	uint64_t op_bytes;
+	size_t trimmed;		/* bytes cut off its last iovec */
+	uint8_t reason;		/* of the bounce */
+	uint8_t *bounce;
+	size_t bounce_bytes, bounce_want;
+	uint64_t payload; /* of the bounce piece; `before` bytes stand in front of it */
+	uint64_t before;
+	bool ranged, reads_first; /* a write to a direct file; one that must read the blocks it only covers in part */
+	uint64_t block_first, block_last;
+	struct iovec one;
+	struct msghdr message;
+
+	uint8_t *data; /* LOAD, STORE: belongs to `user` */
+	struct iod_space *missed;
+	struct iod_fault fault;
+	struct iod_hold *holds;
+	uint64_t id, born;
+	void *user; /* NULL: a row of a batch */
+	struct iod_segment inline_list[IOD_INLINE_SEGMENTS];
+	struct iovec inline_iov[IOD_INLINE_SEGMENTS];
+	struct iod_piece inline_piece[IOD_INLINE_SEGMENTS];
+	struct iod_extent inline_extent[2 * IOD_INLINE_SEGMENTS];
+	struct iod_row *range_next;
+};
+
+struct iod_request {
+	uint8_t kind, direction, depth;
+	struct iod_port *port;
+	struct iod_target *target;
+	const struct iod_segment *list, *list2;
+	uint32_t count, count2;
+	uint64_t position, length, minimum, id;
+	uint8_t *data;
+	void *user;
+};
+
+struct iod_counters {
+	uint64_t submitted, delivered, completed[5];
+	uint64_t bytes[2];
+	uint64_t bounced[IOD_REASONS], bounces[IOD_REASONS];
+	uint64_t requests;	/* handed to the backend */
+	uint64_t splits;	/* transfers that took more than one request */
+	uint64_t waits[IOD_WAIT_REASONS], pending;
+	uint64_t pieces, messages, revocations, revocations_failed, quarantined;
+	uint64_t copied; /* bytes that the core moved itself: memory endpoints, copies, bounces */
+};
+
+struct iod_trace_event {
+	uint64_t when, ticket, bytes;
+	uint8_t from, to, status, kind;
+	uint32_t port;
+};
+struct iod_trace {
+	struct iod_trace_event *event;
+	size_t room, count;
+	uint64_t lost;
+};
+
+struct iod_hooks {
+	/* One register access. 0, or negative: bus error. */
+	int (*device)(void *, struct iod_region *, uint64_t offset, unsigned width, bool write, uint64_t *value);
+	/* A request for a scripted endpoint; it answers with iod_script_done. */
+	void (*script)(void *, struct iod_row *);
+	void (*script_cancel)(void *, struct iod_row *);
+	/* A revocation's last row is gone. */
+	void (*revoked)(void *, struct iod_revocation *);
+	void *context;
+};
+
+struct iod_core {
+	struct iod_backend *backend;
+	struct iod_hooks hooks;
+	struct iod_arena arena;
+	struct iod_row **slab; /* rows in slabs that never move */
+	uint32_t slabs, rows, in_use;
+	struct iod_queue unused;
+	struct iod_queue ready;	  /* DESCRIBED again: to be stepped */
+	struct iod_queue work;	  /* IN_FLIGHT, moved by the core itself */
+	struct iod_queue done;	  /* COMPLETE, with a user */
+	struct iod_queue budget;  /* WAITING */
+	struct iod_queue ring;	  /* WAITING */
+	struct iod_queue pending; /* PENDING */
+	struct iod_queue glue;	  /* as work, but needs the glue's lock: device windows */
+	uint32_t with_backend;
+	bool cancel_again;	  /* a cancel found no room in the ring */
+	bool budget_again;	  /* bounce pieces came back */
+	uint64_t queued_bytes, work_bytes; /* since the last flush, and on `work` */
+	uint32_t batches_done; /* rows on ports' done lists */
+	uint32_t small[2];     /* bytes a segment below which copying is cheaper, by direction */
+	uint64_t now;	       /* the time of this turn, ns */
+	uint8_t depth;	       /* of messages, in what runs now */
+	struct iod_revocation *revocations;
+	struct iod_counters count;
+	struct iod_trace *trace;
+	uint64_t *edges; /* tests: how often each edge was walked, [from][to] */
+};
+
+/* table.c */
+struct iod_row *iod_row_new(struct iod_core *);
+int iod_row_lists(struct iod_row *, const struct iod_request *);
+void iod_row_unused(struct iod_core *, struct iod_row *);
+struct iod_row *iod_row_at(struct iod_core *, uint32_t index); /* free ones too; NULL past the end */
+struct iod_row *iod_find(struct iod_core *, uint64_t ticket);
+void iod_table_destroy(struct iod_core *);
+
+/* core.c */
+int iod_core_init(struct iod_core *, struct iod_backend *, size_t bounce_bytes, const struct iod_hooks *);
+void iod_core_destroy(struct iod_core *); /* nothing may be in flight */
+/* 0 and *ticket, or -ENOMEM, -EBUSY (the port is at its depth), -ESTALE, -EINVAL (list too long). Never delivers. */
+int iod_submit(struct iod_core *, const struct iod_request *, uint64_t *ticket);
+bool iod_cancel(struct iod_core *, uint64_t ticket); /* false: no such transfer any more */
+void iod_cancel_row(struct iod_core *, struct iod_row *);
+/* Step what became ready; the glue's lock is held.  Then do the core's own moving: `work` needs no lock, `glue` does. */
+void iod_core_step(struct iod_core *);
+void iod_core_work(struct iod_core *, struct iod_queue *);
+/* Take what the backend has. The number of completions seen. */
+uint32_t iod_core_reap(struct iod_core *, uint32_t most);
+void iod_script_done(struct iod_core *, struct iod_row *, int32_t result);
+void iod_resume_pending(struct iod_core *, struct iod_space *);
+struct iod_row *iod_take_done(struct iod_core *);		     /* with a user */
+struct iod_row *iod_take_batch(struct iod_core *, struct iod_port *); /* of a batch */
+void iod_row_free(struct iod_core *, struct iod_row *);		     /* DELIVERED */
+void iod_port_reset(struct iod_core *, struct iod_port *);
+/* Copy to or from the list at once, when that needs nobody's help: 0, or -EAGAIN (submit it), -EFAULT with *fault. */
+int iod_access(struct iod_core *, struct iod_space *, uint64_t address, void *data, size_t length, bool write,
+	       struct iod_fault *fault, size_t *done);
+
+/* For core.c, plan.c and revoke.c. */
+void iod_row_to(struct iod_core *, struct iod_row *, enum iod_state);
+void iod_queue_add(struct iod_queue *, struct iod_row *);
+void iod_queue_remove(struct iod_row *);
+void iod_row_wait(struct iod_core *, struct iod_row *, enum iod_wait_reason, struct iod_queue *);
+void iod_row_complete(struct iod_core *, struct iod_row *, enum iod_status, int error);
+void iod_row_fault(struct iod_core *, struct iod_row *);
+void iod_row_release(struct iod_core *, struct iod_row *); /* translation, leases, bounce */
+void iod_row_advance(struct iod_row *, uint64_t bytes);
+void iod_row_ready(struct iod_core *, struct iod_row *); /* WAITING, PENDING -> DESCRIBED, to be stepped */
+
+/* plan.c: the next request of a row that is translated and leased. */
+enum iod_plan { IOD_PLAN_REQUEST, IOD_PLAN_WORK, IOD_PLAN_SCRIPT, IOD_PLAN_WAIT_BUDGET, IOD_PLAN_FAULT, IOD_PLAN_ERROR };
+enum iod_plan iod_plan_next(struct iod_core *, struct iod_row *, struct iod_op *, int *error);
+void iod_plan_end(struct iod_row *); /* undo what it did to the iovecs */
+
+/* pieces.c: between a row's pieces, from where it is, and flat memory; messages to device windows included.
+ * 0, or -EFAULT: row->fault.space is set when a window refused, else the memory was gone.  *done in either case. */
+int iod_row_gather(struct iod_core *, struct iod_row *, uint8_t *to, uint64_t n, uint64_t *done);
+int iod_row_scatter(struct iod_core *, struct iod_row *, const uint8_t *from, uint64_t n, uint64_t *done);
+/* The same for the second list of a copy, which is advanced by what was written. */
+int iod_row_scatter2(struct iod_core *, struct iod_row *, const uint8_t *from, uint64_t n, uint64_t *done);
+
+/* work.c: transfers that the core moves itself. */
+void iod_row_work(struct iod_core *, struct iod_row *);
+
+/* revoke.c */
+void iod_revoke(struct iod_core *, struct iod_revocation *, bool haste);
+void iod_revocation_row_gone(struct iod_core *, struct iod_row *);
+void iod_revocation_fail(struct iod_core *, struct iod_revocation *);
+void iod_revocation_forget(struct iod_core *, struct iod_revocation *);
+bool iod_row_touches(const struct iod_row *, const struct iod_space *, uint64_t first, uint64_t last);
+
+#endif
