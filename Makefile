@@ -7,19 +7,19 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
-SOURCES := $(sort $(shell find csrc -name '*.[ch]' 2>/dev/null))
+SOURCES := $(sort $(wildcard csrc/*.[ch] csrc/ext/*.[ch] csrc/peer/*.[ch]))
 
 .PHONY: all build demo test soak lint clean force
 all: build
 
 demo:
 	@scripts/prerequisites.sh demo
-	@$(MAKE) --no-print-directory build
+	@$(MAKE) --no-print-directory --silent build
 	$(BIN)/iodma demo $(ARGS)
 
 test:
 	@scripts/prerequisites.sh test
-	@$(MAKE) --no-print-directory $(VENV)/.dev $(VENV)/.built
+	@$(MAKE) --no-print-directory --silent $(VENV)/.dev $(VENV)/.built
 	@$(BIN)/python scripts/run_tests.py $(STAGES)
 
 soak:
@@ -38,12 +38,12 @@ $(VENV)/.base: pyproject.toml
 	    $(PYTHON) -m venv --clear $(VENV)
 	@$(PIP) $$($(BIN)/python -c "import tomllib; \
 	    print(*tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires'])")
-	@$(PIP) --no-build-isolation --editable .
+	@IODMA_BUILD=editable $(PIP) --no-build-isolation --editable .
 	@touch $@
 
 # ... and for the tests; the wheelhouse lets scripts/check_sdist.sh fill an empty environment.
 $(VENV)/.dev: $(VENV)/.base
-	@$(PIP) --no-build-isolation --editable '.[dev]'
+	@IODMA_BUILD=editable $(PIP) --no-build-isolation --editable '.[dev]'
 	@rm -rf $(VENV)/wheelhouse
 	@$(BIN)/python -m pip --quiet --disable-pip-version-check download --no-deps \
 	    --dest $(VENV)/wheelhouse "$$($(BIN)/python -m pip freeze | grep '^numpy==')"
@@ -58,7 +58,7 @@ $(VENV)/.built: $(VENV)/.base $(VENV)/.sources setup.py src/iodma/_version.py $(
 
 $(VENV)/.sources: force | $(VENV)/.base
 	@echo '$(SOURCES)' | cmp --silent - $@ || \
-	    { test ! -f $@ || rm -f src/iodma/*.so; echo '$(SOURCES)' >$@; }
+	    { test ! -f $@ || rm -rf src/iodma/*.so build; echo '$(SOURCES)' >$@; }
 
 clean:
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -4,6 +4,7 @@ The extension uses the stable ABI of Python 3.11, so one wheel serves 3.11 and l
 read from `src/iodma/_version.py` and compiled in; `import iodma` compares the two.
 """
 
+import os
 import re
 from glob import glob
 from pathlib import Path
@@ -49,5 +50,10 @@ def extension(name: str, *patterns: str) -> Extension:
 extensions = [extension("iodma._core", "csrc/*.c", "csrc/ext/*.c")]
 if (ROOT / "csrc/peer").is_dir():  # the C loops that benchmarks compare with
     extensions.append(extension("iodma._peer", "csrc/peer/*.c"))
+
+# The Makefile installs the package editable without compiling: it compiles in place, and says more
+# when that fails.
+if os.environ.get("IODMA_BUILD") == "editable":
+    extensions = []
 
 setup(ext_modules=extensions, options={"bdist_wheel": {"py_limited_api": "cp311"}})
