@@ -15,36 +15,18 @@
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "spin.h"
 #include "uring_internal.h"
 
-#define NS_PER_S 1000000000ll
-#define SPINS_PER_CLOCK 8
 /* A wait for several completions is deaf to a wake-up (one completion) for this long; twice as long, up to the most,
  * each time that some but too few had come by then, so that a wait that lasts is not a poll. */
 #define DEAF_US_LEAST 100
 #define DEAF_US_MOST 1600
-#define FOREVER_NS (1000000ll * NS_PER_S)
+#define FOREVER_NS (1000000ll * IOD_NS_PER_S)
 
 #define SELF(b) ((struct iod_uring *)(b))
-
-static inline void pause_cpu(void)
-{
-#if defined(__x86_64__)
-	__builtin_ia32_pause();
-#elif defined(__aarch64__)
-	__asm__ volatile("isb" ::: "memory");
-#endif
-}
-
-static int64_t now_ns(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * NS_PER_S + t.tv_nsec;
-}
 
 int iod_uring_enter(struct iod_uring *u, uint32_t submit, uint32_t least, unsigned flags, const void *arg, size_t size)
 {
@@ -275,7 +257,7 @@ static bool spin(struct iod_uring *u, uint32_t least, int64_t until)
 	uint32_t others, seen = cq_tail(u);
 	u->base.stats.spins++;
 	do {
-		for (int i = 0; i < SPINS_PER_CLOCK; i++) {
+		for (int i = 0; i < IOD_SPINS_PER_CLOCK; i++) {
 			if (must_enter(u) && iod_uring_enter(u, 0, 0, URING_ENTER_GETEVENTS, NULL, 0) < 0)
 				return false;
 			if (cq_tail(u) != seen) {
@@ -287,23 +269,23 @@ static bool spin(struct iod_uring *u, uint32_t least, int64_t until)
 			}
 			if (__atomic_load_n(&u->wake_flag, __ATOMIC_RELAXED))
 				return take_wake(u);
-			pause_cpu();
+			iod_pause();
 		}
-	} while (now_ns() < until);
+	} while (iod_now_ns() < until);
 	return false;
 }
 
 /* One enter that submits what is pending and sleeps. */
 static int sleep_once(struct iod_uring *u, uint32_t least, uint32_t others, int64_t left)
 {
-	struct uring_timespec ts = {.sec = left / NS_PER_S, .nsec = left % NS_PER_S};
+	struct uring_timespec ts = {.sec = left / IOD_NS_PER_S, .nsec = left % IOD_NS_PER_S};
 	struct uring_getevents_arg arg = {.timeout = left >= 0 ? (uint64_t)(uintptr_t)&ts : 0};
 	uint32_t kernel_least = least - u->local_count + others;
 	if (kernel_least > 1) {
 		if (u->features & URING_FEAT_MIN_TIMEOUT) {
 			arg.min_wait_us = u->deaf_us;
 			if (left < 0) { /* without a timeout of its own the shorter one would end the wait */
-				ts.sec = FOREVER_NS / NS_PER_S;
+				ts.sec = FOREVER_NS / IOD_NS_PER_S;
 				ts.nsec = 0;
 				arg.timeout = (uint64_t)(uintptr_t)&ts;
 			}
@@ -313,6 +295,8 @@ static int sleep_once(struct iod_uring *u, uint32_t least, uint32_t others, int6
 	}
 	__atomic_store_n(u->k_sq_tail, u->sq_tail, __ATOMIC_RELEASE);
 	u->base.stats.sleeps++;
+	if (!arg.timeout) /* saves the kernel a copy */
+		return iod_uring_enter(u, sq_pending(u), kernel_least, URING_ENTER_GETEVENTS, NULL, 0);
 	return iod_uring_enter(u, sq_pending(u), kernel_least, URING_ENTER_GETEVENTS | URING_ENTER_EXT_ARG, &arg, sizeof arg);
 }
 
@@ -331,7 +315,7 @@ static int sleep_until(struct iod_uring *u, uint32_t least, int64_t deadline, in
 		}
 		if (r < 0 && r != -ETIME)
 			return r;
-		if (deadline >= 0 && (left = deadline - now_ns()) <= 0)
+		if (deadline >= 0 && (left = deadline - iod_now_ns()) <= 0)
 			return -ETIME;
 		if (sq_pending(u)) { /* not all taken, so the kernel did not wait either */
 			if (sq_pending(u) == pending)
@@ -367,15 +351,15 @@ static int uring_wait(struct iod_backend *b, uint32_t least, int64_t timeout_ns,
 	}
 	if (!spin_ns && timeout_ns < 0)
 		return sleep_until(u, least, -1, -1);
-	int64_t start = now_ns(), left = -1;
-	int64_t deadline = timeout_ns < 0 ? -1 : timeout_ns > INT64_MAX - start ? INT64_MAX : start + timeout_ns;
+	int64_t start = iod_now_ns(), left = -1;
+	int64_t deadline = timeout_ns < 0 ? -1 : iod_later(start, (uint64_t)timeout_ns);
 	if (spin_ns) {
-		int64_t until = spin_ns > (uint64_t)(INT64_MAX - start) ? INT64_MAX : start + (int64_t)spin_ns;
+		int64_t until = iod_later(start, spin_ns);
 		if (spin(u, least, deadline >= 0 && deadline < until ? deadline : until))
 			return 0;
 	}
 	if (deadline >= 0) {
-		left = deadline - (spin_ns ? now_ns() : start);
+		left = deadline - (spin_ns ? iod_now_ns() : start);
 		if (left <= 0)
 			return enough(u, least, &others) ? 0 : -ETIME;
 	}
