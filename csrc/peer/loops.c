@@ -184,41 +184,6 @@ int peer_uring_reads(const struct peer_reads *job, struct peer_result *out)
 	return error;
 }
 
-/* One preadv after the other. */
-
-int peer_preadv_reads(const struct peer_reads *job, struct peer_result *out)
-{
-	struct plan plan;
-	uint64_t start;
-	uint32_t list = 0;
-	int error = plan_make(&plan, job);
-
-	if (error)
-		return error;
-	start = now_ns();
-	do {
-		for (uint32_t i = 0; i < job->batch && !error; i++) {
-			uint64_t position = next_position(&plan.positions, plan.bytes[list]);
-			ssize_t n;
-
-			do
-				n = preadv(job->fd, &plan.iov[(size_t)list * job->per_list], (int)job->per_list,
-					   (off_t)position);
-			while (n < 0 && errno == EINTR);
-			if (n < 0)
-				error = -errno;
-			else if ((uint64_t)n != plan.bytes[list])
-				error = -ENODATA;
-			else
-				out->bytes += (uint64_t)n;
-			out->requests++;
-			list = list + 1 == job->lists ? 0 : list + 1;
-		}
-	} while (!error && !over(job, out->requests, start, &out->ns));
-	plan_free(&plan);
-	return error;
-}
-
 void peer_copies(uint8_t *target, const uint8_t *source, size_t bytes, size_t buffers, uint64_t most_copies,
 		 uint64_t most_ns, struct peer_result *out)
 {

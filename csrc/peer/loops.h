@@ -30,7 +30,7 @@ struct peer_reads {
 	uint64_t file_bytes, unit; /* positions are multiples of unit; a read never passes file_bytes */
 	bool random;
 	uint64_t seed;
-	/* io_uring only; list i belongs to the slot i, so lists is also the depth */
+	/* list i belongs to the request slot i, so `lists` is also the depth */
 	uint32_t batch, complete_min;
 	bool fixed_file, fixed_buffer;
 	/* the end */
@@ -41,9 +41,8 @@ struct peer_result {
 	uint64_t ns, requests, bytes;
 };
 
-/* Each returns 0 or -errno (-ENODATA: a short read). */
+/* Through io_uring.  Returns 0 or -errno (-ENODATA: a short read). */
 int peer_uring_reads(const struct peer_reads *, struct peer_result *);
-int peer_preadv_reads(const struct peer_reads *, struct peer_result *);
 
 /* memcpy of `bytes`, over `buffers` pairs of buffers in turn. */
 void peer_copies(uint8_t *target, const uint8_t *source, size_t bytes, size_t buffers, uint64_t most_copies,

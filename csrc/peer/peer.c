@@ -47,7 +47,7 @@ static int check_seconds(double seconds, uint64_t *ns)
 }
 
 /* The lists as segments, each inside the memory. */
-static int check_lists(struct peer_reads *job, const Py_buffer *lists, unsigned per_list, const char *depth_word)
+static int check_lists(struct peer_reads *job, const Py_buffer *lists, unsigned per_list)
 {
 	size_t count = (size_t)lists->len / sizeof(struct peer_segment);
 	const struct peer_segment *s = lists->buf;
@@ -58,8 +58,8 @@ static int check_lists(struct peer_reads *job, const Py_buffer *lists, unsigned 
 	}
 	if (!count || lists->len % (Py_ssize_t)sizeof *s || count % per_list || count / per_list > MOST_DEPTH) {
 		PyErr_Format(PyExc_ValueError,
-			     "lists holds %zd bytes, must hold %s x %u pairs of 64-bit (offset, length)", lists->len,
-			     depth_word, per_list);
+			     "lists holds %zd bytes, must hold depth x %u pairs of 64-bit (offset, length)", lists->len,
+			     per_list);
 		return -1;
 	}
 	for (size_t i = 0; i < count; i++) {
@@ -114,7 +114,7 @@ static PyObject *uring_read_loop(PyObject *self, PyObject *args, PyObject *kwarg
 	job.fixed_file = fixed_file;
 	job.fixed_buffer = fixed_buffer;
 	job.most_requests = requests;
-	if (check_lists(&job, &lists, segments, "depth") || check_file(&job) || check_seconds(seconds, &job.most_ns)) {
+	if (check_lists(&job, &lists, segments) || check_file(&job) || check_seconds(seconds, &job.most_ns)) {
 		error = 1;
 	} else if (!job.batch || job.batch > job.lists || job.complete_min > job.lists) {
 		PyErr_Format(PyExc_ValueError, "batch %u and complete_min %u must not be above the depth of %u",
@@ -123,41 +123,6 @@ static PyObject *uring_read_loop(PyObject *self, PyObject *args, PyObject *kwarg
 	} else {
 		Py_BEGIN_ALLOW_THREADS
 		error = peer_uring_reads(&job, &result);
-		Py_END_ALLOW_THREADS
-	}
-	PyBuffer_Release(&memory);
-	PyBuffer_Release(&lists);
-	return error > 0 ? NULL : result_or_error(error, &result);
-}
-
-static PyObject *preadv_loop(PyObject *self, PyObject *args, PyObject *kwargs)
-{
-	static char *names[] = { "fd",	   "memory",  "lists",	  "segments", "file_bytes", "unit",
-				 "random", "seconds", "requests", "seed",     NULL };
-	struct peer_reads job = { .batch = 16 };
-	struct peer_result result = { 0 };
-	Py_buffer memory, lists;
-	unsigned segments = 1;
-	unsigned long long file_bytes = 0, unit = 4096, requests = 0, seed = 1;
-	int random = 1, error = 0;
-	double seconds = 0.4;
-
-	(void)self;
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iw*y*|$IKKpdKK:preadv_loop", names, &job.fd, &memory, &lists,
-					 &segments, &file_bytes, &unit, &random, &seconds, &requests, &seed))
-		return NULL;
-	job.memory = memory.buf;
-	job.memory_bytes = (size_t)memory.len;
-	job.file_bytes = file_bytes;
-	job.unit = unit;
-	job.random = random;
-	job.seed = seed;
-	job.most_requests = requests;
-	if (check_lists(&job, &lists, segments, "n") || check_file(&job) || check_seconds(seconds, &job.most_ns)) {
-		error = 1;
-	} else {
-		Py_BEGIN_ALLOW_THREADS
-		error = peer_preadv_reads(&job, &result);
 		Py_END_ALLOW_THREADS
 	}
 	PyBuffer_Release(&memory);
@@ -212,7 +177,6 @@ static PyObject *lookup_loop(PyObject *self, PyObject *args, PyObject *kwargs)
 
 static PyMethodDef methods[] = {
 	{ "uring_read_loop", (PyCFunction)(void (*)(void))uring_read_loop, METH_VARARGS | METH_KEYWORDS, NULL },
-	{ "preadv_loop", (PyCFunction)(void (*)(void))preadv_loop, METH_VARARGS | METH_KEYWORDS, NULL },
 	{ "memcpy_loop", (PyCFunction)(void (*)(void))memcpy_loop, METH_VARARGS | METH_KEYWORDS, NULL },
 	{ "lookup_loop", (PyCFunction)(void (*)(void))lookup_loop, METH_VARARGS | METH_KEYWORDS, NULL },
 	{ NULL, NULL, 0, NULL },

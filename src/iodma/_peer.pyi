@@ -7,12 +7,16 @@ count is reached, and returns ``(nanoseconds, requests, bytes)`` of what was don
 
 from typing import Any
 
+from numpy.typing import NDArray
 from typing_extensions import Buffer
+
+# Under 3.11 the type checker does not know that an array is a buffer.
+_Buffer = Buffer | NDArray[Any]
 
 def uring_read_loop(
     fd: int,
-    memory: Buffer,
-    lists: Buffer,
+    memory: _Buffer,
+    lists: _Buffer,
     *,
     segments: int = 1,
     file_bytes: int,
@@ -46,23 +50,8 @@ def uring_read_loop(
         OSError: the ring could not be set up, or a read failed or came back short.
     """
 
-def preadv_loop(
-    fd: int,
-    memory: Buffer,
-    lists: Buffer,
-    *,
-    segments: int = 1,
-    file_bytes: int,
-    unit: int = 4096,
-    random: bool = True,
-    seconds: float = 0.4,
-    requests: int = 0,
-    seed: int = 1,
-) -> tuple[int, int, int]:
-    """The same reads with one preadv system call after the other. Arguments as above."""
-
 def memcpy_loop(
-    target: Buffer, source: Buffer, bytes: int, *, seconds: float = 0.4, copies: int = 0
+    target: _Buffer, source: _Buffer, bytes: int, *, seconds: float = 0.4, copies: int = 0
 ) -> tuple[int, int, int]:
     """Copies `bytes` at a time, over as many pieces as the shorter buffer holds, in turn.
 
@@ -70,7 +59,7 @@ def memcpy_loop(
         ValueError: `bytes` is below 1 or above the shorter buffer's length.
     """
 
-def lookup_loop(map: Any, addresses: Buffer, *, rounds: int = 1) -> tuple[int, int, int]:
+def lookup_loop(map: Any, addresses: _Buffer, *, rounds: int = 1) -> tuple[int, int, int]:
     """Looks every address up in the map of a memory, nothing else.
 
     Raises:

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The file that is read: made once, of random bytes, and gone afterwards.
+
+Invariants
+ - It is on a file system that has a disk under it: a tmpfs would make O_DIRECT a copy.
+ - The room for it is checked first; nothing is left behind, whatever happens.
+ - Its blocks are allocated and on the disk (no holes, nothing dirty), and in the page cache.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from iodma.tools.bench.harness import BenchError
+from iodma.tools.machine import available_memory, filesystem_of
+
+__all__ = ["DataFile", "data_file"]
+
+#: File systems that are memory.
+MEMORY_FILESYSTEMS = {"tmpfs", "ramfs", "hugetlbfs", "devtmpfs"}
+PIECE = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """A file to read."""
+
+    path: Path
+    size: int
+    filesystem: str
+
+    def warm(self) -> None:
+        """Reads it through, so that it is in the page cache."""
+        buffer = bytearray(PIECE)
+        with open(self.path, "rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+
+
+def unsuitable(directory: Path, size: int) -> str:
+    """Why the file cannot be there; empty when it can."""
+    try:
+        filesystem = filesystem_of(directory)
+        free = shutil.disk_usage(directory).free
+    except OSError as error:
+        return error.strerror or str(error)
+    if filesystem in MEMORY_FILESYSTEMS:
+        return f"it is memory ({filesystem}), and O_DIRECT needs a disk"
+    if free < 2 * size:
+        return f"{free >> 20} MiB are free, {2 * size >> 20} MiB are asked for"
+    if not os.access(directory, os.W_OK):
+        return "it cannot be written to"
+    return ""
+
+
+def choose_directory(wanted: Path | None, size: int) -> Path:
+    """The directory asked for, or the first that will do.
+
+    Raises:
+        BenchError: there is none; says why of each.
+    """
+    candidates = [wanted] if wanted else [Path(tempfile.gettempdir()), Path("/var/tmp"), Path.cwd()]
+    reasons = []
+    for directory in dict.fromkeys(candidates):
+        reason = unsuitable(directory, size)
+        if not reason:
+            return directory
+        reasons.append(f"{directory}: {reason}")
+    raise BenchError(f"no directory for the file to read ({'; '.join(reasons)}); give --dir")
+
+
+@contextmanager
+def data_file(wanted: Path | None, size: int) -> Iterator[DataFile]:
+    """Makes the file, and removes it at the end.
+
+    Raises:
+        BenchError: no directory will do, or there is too little memory to keep it in the cache.
+        OSError: it could not be written.
+    """
+    memory = available_memory()
+    if memory is not None and memory < 2 * size:
+        raise BenchError(
+            f"{memory >> 20} MiB of memory are available, and keeping a file of {size >> 20} MiB"
+            " in the page cache asks for twice that"
+        )
+    parent = choose_directory(wanted, size)
+    with tempfile.TemporaryDirectory(prefix="iodma-bench-", dir=parent) as directory:
+        path = Path(directory) / "data"
+        with open(path, "wb") as file:
+            for _ in range(size // PIECE):
+                file.write(os.urandom(PIECE))
+            file.write(os.urandom(size % PIECE))
+            file.flush()
+            os.fsync(file.fileno())
+        made = DataFile(path, size, filesystem_of(path))
+        made.warm()
+        yield made

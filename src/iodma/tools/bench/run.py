@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs a benchmark: plans the time, makes the file, measures row after row.
+
+Invariants
+ - Whatever ends a run, its processes have ended and its file is gone.
+ - All that can be checked is checked before the first sample: peers, room, where the result goes.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy
+
+from iodma._version import __version__
+from iodma.errors import ArgumentError
+from iodma.tools.bench import NAMES, core
+from iodma.tools.bench.budget import Budget, plan
+from iodma.tools.bench.files import DataFile, data_file
+from iodma.tools.bench.fio import STARTUP_S, Fio, FioJob, find_fio
+from iodma.tools.bench.harness import LEAST_PAIRS, Pair, Report, Row, run_pairs, summarize
+from iodma.tools.bench.workers import Case, Fresh, Worker
+from iodma.tools.machine import kernel_release, processor
+
+__all__ = ["Options", "run"]
+
+#: Estimates of what a side costs beside its samples.
+WORKER_START_S = 0.5
+FILE_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a benchmark is run.
+
+    Attributes:
+        name: one of `NAMES`.
+        pairs: samples of each side; below 7 is for a quick look.
+        seconds: for everything.
+        sample_s: seconds of one sample, if there is time.
+        cpu: the processor that both sides run on; default: the last one that is allowed.
+        directory: where the file that is read is made; default: one that will do.
+        only: rows whose name contains one of these; default: all.
+        output: the file that the report is written to; default: none.
+    """
+
+    name: str
+    pairs: int = LEAST_PAIRS
+    seconds: float = 240.0
+    sample_s: float = 0.4
+    cpu: int | None = None
+    directory: Path | None = None
+    only: Sequence[str] = ()
+    output: Path | None = None
+
+
+class Side(Protocol):
+    """One side of a row."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def command(self) -> str: ...
+    def warm(self) -> None: ...
+    def sample(self, seconds: float) -> float: ...
+    def close(self) -> None: ...
+
+
+def run(options: Options, tell: Callable[[str], None]) -> Report:
+    """Measures every row, and writes the report.
+
+    Args:
+        options: what and how.
+        tell: gets lines of progress.
+
+    Raises:
+        ArgumentError: an option that cannot be right.
+        BenchError: a peer is missing, there is no room, or a side failed.
+        OSError: the file to read or the report could not be written.
+    """
+    works = chosen(options)
+    cpu = chosen_cpu(options.cpu)
+    fio, fio_version = find_fio()
+    budget = plan(map(cost, works), **limits(options))
+    machine = facts(cpu, fio_version, budget)
+    if options.output:
+        options.output.touch()
+    tell(f"{options.name}: {budget}; both sides on processor {cpu}")
+    if (load := os.getloadavg()[0]) > 0.5 * len(os.sched_getaffinity(0)):
+        tell(f"note: others use this machine (load {load:.1f}): expect the pairs to differ more")
+    rows = []
+    peers = {}
+    with data_file(options.directory, core.FILE_BYTES) as file:
+        machine["filesystem"] = file.filesystem
+        for number, work in enumerate(works, 1):
+            heading = f"[{number}/{len(works)}] {work.name}"
+            row, peers[work.name] = measure(work, file, fio, cpu, budget, tell, heading)
+            rows.append(row)
+    report = Report(options.name, rows, peers, machine)
+    if options.output:
+        report.write(options.output)
+    return report
+
+
+def measure(
+    work: core.Work,
+    file: DataFile,
+    fio: str,
+    cpu: int,
+    budget: Budget,
+    tell: Callable[[str], None],
+    heading: str,
+) -> tuple[Row, str]:
+    """One row, and its peer's command."""
+    file.warm()
+    with ExitStack() as opened:
+        ours = opened.enter_context(closing(side(work.ours, work, file, fio, cpu)))
+        peer = opened.enter_context(closing(side(work.peer, work, file, fio, cpu)))
+        ours.warm()
+        peer.warm()
+
+        def progress(number: int, pair: Pair) -> None:
+            tell(
+                f"{heading}: pair {number}/{budget.pairs}:"
+                f" {pair.ours:.6g} beside {pair.peer:.6g},"
+                f" {pair.compared(work.compare):.3f} {work.unit}"
+            )
+
+        pairs = run_pairs(
+            lambda: ours.sample(budget.sample_s),
+            lambda: peer.sample(budget.sample_s),
+            budget.pairs,
+            progress,
+        )
+        row = summarize(
+            pairs,
+            work=work.name,
+            peer=peer.name,
+            must=work.must,
+            better=work.better,
+            compare=work.compare,
+            unit=work.unit,
+        )
+        return row, peer.command
+
+
+def side(what: Case | FioJob, work: core.Work, file: DataFile, fio: str, cpu: int) -> Side:
+    """A side, started."""
+    if isinstance(what, FioJob):
+        return Fio(fio, what, file.path, file.size, cpu)
+    return (Fresh if work.fresh else Worker)(what, file.path, cpu)
+
+
+def cost(work: core.Work) -> tuple[bool, float, float]:
+    """For the plan: whether it is timed, seconds once, seconds a pair."""
+    if work.fresh:
+        return False, 0.0, 2 * 2 * WORKER_START_S
+    fio = isinstance(work.peer, FioJob)
+    setup = (1 if fio else 2) * (WORKER_START_S + 0.2)
+    return True, setup, STARTUP_S if fio else 0.0
+
+
+def limits(options: Options) -> dict[str, Any]:
+    """For the plan: what the options leave.
+
+    Raises:
+        ArgumentError: an option that cannot be right.
+    """
+    if options.pairs < 1:
+        raise ArgumentError(f"pairs is {options.pairs}, must be at least 1")
+    return {
+        "pairs": options.pairs,
+        "total_s": options.seconds - FILE_S,
+        "sample_s": options.sample_s,
+    }
+
+
+def chosen(options: Options) -> list[core.Work]:
+    """The rows that are asked for.
+
+    Raises:
+        ArgumentError: there is no such benchmark, or no such row.
+    """
+    if options.name not in NAMES:
+        raise ArgumentError(f"there is no benchmark {options.name!r}: {', '.join(NAMES)}")
+    works = [
+        work
+        for work in core.WORKS
+        if not options.only or any(part in work.name for part in options.only)
+    ]
+    if not works:
+        raise ArgumentError(f"no row of {options.name} contains any of {', '.join(options.only)}")
+    return works
+
+
+def chosen_cpu(wanted: int | None) -> int:
+    """The processor to run on.
+
+    Raises:
+        ArgumentError: this process may not use it.
+    """
+    allowed = os.sched_getaffinity(0)
+    cpu = max(allowed) if wanted is None else wanted
+    if cpu not in allowed:
+        raise ArgumentError(f"processor {cpu} is not one of {sorted(allowed)}")
+    return cpu
+
+
+def facts(cpu: int, fio_version: str, budget: Budget) -> dict[str, Any]:
+    """What it runs on, and how."""
+    return {
+        "kernel": kernel_release()[0],
+        "processor": processor(),
+        "processors": os.cpu_count(),
+        "pinned_to": cpu,
+        "python": platform.python_version(),
+        "numpy": numpy.__version__,
+        "iodma": __version__,
+        "fio": fio_version,
+        "load_at_start": round(os.getloadavg()[0], 2),
+        "sample_seconds": round(budget.sample_s, 3),
+    }

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process behind `workers.Worker`: see there for the conversation.
+
+Invariants
+ - Standard output carries replies and nothing else; what a case prints goes to standard error.
+ - One case is open at a time, and is closed before the process ends.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any
+
+__all__ = ["main"]
+
+Sample = Callable[[float], float]
+
+
+def open_case(name: str, options: dict[str, Any]) -> AbstractContextManager[Sample]:
+    """The context manager that a case's name stands for."""
+    module, _, function = name.partition(":")
+    case: Callable[..., AbstractContextManager[Sample]]
+    case = getattr(importlib.import_module(module), function)
+    return case(**options)
+
+
+def main(arguments: list[str]) -> int:
+    """Serves requests until the input ends."""
+    os.sched_setaffinity(0, {int(arguments[0])})
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    sample: Sample | None = None
+    with replies, ExitStack() as opened:
+        for line in sys.stdin:
+            request: dict[str, Any] = json.loads(line)
+            reply: dict[str, Any]
+            try:
+                if "open" in request:
+                    opened.close()
+                    sample = opened.enter_context(open_case(request["open"], request["options"]))
+                    reply = {"value": 0}
+                elif sample is None:
+                    reply = {"error": "no case is open"}
+                else:
+                    reply = {"value": sample(request["sample"])}
+            except Exception as error:
+                text = f"{type(error).__name__}: {error}"
+                reply = {"error": text, "traceback": traceback.format_exc()}
+            replies.write(json.dumps(reply) + "\n")
+            replies.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
