@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A device out of a Python file, for `iodma check` and `iodma run`.
+
+    FILE.py            the one `iodma.Device` subclass that the file defines
+    FILE.py:Class      that one; for files with several
+
+How a device is made, so that it needs no setting up of its own:
+
+- ``port`` is a port on a memory of guest RAM that starts at address 0.
+- Its *endpoints* are the class's annotations without a value (``disk: iodma.File``) and the
+  parameters that its ``__init__`` asks for beyond ``port`` and ``name``. Each gets what the command
+  line gives for it (``disk=FILE``), and else a zeroed `iodma.Buffer` of 1 MiB.
+
+Invariants
+ - What is wrong with the file is a `LoadError` whose message names the file and the line.
+ - The file's own folder is importable while it is loaded, as it is for a script.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from traceback import extract_tb
+from types import ModuleType
+from typing import Any
+
+import iodma
+
+__all__ = ["ENDPOINT_BYTES", "LoadError", "Loaded", "endpoint_names", "load", "made"]
+
+#: Of an endpoint that the command line gives nothing for.
+ENDPOINT_BYTES = 1 << 20
+#: Annotations that are plain values, not endpoints.
+PLAIN = {"int", "float", "str", "bool", "bytes"}
+
+
+class LoadError(iodma.Error):
+    """The file has no device that can be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A file, and the device class in it."""
+
+    path: Path
+    module: ModuleType
+    device: type[iodma.Device]
+
+
+def load(target: str) -> Loaded:
+    """Loads FILE.py or FILE.py:Class.
+
+    Raises:
+        LoadError: no such file, it cannot be imported, or no class in it will do.
+    """
+    file, _, wanted = target.partition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise LoadError(f"{file}: there is no such file")
+    module = imported(path)
+    return Loaded(path, module, chosen(path, module, wanted))
+
+
+def imported(path: Path) -> ModuleType:
+    """The file as a module.
+
+    Raises:
+        LoadError: it is not Python, or raised.
+    """
+    name = f"iodma_file_{path.stem}"
+    spec = spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise LoadError(f"{path}: is not a Python file (its name does not end in .py)")
+    module = module_from_spec(spec)
+    sys.modules[name] = module
+    folder = str(path.parent.resolve())
+    sys.path.insert(0, folder)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise LoadError(f"{path}:{error.lineno}: {error.msg}") from error
+    except Exception as error:
+        raise LoadError(f"{where(error, path)}: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(folder)
+    return module
+
+
+def where(error: BaseException, path: Path) -> str:
+    """FILE:LINE of the last step of the file in the error's traceback."""
+    lines = [
+        frame.lineno
+        for frame in extract_tb(error.__traceback__)
+        if Path(frame.filename).resolve() == path.resolve()
+    ]
+    return f"{path}:{lines[-1]}" if lines else str(path)
+
+
+def chosen(path: Path, module: ModuleType, wanted: str) -> type[iodma.Device]:
+    """The class that was asked for, or the only one.
+
+    Raises:
+        LoadError: there is none, it is no device, or there are several.
+    """
+    if wanted:
+        found = getattr(module, wanted, None)
+        if found is None:
+            raise LoadError(f"{path}: defines no {wanted}")
+        if not (isinstance(found, type) and issubclass(found, iodma.Device)):
+            raise LoadError(f"{path}: {wanted} is no subclass of iodma.Device")
+        return found
+    devices = [
+        each
+        for each in vars(module).values()
+        if isinstance(each, type)
+        and issubclass(each, iodma.Device)
+        and each.__module__ == module.__name__
+        and not each.__name__.startswith("_")
+    ]
+    if not devices:
+        raise LoadError(f"{path}: defines no subclass of iodma.Device")
+    if len(devices) > 1:
+        names = ", ".join(each.__name__ for each in devices)
+        raise LoadError(f"{path}: defines {names}: say which, as {path}:{devices[0].__name__}")
+    return devices[0]
+
+
+def endpoint_names(device: type[iodma.Device]) -> list[str]:
+    """What a device asks for beside its port: see the module's text.
+
+    A class attribute that is annotated as a plain number or text is no endpoint.
+    """
+    names: dict[str, None] = {}
+    for base in reversed(device.__mro__):
+        if base in iodma.Device.__mro__:
+            continue
+        for name, annotation in inspect.get_annotations(base).items():
+            text = annotation if isinstance(annotation, str) else annotation_name(annotation)
+            if not hasattr(device, name) and text not in PLAIN and "ClassVar" not in text:
+                names[name] = None
+    for parameter in inspect.signature(device).parameters.values():
+        named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        if (
+            parameter.name not in ("port", "name")
+            and named
+            and parameter.default is parameter.empty
+        ):
+            names[parameter.name] = None
+    return list(names)
+
+
+def annotation_name(annotation: Any) -> str:
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
+
+
+@contextmanager
+def made(
+    loaded: Loaded, engine: iodma.Engine, memory: iodma.Memory, given: Mapping[str, Path]
+) -> Iterator[iodma.Device]:
+    """The device, with its endpoints, attached to the engine.
+
+    Raises:
+        LoadError: it could not be made, or `given` names an endpoint it has not.
+        OSError: a given file could not be opened.
+    """
+    names = endpoint_names(loaded.device)
+    if unknown := [name for name in given if name not in names]:
+        known = ", ".join(names) or "none"
+        raise LoadError(
+            f"{loaded.device.__name__} has no endpoint {unknown[0]}; its endpoints: {known}"
+        )
+    with ExitStack() as opened:
+        endpoints: dict[str, Any] = {}
+        for name in names:
+            if name in given:
+                endpoint: Any = iodma.File(given[name])
+            else:
+                endpoint = iodma.Buffer(ENDPOINT_BYTES)
+            endpoints[name] = opened.enter_context(endpoint)
+        try:
+            device = loaded.device(port=engine.port(memory), **endpoints)
+            engine.attach(device)
+        except Exception as error:
+            raise LoadError(
+                f"{where(error, loaded.path)}: {loaded.device.__name__} cannot be made:"
+                f" {type(error).__name__}: {error}"
+            ) from error
+        yield device
