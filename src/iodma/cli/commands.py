@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One function a command: it calls the tool and prints what that gives.
+
+Invariants
+ - Each tool is imported by its own command alone.
+ - What a function returns is the exit status.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["COMMANDS"]
+
+
+def show(text: str, data: dict[str, Any], as_json: bool) -> None:
+    """The result, on standard output."""
+    print(json.dumps(data, indent=2, default=str) if as_json else text)
+
+
+def tell(line: str) -> None:
+    """Progress, on standard error."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def demo(args: argparse.Namespace) -> int:
+    from iodma.tools.demo import run_from_args
+
+    return run_from_args(args)
+
+
+def doctor(args: argparse.Namespace) -> int:
+    from iodma.tools.doctor import diagnose, render
+
+    diagnosis = diagnose()
+    show(render(diagnosis), diagnosis.as_dict(), args.json)
+    return 0 if diagnosis.ok else 1
+
+
+def check(args: argparse.Namespace) -> int:
+    from iodma.tools.check import check, render
+
+    result = check(args.target)
+    show(render(result), result.as_dict(), args.json)
+    return 0
+
+
+def run(args: argparse.Namespace) -> int:
+    from iodma.tools.run import Options, render, run
+
+    result = run(Options(args.target, args.engine, args.ram, dict(args.endpoints)))
+    show(render(result), result.as_dict(), args.json)
+    return 0
+
+
+def bench(args: argparse.Namespace) -> int:
+    from iodma.tools.bench.harness import table
+    from iodma.tools.bench.run import Options, run
+
+    options = Options(
+        name=args.name,
+        pairs=args.pairs,
+        seconds=args.seconds,
+        sample_s=args.sample,
+        cpu=args.cpu,
+        directory=args.dir,
+        only=args.only,
+        output=args.json,
+    )
+    report = run(options, tell)
+    print(table(report.rows))
+    if failing := report.failing:
+        print(f"\n{len(failing)} of {len(report.rows)} rows miss what they must reach")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "demo": demo,
+    "doctor": doctor,
+    "check": check,
+    "run": run,
+    "bench": bench,
+}

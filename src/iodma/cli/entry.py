@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The way in and the ways out: logging, signals, errors, exit codes.
+
+| how it ends | exit status |
+|---|---|
+| the command did what it was asked | 0 |
+| it could not, or found that something is broken | 1, with one line on standard error |
+| the command line is wrong | 2 |
+| Ctrl-C | 130 |
+| SIGTERM | 143 |
+
+Invariants
+ - Whatever ends a command, its context managers are left first: no process or file remains.
+ - A traceback is for errors of iodma itself, and for those who ask with --verbose.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+from iodma.cli import parser
+from iodma.cli.commands import COMMANDS
+
+__all__ = ["main"]
+
+FAILED = 1
+INTERRUPTED = 128 + signal.SIGINT
+TERMINATED = 128 + signal.SIGTERM
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; default: the one this process was started with."""
+    try:
+        args = parser.build().parse_args(arguments)
+    except SystemExit as ended:  # --help and --version, too
+        return ended.code if isinstance(ended.code, int) else FAILED
+    with logging_to_stderr(args.verbose), terminating():
+        try:
+            return finish(COMMANDS[args.command](args))
+        except KeyboardInterrupt:
+            print(file=sys.stderr)
+            return INTERRUPTED
+        except Terminated:
+            return TERMINATED
+        except BrokenPipeError:
+            # Nobody reads on. The interpreter must not try again when it flushes at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return FAILED
+        except Exception as error:
+            if not expected(error):
+                raise
+            complain(error, args)
+            return FAILED
+
+
+class Terminated(BaseException):
+    """SIGTERM came: unwinds like a Ctrl-C."""
+
+
+@contextmanager
+def terminating() -> Iterator[None]:
+    """SIGTERM unwinds the command, so that it leaves its context managers."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def logging_to_stderr(verbose: bool) -> Iterator[None]:
+    """Everything under "iodma" from warnings on, or all of it, to standard error."""
+    logger = logging.getLogger("iodma")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(name)s: %(levelname)s: %(message)s"))
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG if verbose else logging.WARNING)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+def finish(status: int) -> int:
+    """Flushes here, where a reader that is gone is still an error we handle."""
+    sys.stdout.flush()
+    return status
+
+
+def expected(error: Exception) -> bool:
+    """Whether it is about what the user gave or what the host has, and not a mistake of ours."""
+    if isinstance(error, OSError):
+        return True
+    if isinstance(error, ImportError):
+        return (error.name or "").partition(".")[0] in ("iodma", "numpy")
+    try:
+        from iodma.errors import Error
+    except ImportError:
+        return False
+    return isinstance(error, Error)
+
+
+def complain(error: Exception, args: argparse.Namespace) -> None:
+    """One line, or all there is."""
+    if args.verbose:
+        traceback.print_exception(error)
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    print(f"iodma: error: {text or type(error).__name__}", file=sys.stderr)
+    if isinstance(error, ImportError):
+        print("iodma: `iodma doctor` says what is wrong and what to do", file=sys.stderr)

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can be typed after `iodma`.
+
+Invariants
+ - Parsing imports no tool and touches nothing; what is wrong ends in exit status 2 with one line on
+   standard error that names it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from iodma._version import __version__
+
+__all__ = ["EXIT_CODES", "build"]
+
+ENGINES = ("auto", "uring", "threads")
+EXIT_CODES = "exit status: 0 it worked, 1 it did not, 2 the command line is wrong"
+
+
+def positive_int(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def positive_float(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError
+    return value
+
+
+def endpoint(text: str) -> tuple[str, Path]:
+    """NAME=FILE."""
+    name, equals, file = text.partition("=")
+    if not (name.isidentifier() and equals and file):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=FILE")
+    return name, Path(file)
+
+
+# What argparse calls them in "invalid ... value".
+positive_int.__name__ = "positive whole number"
+positive_float.__name__ = "positive number"
+
+
+def build() -> argparse.ArgumentParser:
+    """The parser. The namespace it gives has `command`, the function's name in `commands`."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="log more, and show the traceback of an error",
+    )
+    parser = argparse.ArgumentParser(
+        prog="iodma",
+        description="Zero-copy, asynchronous DMA from a device model's scatter lists to files and"
+        " sockets.",
+        epilog=EXIT_CODES,
+        parents=[common],
+    )
+    parser.set_defaults(verbose=False)
+    parser.add_argument("--version", action="version", version=f"iodma {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, summary: str, description: str = "") -> argparse.ArgumentParser:
+        made = commands.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}. {description}",
+            epilog=EXIT_CODES,
+            parents=[common],
+        )
+        made.set_defaults(command=name)
+        return made
+
+    add_demo(command("demo", "move a real file from disk to guest pages to a TCP receiver"))
+    add_doctor(command("doctor", "what this machine offers, and what to do about what is missing"))
+    add_check(
+        command(
+            "check",
+            "check a device and print its register map",
+            "The file is imported, and the device is made with stand-ins for its endpoints and"
+            " reset once.",
+        )
+    )
+    add_run(
+        command(
+            "run",
+            "run a device on an in-process bus against its file's own driver",
+            "The driver is an `async def driver(bus, device)` in the file; it is given what its"
+            " parameters ask for by name: bus, device, base, ram, memory, engine.",
+        )
+    )
+    add_bench(
+        command(
+            "bench",
+            "measure iodma beside its peers, in pairs on one processor",
+            "A row that misses what it must reach is a result: the exit status is 0 when"
+            " everything ran.",
+        )
+    )
+    return parser
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="auto",
+        help="what talks to the kernel (default: io_uring where it is allowed, else threads)",
+    )
+
+
+def add_target(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "target",
+        metavar="FILE.py[:Class]",
+        help="the file, and which of its devices if it defines several",
+    )
+
+
+def add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        nargs="?",
+        type=Path,
+        help="the file to move (default: one that is on every machine)",
+    )
+    add_engine(parser)
+    parser.add_argument("--direct", action="store_true", help="read past the page cache: O_DIRECT")
+    parser.add_argument(
+        "--swap",
+        type=int,
+        choices=(2, 4, 8),
+        help="put a bus that swaps the bytes of this many lanes into the chain",
+    )
+    parser.add_argument(
+        "--trace", metavar="OUT", type=Path, help="write every transfer's states to a Perfetto file"
+    )
+    add_json(parser)
+
+
+def add_doctor(parser: argparse.ArgumentParser) -> None:
+    add_json(parser)
+
+
+def add_check(parser: argparse.ArgumentParser) -> None:
+    add_target(parser)
+    add_json(parser)
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    add_target(parser)
+    parser.add_argument(
+        "endpoints",
+        metavar="NAME=FILE",
+        nargs="*",
+        type=endpoint,
+        help="an endpoint of the device (default for each: a zeroed buffer of 1 MiB)",
+    )
+    add_engine(parser)
+    parser.add_argument(
+        "--ram",
+        metavar="MIB",
+        type=positive_int,
+        default=64,
+        help="guest RAM, from address 0 (default: 64)",
+    )
+    add_json(parser)
+
+
+def add_bench(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", choices=("core",), help="which benchmark")
+    parser.add_argument(
+        "--json", metavar="OUT", type=Path, help="write rows, peers and machine to this file"
+    )
+    parser.add_argument(
+        "--only",
+        metavar="TEXT",
+        action="append",
+        default=[],
+        help="only rows whose name contains this; may be given several times",
+    )
+    parser.add_argument(
+        "--pairs",
+        metavar="N",
+        type=positive_int,
+        default=7,
+        help="samples of each side (default: 7; fewer are for a quick look)",
+    )
+    parser.add_argument(
+        "--seconds",
+        metavar="S",
+        type=positive_float,
+        default=240.0,
+        help="for everything; samples get shorter to fit (default: 240)",
+    )
+    parser.add_argument(
+        "--sample",
+        metavar="S",
+        type=positive_float,
+        default=0.4,
+        help="seconds of a sample, if there is time (default: 0.4, at most 0.5)",
+    )
+    parser.add_argument(
+        "--cpu", metavar="N", type=int, help="the processor for both sides (default: the last)"
+    )
+    parser.add_argument(
+        "--dir",
+        metavar="DIR",
+        type=Path,
+        help="where the file to read is made, on a disk (default: the first place that will do)",
+    )
