@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[2] / "src" / "iodma"
 # From the bottom up. A unit is a module or folder of the package.
 LAYERS: list[set[str]] = [
     {"_core", "_peer", "_version"},
-    {"types", "errors", "ratelimit"},
+    {"types", "errors", "ratelimit", "log"},
     {"sg"},
     {"memory", "lease", "engine", "trace"},
     {"transfer"},

@@ -30,7 +30,8 @@ def tell(line: str) -> None:
 def demo(args: argparse.Namespace) -> int:
     from iodma.tools.demo import run_from_args
 
-    return run_from_args(args)
+    status: int = run_from_args(args)
+    return status
 
 
 def doctor(args: argparse.Namespace) -> int:

@@ -48,22 +48,13 @@ positive_float.__name__ = "positive number"
 
 def build() -> argparse.ArgumentParser:
     """The parser. The namespace it gives has `command`, the function's name in `commands`."""
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument(
-        "-v",
-        "--verbose",
-        action="store_true",
-        default=argparse.SUPPRESS,
-        help="log more, and show the traceback of an error",
-    )
     parser = argparse.ArgumentParser(
         prog="iodma",
         description="Zero-copy, asynchronous DMA from a device model's scatter lists to files and"
         " sockets.",
         epilog=EXIT_CODES,
-        parents=[common],
     )
-    parser.set_defaults(verbose=False)
+    add_verbose(parser, False)
     parser.add_argument("--version", action="version", version=f"iodma {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
@@ -73,9 +64,9 @@ def build() -> argparse.ArgumentParser:
             help=summary,
             description=f"{summary[0].upper()}{summary[1:]}. {description}",
             epilog=EXIT_CODES,
-            parents=[common],
         )
         made.set_defaults(command=name)
+        add_verbose(made, argparse.SUPPRESS)  # leaves what was given before the command
         return made
 
     add_demo(command("demo", "move a real file from disk to guest pages to a TCP receiver"))
@@ -105,6 +96,16 @@ def build() -> argparse.ArgumentParser:
         )
     )
     return parser
+
+
+def add_verbose(parser: argparse.ArgumentParser, default: bool | str) -> None:
+    parser.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        default=default,
+        help="log more, and show the traceback of an error",
+    )
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
