@@ -227,6 +227,40 @@ def test_a_guest_that_fails_a_device_again_and_again_fills_no_log(
     assert len(caplog.records) < 10
 
 
+def test_the_hook_may_set_registers_whoever_caused_the_failure(engine: FakeEngine) -> None:
+    async def own_coroutine() -> None:
+        write_handler(device)
+
+    device = Fallible()
+    engine.attach(device)
+    device.start(own_coroutine())
+    settle(engine)
+    assert (device.state, device.hurt) == ("failed", 1)
+    assert [type(error) for _, error in engine.failures] == [ValueError]
+
+
+def test_a_device_that_has_failed_does_not_fail_again(engine: FakeEngine) -> None:
+    class Twice(Fallible):
+        last = Register(0x18, always=True, write="broken_by")
+
+    device = Twice()
+    engine.attach(device)
+    device.bus_write(0x10, 4, 0)
+    device.bus_write(0x18, 4, 0)
+    assert (device.counts.failures, len(engine.failures)) == (1, 1)
+
+
+def test_a_hook_is_not_re_entered_through_the_bus(engine: FakeEngine) -> None:
+    class Curious(Mover):
+        def reset(self) -> None:
+            self.log.append(self.bus_read(0x04, 4))
+            self.bus_write(0x00, 4, 1)
+
+    device = Curious()
+    engine.attach(device)
+    assert (device.log, device.counts.reentered, device.tasks) == ([ONES], 2, 0)
+
+
 def test_a_failure_in_the_hooks(engine: FakeEngine, caplog: pytest.LogCaptureFixture) -> None:
     class Worse(Fallible):
         def reset(self) -> None:
@@ -261,6 +295,17 @@ def test_another_thread_is_refused(mover: Mover) -> None:
     assert len(caught) == 2
     assert "call_threadsafe" in str(caught[0])
     assert mover.state == "running"
+
+
+def test_a_device_moves_to_the_thread_of_its_engine(engine: FakeEngine) -> None:
+    made: list[Mover] = []
+    thread = threading.Thread(target=lambda: made.append(Mover()))
+    thread.start()
+    thread.join()
+    with pytest.raises(WrongThreadError):
+        made[0].bus_read(4, 4)
+    engine.attach(made[0])
+    assert made[0].bus_read(4, 4) == 1
 
 
 def test_refused_accesses_are_told_at_debug_level(

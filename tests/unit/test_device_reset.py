@@ -89,6 +89,36 @@ def test_a_reset_waits_for_tasks_as_well_as_for_ports(engine: FakeEngine) -> Non
     assert (device.state, device.tasks, engine.failures) == ("running", 0, [])
 
 
+def test_a_task_that_is_slow_to_end_holds_the_reset_up(
+    engine: FakeEngine, port: FakePort, mover: Mover
+) -> None:
+    mover.start(mover.move(1))
+    settle(engine)
+    port.finish()
+    engine.ready.clear()  # the task is due, and late
+    task = next(iter(engine.tasks))
+    mover.request_reset()
+    settle(engine)
+    assert (mover.state, mover.tasks) == ("resetting", 1)
+    engine.ready.append(task)
+    settle(engine)
+    assert mover.log == [("begin", 1), ("end", 1), "reset"]
+
+
+def test_an_engine_that_gives_up_a_reset_leaves_it_unacknowledged(
+    engine: FakeEngine, mover: Mover
+) -> None:
+    mover.start(mover.move(1))
+    task = engine.ready.pop()
+    ack: Any = mover.request_reset()
+    settle(engine)
+    ack.task.cancel()
+    settle(engine)
+    assert (mover.state, mover.log) == ("resetting", [])
+    engine.ready.append(task)
+    settle(engine)
+
+
 def test_during_a_reset_the_bus_is_refused_but_for_what_always_works(
     engine: FakeEngine, port: FakePort, mover: Mover
 ) -> None:
@@ -125,15 +155,22 @@ def test_overlapping_resets_are_one(engine: FakeEngine, port: FakePort, mover: M
 
 def test_the_rest_of_a_split_access_is_refused_after_a_reset_within_it(engine: FakeEngine) -> None:
     class Wide(Device):
-        control = Register(0, write="controlled")
+        control = Register(0, write="controlled", read="leave")
         data = Register(4)
 
         def controlled(self, value: int) -> None:
             self.request_reset()
 
+        def leave(self) -> int:
+            self.request_reset()
+            return 7
+
     device = attached(engine, Wide())
     device.bus_write(0, 8, 0x5_0000_0001)
     assert (device.data, device.counts.refused_writes) == (0, 1)
+    settle(engine)
+    assert device.bus_read(0, 8) == 0xFFFF_FFFF_0000_0007
+    assert device.counts.refused_reads == 1
     settle(engine)
 
 
@@ -193,12 +230,13 @@ def test_a_coroutine_that_resets_its_own_device_is_cancelled(
     async def work() -> None:
         try:
             await mover.request_reset()
-        finally:
-            mover.log.append("unwound")
+        except Cancelled:
+            mover.log.append("cancelled")
+            raise
 
     mover.start(work())
     settle(engine)
-    assert mover.log == ["unwound", "reset"]
+    assert mover.log == ["cancelled", "reset"]
 
 
 def test_work_that_goes_on_all_the_time_is_begun_by_the_hook(engine: FakeEngine) -> None:

@@ -131,8 +131,8 @@ class Register(Mapped):
             works as PCI's byte enables do: a write changes only its own bytes (to a handler, the
             others look as if they were written with what they hold), a read runs the handler and
             gives its part.
-        always: works also while the device is in reset or has failed. For the register that
-            brings a device back, or that tells of its state.
+        always: works also while the device is in reset or has failed, for accesses that are not
+            wider than it. For the register that brings a device back, or tells of its state.
         doc: what the datasheet says of it.
 
     Raises:
