@@ -50,7 +50,7 @@ struct iod_op {
 	struct msghdr *msg;
 	uint64_t offset;
 	uint64_t length; /* fallocate */
-	uint64_t user_data; /* the two highest values are the backend's own */
+	uint64_t user_data; /* below UINT64_MAX << 32, the rest is the backend's own; a poll's: any */
 };
 
 #define IOD_CQE_MORE (1u << 0) /* another completion for the same op follows (zero-copy send) */

@@ -56,7 +56,7 @@ static int32_t poll_now(const struct iod_op *op)
 	int r = poll(&p, 1, 0);
 	if (r < 0)
 		return would_block(r);
-	if (p.revents & POLLNVAL)
+	if (op->fd < 0 || (p.revents & POLLNVAL)) /* poll passes over negative ones */
 		return -EBADF;
 	return r ? (uint16_t)p.revents : JOB_WOULD_BLOCK;
 }

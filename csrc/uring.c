@@ -24,7 +24,7 @@
  * each time that some but too few had come by then, so that a wait that lasts is not a poll. */
 #define DEAF_US_LEAST 100
 #define DEAF_US_MOST 1600
-#define FOREVER_NS (1000000ll * IOD_NS_PER_S)
+#define FOREVER_S 1000000
 
 #define SELF(b) ((struct iod_uring *)(b))
 
@@ -73,21 +73,29 @@ static uint32_t uring_room(struct iod_backend *b)
 	return slots < left ? slots : left;
 }
 
-static void kick(struct iod_uring *u)
+/* The count of an eventfd says nothing here, only whether it is zero. */
+static void kick(int event_fd)
 {
 	uint64_t one = 1;
 	int saved = errno;
-	ssize_t r = write(u->wake_fd, &one, sizeof one);
+	ssize_t r = write(event_fd, &one, sizeof one);
 	(void)r; /* only a full counter fails, and that polls readable already */
 	errno = saved;
+}
+
+static void drain(int event_fd)
+{
+	uint64_t count;
+	ssize_t r = read(event_fd, &count, sizeof count);
+	(void)r;
 }
 
 static void complete_locally(struct iod_uring *u, uint64_t user_data, int res)
 {
 	uint32_t at = (u->local_head + u->local_count++) % u->base.max_inflight;
 	u->local[at] = (struct iod_cqe){.user_data = user_data, .res = res};
-	if (u->fileno_used)
-		kick(u);
+	if (u->event_fd >= 0)
+		kick(u->event_fd);
 }
 
 static int uring_queue(struct iod_backend *b, const struct iod_op *op)
@@ -95,10 +103,14 @@ static int uring_queue(struct iod_backend *b, const struct iod_op *op)
 	struct iod_uring *u = SELF(b);
 	if (u->inflight >= b->max_inflight || sq_free(u) <= 1)
 		return -EAGAIN;
-	if (iod_uring_fill_sqe(u, &u->sqes[u->sq_tail & u->sq_mask], op))
-		u->sq_tail++;
+	struct uring_sqe *s = &u->sqes[u->sq_tail & u->sq_mask];
+	int r = iod_uring_fill_sqe(u, s, op) ? 0 : -EOPNOTSUPP;
+	if (op->code == IOD_OP_POLL)
+		r = iod_uring_poll_begin(u, op, &s->user_data);
+	if (r < 0)
+		complete_locally(u, op->user_data, r);
 	else
-		complete_locally(u, op->user_data, -EOPNOTSUPP);
+		u->sq_tail++;
 	u->inflight++;
 	b->stats.queued++;
 	return 0;
@@ -107,12 +119,17 @@ static int uring_queue(struct iod_backend *b, const struct iod_op *op)
 static int uring_cancel(struct iod_backend *b, uint64_t user_data)
 {
 	struct iod_uring *u = SELF(b);
+	uint64_t id = iod_uring_poll_id(u, user_data);
+	if (id == user_data && id >= URING_UD_POLL) {
+		b->stats.cancels++; /* a poll that is over */
+		return 0;
+	}
 	if (sq_free(u) <= 1)
 		return -EAGAIN;
 	u->sqes[u->sq_tail++ & u->sq_mask] = (struct uring_sqe){
 		.opcode = URING_ASYNC_CANCEL,
 		.fd = -1,
-		.addr = user_data,
+		.addr = id,
 		.user_data = URING_UD_CANCEL,
 	};
 	b->stats.cancels++;
@@ -154,9 +171,7 @@ static void swallow(struct iod_uring *u, const struct uring_cqe *c)
 		return;
 	if (!(c->flags & URING_CQE_F_MORE)) {
 		/* Read before the flag is looked at: a wake() in between sets it again and writes again. */
-		uint64_t count;
-		ssize_t r = read(u->wake_fd, &count, sizeof count);
-		(void)r;
+		drain(u->wake_fd);
 		u->wake_armed = false;
 	}
 	if (__atomic_exchange_n(&u->wake_flag, 0, __ATOMIC_SEQ_CST))
@@ -175,7 +190,8 @@ static uint32_t reap_ring(struct iod_uring *u, struct iod_cqe *out, uint32_t max
 		if (n == max)
 			break;
 		bool more = c->flags & URING_CQE_F_MORE;
-		out[n++] = (struct iod_cqe){.user_data = c->user_data, .res = c->res, .flags = more ? IOD_CQE_MORE : 0};
+		uint64_t id = c->user_data < URING_UD_POLL ? c->user_data : iod_uring_poll_end(u, c->user_data);
+		out[n++] = (struct iod_cqe){.user_data = id, .res = c->res, .flags = more ? IOD_CQE_MORE : 0};
 		if (!more)
 			u->inflight--;
 	}
@@ -186,21 +202,11 @@ static uint32_t reap_ring(struct iod_uring *u, struct iod_cqe *out, uint32_t max
 	return n;
 }
 
-/* Where the ring cannot be polled itself: the eventfd's count says nothing, only that it is not zero. */
-static void event_fd_clear(const struct iod_uring *u)
-{
-	uint64_t count;
-	ssize_t r = read(u->event_fd, &count, sizeof count);
-	(void)r;
-}
-
+/* What fileno() gave away is readable again if there is more. */
 static void event_fd_restore(const struct iod_uring *u)
 {
-	uint64_t one = 1;
-	if (u->local_count || u->cq_head != cq_tail(u) || must_enter(u)) {
-		ssize_t r = write(u->event_fd, &one, sizeof one);
-		(void)r;
-	}
+	if (u->local_count || u->cq_head != cq_tail(u) || must_enter(u))
+		kick(u->event_fd);
 }
 
 static uint32_t uring_reap(struct iod_backend *b, struct iod_cqe *out, uint32_t max)
@@ -208,7 +214,7 @@ static uint32_t uring_reap(struct iod_backend *b, struct iod_cqe *out, uint32_t 
 	struct iod_uring *u = SELF(b);
 	uint32_t n = 0;
 	if (u->event_fd >= 0)
-		event_fd_clear(u);
+		drain(u->event_fd);
 	while (u->local_count && n < max) {
 		out[n++] = u->local[u->local_head];
 		u->local_head = (u->local_head + 1) % b->max_inflight;
@@ -216,9 +222,12 @@ static uint32_t uring_reap(struct iod_backend *b, struct iod_cqe *out, uint32_t 
 		u->inflight--;
 	}
 	n += reap_ring(u, out + n, max - n);
-	if (!n && max && must_enter(u) && iod_uring_enter(u, 0, 0, URING_ENTER_GETEVENTS, NULL, 0) >= 0)
+	if (!n && max && must_enter(u) && iod_uring_enter(u, 0, 0, URING_ENTER_GETEVENTS, NULL, 0) >= 0) {
+		if (u->event_fd >= 0)
+			drain(u->event_fd); /* what was posted by this very enter */
 		n = reap_ring(u, out, max);
-	if (!u->wake_armed && u->fileno_used)
+	}
+	if (!u->wake_armed && u->event_fd >= 0)
 		uring_flush(b);
 	if (u->event_fd >= 0)
 		event_fd_restore(u);
@@ -275,59 +284,56 @@ static bool spin(struct iod_uring *u, uint32_t least, int64_t until)
 	return false;
 }
 
-/* One enter that submits what is pending and sleeps. */
+/* One enter that submits what is pending and sleeps.  0: look again; or -errno. */
 static int sleep_once(struct iod_uring *u, uint32_t least, uint32_t others, int64_t left)
 {
 	struct uring_timespec ts = {.sec = left / IOD_NS_PER_S, .nsec = left % IOD_NS_PER_S};
 	struct uring_getevents_arg arg = {.timeout = left >= 0 ? (uint64_t)(uintptr_t)&ts : 0};
-	uint32_t kernel_least = least - u->local_count + others;
-	if (kernel_least > 1) {
-		if (u->features & URING_FEAT_MIN_TIMEOUT) {
-			arg.min_wait_us = u->deaf_us;
-			if (left < 0) { /* without a timeout of its own the shorter one would end the wait */
-				ts.sec = FOREVER_NS / IOD_NS_PER_S;
-				ts.nsec = 0;
-				arg.timeout = (uint64_t)(uintptr_t)&ts;
-			}
-		} else {
-			kernel_least = cq_tail(u) - u->cq_head + 1;
+	uint32_t wanted = least - u->local_count + others;
+	bool deaf = wanted > 1 && (u->features & URING_FEAT_MIN_TIMEOUT);
+	int64_t start = 0;
+	if (deaf) {
+		start = iod_now_ns();
+		arg.min_wait_us = u->deaf_us;
+		if (left < 0) { /* without a timeout of its own the shorter one would end the wait */
+			ts = (struct uring_timespec){.sec = FOREVER_S};
+			arg.timeout = (uint64_t)(uintptr_t)&ts;
 		}
+	} else if (wanted > 1) {
+		wanted = cq_tail(u) - u->cq_head + 1; /* each one that comes */
 	}
+	unsigned flags = URING_ENTER_GETEVENTS | (arg.timeout ? URING_ENTER_EXT_ARG : 0);
 	__atomic_store_n(u->k_sq_tail, u->sq_tail, __ATOMIC_RELEASE);
 	u->base.stats.sleeps++;
-	if (!arg.timeout) /* saves the kernel a copy */
-		return iod_uring_enter(u, sq_pending(u), kernel_least, URING_ENTER_GETEVENTS, NULL, 0);
-	return iod_uring_enter(u, sq_pending(u), kernel_least, URING_ENTER_GETEVENTS | URING_ENTER_EXT_ARG, &arg, sizeof arg);
+	int r = iod_uring_enter(u, sq_pending(u), wanted, flags, arg.timeout ? &arg : NULL, arg.timeout ? sizeof arg : 0);
+	if (r < 0)
+		return r == -ETIME ? 0 : r;
+	if (sq_pending(u)) /* not all taken, so the kernel did not wait either */
+		return r ? 0 : -EAGAIN;
+	if (cq_tail(u) - u->cq_head >= wanted)
+		return 0;
+	if (deaf && cq_tail(u) != u->cq_head && iod_now_ns() - start >= u->deaf_us * 1000ll) {
+		u->deaf_us = u->deaf_us < DEAF_US_MOST ? u->deaf_us * 2 : DEAF_US_MOST;
+		return 0;
+	}
+	return -EINTR; /* which the kernel does not say when it has anything else to report */
 }
 
 static int sleep_until(struct iod_uring *u, uint32_t least, int64_t deadline, int64_t left)
 {
-	uint32_t others;
-	u->deaf_us = u->deaf_us ? u->deaf_us : DEAF_US_LEAST;
+	u->deaf_us = DEAF_US_LEAST;
 	for (;;) {
+		uint32_t others;
 		reap_ring(u, NULL, 0); /* completions of the ring's own would only end the sleep early */
-		enough(u, least, &others);
-		uint32_t pending = sq_pending(u);
-		int r = sleep_once(u, least, others, left);
-		if (enough(u, least, &others) || take_wake(u)) {
-			u->deaf_us = DEAF_US_LEAST;
+		if (enough(u, least, &others) || take_wake(u))
 			return 0;
-		}
-		if (r < 0 && r != -ETIME)
-			return r;
+		int r = sleep_once(u, least, others, left);
+		if (enough(u, least, &others) || take_wake(u))
+			return 0;
 		if (deadline >= 0 && (left = deadline - iod_now_ns()) <= 0)
 			return -ETIME;
-		if (sq_pending(u)) { /* not all taken, so the kernel did not wait either */
-			if (sq_pending(u) == pending)
-				return -EAGAIN;
-			continue;
-		}
-		if (u->deaf_us < DEAF_US_MOST)
-			u->deaf_us *= 2;
-		/* Short of `least`, and it may be a signal's doing: the kernel does not say so when it has anything
-		 * else to report (entries taken, completions there). */
-		if (r >= 0)
-			return -EINTR;
+		if (r < 0)
+			return r;
 	}
 }
 
@@ -369,51 +375,35 @@ static int uring_wait(struct iod_backend *b, uint32_t least, int64_t timeout_ns,
 static void uring_wake(struct iod_backend *b)
 {
 	struct iod_uring *u = SELF(b);
-	if (!__atomic_exchange_n(&u->wake_flag, 1, __ATOMIC_SEQ_CST))
-		kick(u);
-}
-
-static bool ring_is_pollable(struct iod_uring *u)
-{
-	struct pollfd p = {.fd = u->fd, .events = POLLIN};
-	kick(u);
-	bool readable = poll(&p, 1, 0) == 1 && (p.revents & POLLIN);
-	/* Its own completion goes again, so that the first poll by the caller means something. */
-	iod_uring_enter(u, 0, 0, URING_ENTER_GETEVENTS, NULL, 0);
-	reap_ring(u, NULL, 0);
-	return readable;
-}
-
-int iod_uring_use_event_fd(struct iod_uring *u)
-{
-	int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (fd < 0)
-		return -errno;
-	int r = iod_uring_register(u->fd, URING_REGISTER_EVENTFD, &fd, 1);
-	if (r < 0) {
-		close(fd);
-		return r;
-	}
-	u->event_fd = fd;
-	event_fd_restore(u);
-	return 0;
+	if (__atomic_exchange_n(&u->wake_flag, 1, __ATOMIC_SEQ_CST))
+		return;
+	kick(u->wake_fd);
+	int event_fd = __atomic_load_n(&u->event_fd, __ATOMIC_SEQ_CST);
+	if (event_fd >= 0)
+		kick(event_fd);
 }
 
 static int uring_fileno(struct iod_backend *b)
 {
 	struct iod_uring *u = SELF(b);
-	if (!u->fileno_used) {
-		uring_flush(b); /* the wake poll may not be armed */
-		if (!ring_is_pollable(u) && u->event_fd < 0) {
-			int r = iod_uring_use_event_fd(u);
-			if (r < 0)
-				return r;
-		}
-		u->fileno_used = true;
-		if (u->local_count)
-			kick(u);
+	if (u->event_fd >= 0)
+		return u->epoll_fd >= 0 ? u->epoll_fd : u->event_fd;
+	int r = uring_flush(b); /* the wake poll may not be armed */
+	int fd = r < 0 ? r : eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (fd < 0)
+		return r < 0 ? r : -errno;
+	r = iod_uring_register(u->fd, URING_REGISTER_EVENTFD, &fd, 1);
+	if (r >= 0)
+		r = iod_uring_watch(u, fd);
+	if (r < 0) {
+		close(fd);
+		return r;
 	}
-	return u->event_fd >= 0 ? u->event_fd : u->fd;
+	__atomic_store_n(&u->event_fd, fd, __ATOMIC_SEQ_CST);
+	event_fd_restore(u);
+	if (u->woken || __atomic_load_n(&u->wake_flag, __ATOMIC_SEQ_CST))
+		kick(fd);
+	return r;
 }
 
 const struct iod_backend_ops iod_uring_ops = {

@@ -32,6 +32,8 @@ static const uint32_t setup_choices[] = {
 	0,
 };
 
+unsigned iod_uring_first_choice;
+
 int iod_uring_register(int fd, unsigned opcode, void *arg, unsigned count)
 {
 	long r = syscall(IOD_SYS_IO_URING_REGISTER, fd, opcode, arg, count);
@@ -48,7 +50,7 @@ static uint32_t round_up_pow2(uint32_t v)
 
 static int ring_open(struct uring_params *p, uint32_t entries, uint32_t completions)
 {
-	for (size_t i = 0; i < sizeof setup_choices / sizeof setup_choices[0]; i++) {
+	for (size_t i = iod_uring_first_choice; i < sizeof setup_choices / sizeof setup_choices[0]; i++) {
 		memset(p, 0, sizeof *p);
 		p->flags = setup_choices[i] | URING_SETUP_CQSIZE | URING_SETUP_CLAMP;
 		p->cq_entries = completions;
@@ -168,7 +170,7 @@ struct iod_backend *iod_uring_create(uint32_t entries, uint32_t inflight, int *e
 	}
 	u->base.ops = &iod_uring_ops;
 	u->base.max_inflight = inflight;
-	u->fd = u->wake_fd = u->event_fd = -1;
+	u->fd = u->wake_fd = u->event_fd = u->epoll_fd = -1;
 	u->pid = getpid();
 	*err = ring_make(u, entries, inflight);
 	if (*err < 0) {
@@ -199,6 +201,8 @@ void iod_uring_destroy(struct iod_backend *b)
 	close_fd(u->fd);
 	close_fd(u->wake_fd);
 	close_fd(u->event_fd);
+	close_fd(u->epoll_fd);
+	free(u->polls);
 	free(u->local);
 	free(u);
 }
