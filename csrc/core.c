@@ -172,10 +172,10 @@ void iod_row_complete(struct iod_core *core, struct iod_row *row, enum iod_statu
 	row->error = error;
 	iod_row_release(core, row);
 	iod_row_to(core, row, IOD_S_COMPLETE);
-	if (row->target) {
+	struct iod_target *target = row->target;
+	if (target)
 		leave_order(core, row);
-		row->target->references--;
-	}
+	row->target = NULL;
 	port->busy--;
 	port->completed[status]++;
 	core->count.completed[status]++;
@@ -189,6 +189,8 @@ void iod_row_complete(struct iod_core *core, struct iod_row *row, enum iod_statu
 		iod_queue_add(&port->done, row);
 		core->batches_done++;
 	}
+	if (target && --target->references == 0 && target->idle)
+		target->idle(target); /* may free it */
 }
 
 void iod_row_fault(struct iod_core *core, struct iod_row *row)
@@ -659,8 +661,10 @@ static void completion(struct iod_core *core, const struct iod_cqe *cqe)
 {
 	struct iod_row *row = iod_find(core, cqe->user_data);
 
-	if (!row || !row->with_backend)
+	if (!row || !row->with_backend) {
+		core->hooks.other(core, cqe);
 		return;
+	}
 	if (cqe->flags & IOD_CQE_MORE) { /* zero-copy: the pages are still the kernel's */
 		row->notified = true;
 		row->sent = cqe->res;

@@ -13,7 +13,7 @@ const char *iod_cause_text(enum iod_cause cause)
 		[IOD_C_NONE] = "no fault",
 		[IOD_C_UNMAPPED] = "nothing is mapped there",
 		[IOD_C_PERMISSION] = "the mapping does not permit it",
-		[IOD_C_LIMIT] = "beyond the window's limit",
+		[IOD_C_LIMIT] = "beyond the limit",
 		[IOD_C_WRAP] = "the segment runs past 2^64 - 1",
 		[IOD_C_QUARANTINE] = "quarantined: a revocation failed there",
 		[IOD_C_GONE] = "the memory behind it is gone",

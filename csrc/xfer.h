@@ -83,6 +83,7 @@ struct iod_target {
 	struct iod_row *writers;   /* direct FILE: writes under way, by their block ranges */
 	struct iod_queue range_wait;
 	uint32_t references; /* rows */
+	void (*idle)(struct iod_target *); /* the last one is gone */
 	void *owner;
 };
 
@@ -205,6 +206,8 @@ struct iod_hooks {
 	void (*script_cancel)(void *, struct iod_row *);
 	/* A revocation's last row is gone. */
 	void (*revoked)(void *, struct iod_revocation *);
+	/* A completion of a request that is no row's. */
+	void (*other)(struct iod_core *, const struct iod_cqe *);
 	void *context;
 };
 

@@ -1,0 +1,639 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * engine: the object that holds a core, its backend and its tasks.
+ *
+ * Invariants
+ *  - It belongs to the thread that made it, in the process that made it.
+ *  - It is destroyed only when the backend has nothing in flight: memory that the kernel may still write is never
+ *    let go. */
+#include "engine.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+PyTypeObject *EngineType;
+unsigned ext_forks;
+
+int ext_check(Engine *self)
+{
+	if (self->closed) {
+		PyErr_SetString(ClosedErrorType, "the engine is closed");
+		return -1;
+	}
+	if (self->thread != PyThread_get_thread_ident() || self->fork_generation != ext_forks) {
+		PyErr_SetString(WrongThreadErrorType,
+				self->fork_generation != ext_forks
+					? "the engine belongs to the process that made it; make another after a fork"
+					: "the engine belongs to the thread that made it; use call_threadsafe from others");
+		return -1;
+	}
+	return 0;
+}
+
+/* ---- hooks of the core ---- */
+
+static int hook_device(void *context, struct iod_region *region, uint64_t offset, unsigned width, bool write,
+		       uint64_t *value)
+{
+	PyObject *target = region->owner, *result;
+	Engine *engine = context;
+	if (write)
+		result = PyObject_CallMethod(target, "write", "KIK", (unsigned long long)offset, width,
+					     (unsigned long long)*value);
+	else
+		result = PyObject_CallMethod(target, "read", "KI", (unsigned long long)offset, width);
+	if (!result) {
+		/* A strict engine lets it out of run; see ext_turn. */
+		if (!engine->raised) {
+			PyObject *type, *trace;
+			PyErr_Fetch(&type, &engine->raised, &trace);
+			PyErr_NormalizeException(&type, &engine->raised, &trace);
+			if (trace && engine->raised)
+				PyException_SetTraceback(engine->raised, trace);
+			Py_XDECREF(type);
+			Py_XDECREF(trace);
+		} else {
+			PyErr_WriteUnraisable(target);
+		}
+		return -EFAULT;
+	}
+	int error = 0;
+	if (!write) {
+		*value = PyLong_AsUnsignedLongLongMask(result);
+		if (PyErr_Occurred()) {
+			PyErr_WriteUnraisable(target);
+			error = -EFAULT;
+		}
+	} else if (result == Py_False) { /* the window refuses: a bus error */
+		error = -EFAULT;
+	}
+	Py_DECREF(result);
+	return error;
+}
+
+static void call_script(PyObject *script, struct iod_row *row)
+{
+	if (!script)
+		return;
+	PyObject *result = PyObject_CallFunction(script, "KiKK", (unsigned long long)row->ticket, (int)row->direction,
+						 (unsigned long long)(row->position + row->moved),
+						 (unsigned long long)(row->total - row->moved));
+	if (!result)
+		PyErr_WriteUnraisable(script);
+	Py_XDECREF(result);
+}
+
+static void hook_script(void *context, struct iod_row *row)
+{
+	(void)context;
+	call_script(((Target *)row->target->owner)->script, row);
+}
+
+static void hook_script_cancel(void *context, struct iod_row *row)
+{
+	(void)context;
+	call_script(((Target *)row->target->owner)->script_cancel, row);
+}
+
+static void hook_revoked(void *context, struct iod_revocation *revocation)
+{
+	Engine *engine = context;
+	Revocation *self = revocation->owner;
+	self->next = engine->revoked;
+	engine->revoked = self;
+}
+
+static void other_completion(struct iod_core *core, const struct iod_cqe *cqe)
+{
+	Engine *self = (Engine *)((char *)core - offsetof(Engine, core));
+	if (cqe->user_data == EXT_WATCH) {
+		self->watch_armed = false;
+		self->watch_result = cqe->res > 0 ? (uint32_t)cqe->res : 1;
+	}
+}
+
+/* ---- the object ---- */
+
+/* Engine(kind, entries, inflight, workers, bounce_bytes, spin_ns) */
+static PyObject *engine_new(PyTypeObject *type, PyObject *args, PyObject *kw)
+{
+	(void)args;
+	(void)kw;
+	Engine *self = (Engine *)PyType_GenericAlloc(type, 0);
+	if (self)
+		self->closed = true; /* until _open */
+	return (PyObject *)self;
+}
+
+static PyObject *engine_open(Engine *self, PyObject *args)
+{
+	int kind;
+	unsigned entries, inflight, workers;
+	unsigned long long bounce, spin;
+	int error = 0;
+
+	if (!PyArg_ParseTuple(args, "iIIIKK", &kind, &entries, &inflight, &workers, &bounce, &spin))
+		return NULL;
+	if (self->opened) {
+		PyErr_SetString(ErrorType, "the engine was opened already");
+		return NULL;
+	}
+	self->spaces = PyList_New(0);
+	if (!self->spaces)
+		return NULL;
+	self->backend = kind == 0 ? iod_uring_create(entries, inflight, &error) : iod_threads_create(workers, inflight, &error);
+	if (!self->backend) {
+		errno = -error;
+		return PyErr_SetFromErrno(PyExc_OSError);
+	}
+	struct iod_hooks hooks = {.device = hook_device, .script = hook_script, .script_cancel = hook_script_cancel,
+				  .revoked = hook_revoked, .other = other_completion, .context = self};
+	error = iod_core_init(&self->core, self->backend, bounce, &hooks);
+	if (error) {
+		self->backend->ops->destroy(self->backend);
+		self->backend = NULL;
+		errno = -error;
+		return PyErr_SetFromErrno(PyExc_OSError);
+	}
+	self->opened = true;
+	self->closed = false;
+	self->thread = PyThread_get_thread_ident();
+	self->fork_generation = ext_forks;
+	self->spin_most = spin;
+	self->spin_now = spin;
+	self->release_bytes = 256 << 10;
+	self->watch_fd = -1;
+	Py_RETURN_NONE;
+}
+
+/* _close(): True when it is closed; False when the backend still has something in flight. */
+static PyObject *engine_close(Engine *self, PyObject *unused)
+{
+	(void)unused;
+	if (self->closed)
+		Py_RETURN_TRUE;
+	if (self->fork_generation == ext_forks && self->core.with_backend)
+		Py_RETURN_FALSE;
+	for (Py_ssize_t i = 0; i < PyList_Size(self->spaces); i++) {
+		Space *space = (Space *)PyList_GetItem(self->spaces, i);
+		if (space->space.core == &self->core)
+			space->space.core = NULL;
+	}
+	Py_CLEAR(self->spaces);
+	while (self->core.revocations)
+		iod_revocation_forget(&self->core, self->core.revocations);
+	while (self->ready_head) {
+		Task *task = self->ready_head;
+		self->ready_head = task->next;
+		Py_DECREF(task);
+	}
+	self->ready_tail = NULL;
+	self->ready_count = 0;
+	if (self->fork_generation == ext_forks) { /* after a fork all of it is the parent's */
+		self->backend->ops->destroy(self->backend);
+		iod_core_destroy(&self->core);
+	}
+	for (uint32_t i = 0; i < self->ports; i++)
+		self->port[i]->port.closed = true;
+	self->backend = NULL;
+	self->closed = true;
+	Py_RETURN_TRUE;
+}
+
+static void engine_dealloc(Engine *self)
+{
+	PyTypeObject *type = Py_TYPE(self);
+	if (self->opened && !self->closed) {
+		PyObject *done = engine_close(self, NULL);
+		/* The kernel may still write: leak the core rather than let go of the memory. */
+		Py_XDECREF(done);
+	}
+	Py_XDECREF(self->failed);
+	Py_XDECREF(self->unpark);
+	Py_XDECREF(self->raised);
+	free(self->port);
+	if (self->core.trace) {
+		free(self->core.trace->event);
+		free(self->core.trace);
+	}
+	free(self->core.edges);
+	freefunc release = PyType_GetSlot(type, Py_tp_free);
+	release(self);
+	Py_DECREF(type);
+}
+
+/* _spawn(coro, owner, name, generation) -> Task */
+static PyObject *engine_spawn(Engine *self, PyObject *args)
+{
+	PyObject *coroutine, *owner, *name, *generation = Py_None;
+	if (!PyArg_ParseTuple(args, "OOO|O", &coroutine, &owner, &name, &generation) || ext_check(self))
+		return NULL;
+	if (!PyObject_HasAttrString(coroutine, "send") || !PyObject_HasAttrString(coroutine, "throw"))
+		return PyErr_Format(ArgumentTypeErrorType, "%R is not a coroutine; call an `async def` for one", coroutine);
+	Task *task = (Task *)PyType_GenericAlloc(TaskType, 0);
+	if (!task)
+		return NULL;
+	ext_wait_init(&task->wait, self);
+	task->wait.is_task = true;
+	Py_INCREF(coroutine);
+	task->coroutine = coroutine;
+	if (owner != Py_None) {
+		Py_INCREF(owner);
+		task->owner = owner;
+	}
+	Py_INCREF(name);
+	task->name = name;
+	Py_INCREF(generation);
+	task->generation = generation;
+	task->depth = self->core.depth;
+	self->tasks++;
+	Py_INCREF(task);
+	task->later = self->all;
+	if (self->all)
+		self->all->earlier = task;
+	self->all = task;
+	ext_task_ready(task);
+	return (PyObject *)task;
+}
+
+/* wake(): from any thread. */
+static PyObject *engine_wake(Engine *self, PyObject *unused)
+{
+	(void)unused;
+	if (!self->closed) {
+		__atomic_store_n(&self->woken, 1, __ATOMIC_RELEASE);
+		self->backend->ops->wake(self->backend);
+	}
+	Py_RETURN_NONE;
+}
+
+static PyObject *engine_fileno(Engine *self, PyObject *unused)
+{
+	(void)unused;
+	if (ext_check(self))
+		return NULL;
+	return PyLong_FromLong(self->backend->ops->fileno(self->backend));
+}
+
+static PyObject *engine_nudge(Engine *self, PyObject *unused)
+{
+	(void)unused;
+	if (!self->closed)
+		self->backend->ops->wake(self->backend);
+	Py_RETURN_NONE;
+}
+
+/* _watch(fd): polled for reading while the engine runs; -1: nothing. */
+static PyObject *engine_watch(Engine *self, PyObject *arg)
+{
+	long fd = PyLong_AsLong(arg);
+	if (fd == -1 && PyErr_Occurred())
+		return NULL;
+	self->watch_fd = (int)fd;
+	Py_RETURN_NONE;
+}
+
+void ext_arm_watch(Engine *self)
+{
+	if (self->watch_fd < 0 || self->watch_armed)
+		return;
+	struct iod_op op = {.code = IOD_OP_POLL, .fd = self->watch_fd, .poll_events = 1, .user_data = EXT_WATCH};
+	if (self->backend->ops->queue(self->backend, &op) == 0)
+		self->watch_armed = true;
+}
+
+/* Ask everything to end: tasks and transfers. */
+static PyObject *engine_cancel_all(Engine *self, PyObject *unused)
+{
+	(void)unused;
+	if (ext_check(self))
+		return NULL;
+	for (Task *task = self->all; task; task = task->later)
+		if (ext_task_cancel(task))
+			return NULL;
+	for (uint32_t i = 0; i < self->core.rows; i++) {
+		struct iod_row *row = iod_row_at(&self->core, i);
+		if (row->state != IOD_S_FREE)
+			iod_cancel_row(&self->core, row);
+	}
+	/* Nobody will read these any more. */
+	for (uint32_t i = 0; i < self->ports; i++) {
+		Port *port = self->port[i];
+		struct iod_row *row;
+		Py_INCREF(port);
+		while ((row = iod_take_batch(&self->core, &port->port)))
+			ext_row_free(self, row);
+		Py_DECREF(port);
+	}
+	Py_RETURN_NONE;
+}
+
+static PyObject *engine_settle(Engine *self, PyObject *unused)
+{
+	(void)unused;
+	if (self->watch_armed) {
+		self->backend->ops->cancel(self->backend, EXT_WATCH);
+		self->watch_fd = -1;
+	}
+	Py_RETURN_NONE;
+}
+
+static PyObject *engine_register(Engine *self, PyObject *region_object)
+{
+	if (ext_check(self))
+		return NULL;
+	struct iod_region *region;
+	uint8_t *base;
+	size_t size;
+	int *index;
+	if (region_object == Py_None) {
+		base = self->core.arena.base;
+		size = self->core.arena.pages * IOD_ARENA_PAGE;
+		index = &self->core.arena.buffer_index;
+	} else {
+		if (!PyObject_TypeCheck(region_object, RegionType))
+			return PyErr_Format(ArgumentTypeErrorType, "%R is not a region", region_object);
+		region = ((Region *)region_object)->region;
+		base = region->host;
+		size = region->size;
+		index = &region->buffer_index;
+	}
+	if (!base || size == 0 || *index >= 0)
+		Py_RETURN_FALSE;
+	int free_slot = self->next_buffer;
+	if (free_slot >= IOD_MAX_BUFFERS)
+		Py_RETURN_FALSE;
+	int error = self->backend->ops->set_buffer(self->backend, free_slot, base, size);
+	if (error < 0) {
+		errno = -error;
+		return PyErr_SetFromErrno(PyExc_OSError);
+	}
+	self->next_buffer++;
+	*index = free_slot;
+	Py_RETURN_TRUE;
+}
+
+static PyObject *engine_rows(Engine *self, PyObject *unused)
+{
+	(void)unused;
+	PyObject *list = PyList_New(0);
+	uint64_t now = ext_clock();
+	for (uint32_t i = 0; list && !self->closed && i < self->core.rows; i++) {
+		struct iod_row *row = iod_row_at(&self->core, i);
+		if (row->state == IOD_S_FREE)
+			continue;
+		PyObject *target = row->target ? (PyObject *)row->target->owner : Py_None;
+		PyObject *item = Py_BuildValue("(KsiisKKLiO)", (unsigned long long)row->ticket,
+					       iod_state_names[row->state], (int)row->kind, (int)row->direction,
+					       row->port->name, (unsigned long long)row->total,
+					       (unsigned long long)row->moved, (long long)(now - row->born),
+					       (int)row->wait, target);
+		if (!item || PyList_Append(list, item))
+			Py_CLEAR(list);
+		Py_XDECREF(item);
+	}
+	return list;
+}
+
+static int put(PyObject *dict, const char *name, uint64_t value)
+{
+	PyObject *number = PyLong_FromUnsignedLongLong(value);
+	int error = number ? PyDict_SetItemString(dict, name, number) : -1;
+	Py_XDECREF(number);
+	return error;
+}
+
+static PyObject *engine_stats(Engine *self, PyObject *unused)
+{
+	(void)unused;
+	static const char *const status[] = {"ok", "fault", "io_error", "cancelled", "peer_gone"};
+	static const char *const reason[] = {"lanes", "alignment", "not_ram", "small"};
+	static const char *const wait[] = {"none", "budget", "ring", "order", "range"};
+	const struct iod_counters *c = &self->core.count;
+	PyObject *d = PyDict_New();
+	char name[64];
+	int bad = !d;
+	if (bad)
+		return NULL;
+#define PUT(field, value) bad |= put(d, field, value)
+	PUT("submitted", c->submitted);
+	PUT("delivered", c->delivered);
+	for (int i = 0; i < 5; i++) {
+		snprintf(name, sizeof name, "completed_%s", status[i]);
+		PUT(name, c->completed[i]);
+	}
+	PUT("bytes_from_memory", c->bytes[IOD_FROM_MEMORY]);
+	PUT("bytes_to_memory", c->bytes[IOD_TO_MEMORY]);
+	for (int i = 0; i < IOD_REASONS; i++) {
+		snprintf(name, sizeof name, "bounced_%s", reason[i]);
+		PUT(name, c->bounced[i]);
+		snprintf(name, sizeof name, "bounces_%s", reason[i]);
+		PUT(name, c->bounces[i]);
+	}
+	for (int i = 1; i < IOD_WAIT_REASONS; i++) {
+		snprintf(name, sizeof name, "waited_%s", wait[i]);
+		PUT(name, c->waits[i]);
+	}
+	PUT("pending", c->pending);
+	PUT("requests", c->requests);
+	PUT("splits", c->splits);
+	PUT("pieces", c->pieces);
+	PUT("messages", c->messages);
+	PUT("revocations", c->revocations);
+	PUT("revocations_failed", c->revocations_failed);
+	PUT("copied", c->copied);
+	PUT("python_bytes", self->python_bytes);
+	PUT("in_use", self->core.in_use);
+	PUT("with_backend", self->core.with_backend);
+	PUT("tasks", self->tasks);
+	PUT("turns", self->turns);
+	PUT("resumed", self->resumed);
+	PUT("lock_released", self->gil_released);
+	PUT("arena_bytes", (uint64_t)self->core.arena.pages * IOD_ARENA_PAGE);
+	PUT("arena_used", (uint64_t)self->core.arena.used * IOD_ARENA_PAGE);
+	PUT("arena_peak", (uint64_t)self->core.arena.peak * IOD_ARENA_PAGE);
+	if (self->backend) {
+		const struct iod_backend_stats *b = &self->backend->stats;
+		PUT("enters", b->enters);
+		PUT("sleeps", b->sleeps);
+		PUT("spins", b->spins);
+		PUT("spin_hits", b->spin_hits);
+		PUT("cancels", b->cancels);
+	}
+#undef PUT
+	if (bad)
+		Py_CLEAR(d);
+	return d;
+}
+
+/* _trace(room): keep up to `room` events from now on; 0 stops. */
+static PyObject *engine_trace(Engine *self, PyObject *arg)
+{
+	uint64_t room;
+	if (ext_u64(arg, "room", &room))
+		return NULL;
+	if (self->core.trace) {
+		free(self->core.trace->event);
+		free(self->core.trace);
+		self->core.trace = NULL;
+	}
+	if (room == 0)
+		Py_RETURN_NONE;
+	struct iod_trace *trace = calloc(1, sizeof *trace);
+	if (trace)
+		trace->event = malloc(room * sizeof *trace->event);
+	if (!trace || !trace->event) {
+		free(trace);
+		return PyErr_NoMemory();
+	}
+	trace->room = room;
+	self->core.trace = trace;
+	Py_RETURN_NONE;
+}
+
+/* _take_trace() -> (events as bytes, events lost): QQQ BBBB I each */
+static PyObject *engine_take_trace(Engine *self, PyObject *unused)
+{
+	(void)unused;
+	struct iod_trace *trace = self->core.trace;
+	if (!trace)
+		return Py_BuildValue("y#K", "", (Py_ssize_t)0, 0ULL);
+	PyObject *result = Py_BuildValue("y#K", (const char *)trace->event,
+					 (Py_ssize_t)(trace->count * sizeof *trace->event),
+					 (unsigned long long)trace->lost);
+	trace->count = 0;
+	trace->lost = 0;
+	return result;
+}
+
+/* _edges() -> {(from, to): times}; the first call starts the counting. */
+static PyObject *engine_edges(Engine *self, PyObject *unused)
+{
+	(void)unused;
+	if (!self->core.edges)
+		self->core.edges = calloc(IOD_STATE_COUNT * IOD_STATE_COUNT, sizeof *self->core.edges);
+	if (!self->core.edges)
+		return PyErr_NoMemory();
+	PyObject *dict = PyDict_New();
+	for (size_t i = 0; dict && i < iod_edge_count; i++) {
+		PyObject *key = Py_BuildValue("ss", iod_state_names[iod_edges[i].from], iod_state_names[iod_edges[i].to]);
+		PyObject *value = PyLong_FromUnsignedLongLong(
+			self->core.edges[iod_edges[i].from * IOD_STATE_COUNT + iod_edges[i].to]);
+		if (!key || !value || PyDict_SetItem(dict, key, value))
+			Py_CLEAR(dict);
+		Py_XDECREF(key);
+		Py_XDECREF(value);
+	}
+	return dict;
+}
+
+static PyObject *engine_set(Engine *self, PyObject *args)
+{
+	const char *name;
+	PyObject *value_object;
+	uint64_t value;
+	if (!PyArg_ParseTuple(args, "sO", &name, &value_object))
+		return NULL;
+	if (!strcmp(name, "failed")) {
+		Py_INCREF(value_object);
+		EXT_SET(self->failed, value_object);
+		Py_RETURN_NONE;
+	}
+	if (!strcmp(name, "unpark")) {
+		Py_INCREF(value_object);
+		EXT_SET(self->unpark, value_object);
+		Py_RETURN_NONE;
+	}
+	if (ext_u64(value_object, name, &value))
+		return NULL;
+	if (!strcmp(name, "watcher_parked"))
+		self->watcher_parked = value != 0;
+	else if (!strcmp(name, "small_from_memory"))
+		self->core.small[IOD_FROM_MEMORY] = (uint32_t)value;
+	else if (!strcmp(name, "small_to_memory"))
+		self->core.small[IOD_TO_MEMORY] = (uint32_t)value;
+	else if (!strcmp(name, "release_bytes"))
+		self->release_bytes = value;
+	else if (!strcmp(name, "spin_ns"))
+		self->spin_most = self->spin_now = value;
+	else if (!strcmp(name, "stop"))
+		self->stop = value != 0;
+	else
+		return PyErr_Format(PyExc_AttributeError, "no setting %s", name);
+	Py_RETURN_NONE;
+}
+
+static PyObject *engine_get(Engine *self, void *what)
+{
+	switch ((char)(intptr_t)what) {
+	case 'k':
+		return PyUnicode_FromString(self->backend ? self->backend->ops->name : "closed");
+	case 'c':
+		return PyBool_FromLong(self->closed);
+	case 'b':
+		return PyLong_FromUnsignedLong(self->closed ? 0 : self->core.with_backend + self->watch_armed);
+	case 'u':
+		return PyLong_FromUnsignedLong(self->closed ? 0 : self->core.in_use);
+	case 's':
+		return PyLong_FromUnsignedLongLong(self->step_started);
+	case 't':
+		return PyLong_FromUnsignedLong(self->tasks);
+	case 'n':
+		return PyLong_FromUnsignedLongLong(self->turns);
+	case 'w':
+		return PyBool_FromLong(!self->closed && self->fork_generation == ext_forks &&
+				       self->thread == PyThread_get_thread_ident());
+	default: {
+		PyObject *current = self->current ? (PyObject *)self->current : Py_None;
+		Py_INCREF(current);
+		return current;
+	}
+	}
+}
+
+static PyMethodDef engine_methods[] = {
+	{"_open", EXT_METHOD(engine_open), METH_VARARGS, NULL},
+	{"_close", EXT_METHOD(engine_close), METH_NOARGS, NULL},
+	{"_settle", EXT_METHOD(engine_settle), METH_NOARGS, NULL},
+	{"_cancel_all", EXT_METHOD(engine_cancel_all), METH_NOARGS, NULL},
+	{"_run", EXT_METHOD(ext_engine_run), METH_O, NULL},
+	{"_pump", EXT_METHOD(ext_engine_pump), METH_O, NULL},
+	{"_spawn_task", EXT_METHOD(engine_spawn), METH_VARARGS, NULL},
+	{"_wake", EXT_METHOD(engine_wake), METH_NOARGS, NULL},
+	{"_nudge", EXT_METHOD(engine_nudge), METH_NOARGS, NULL},
+	{"_fileno", EXT_METHOD(engine_fileno), METH_NOARGS, NULL},
+	{"_watch", EXT_METHOD(engine_watch), METH_O, NULL},
+	{"_register", EXT_METHOD(engine_register), METH_O, NULL},
+	{"_rows", EXT_METHOD(engine_rows), METH_NOARGS, NULL},
+	{"_stats", EXT_METHOD(engine_stats), METH_NOARGS, NULL},
+	{"_trace", EXT_METHOD(engine_trace), METH_O, NULL},
+	{"_take_trace", EXT_METHOD(engine_take_trace), METH_NOARGS, NULL},
+	{"_edges", EXT_METHOD(engine_edges), METH_NOARGS, NULL},
+	{"_set", EXT_METHOD(engine_set), METH_VARARGS, NULL},
+	{0}};
+static PyGetSetDef engine_getset[] = {
+	{"kind", (getter)engine_get, NULL, "What moves the bytes: \"uring\" or \"threads\".", (void *)'k'},
+	{"closed", (getter)engine_get, NULL, "Whether it is closed.", (void *)'c'},
+	{"current_task", (getter)engine_get, NULL, "The task that is being stepped, or None.", (void *)'x'},
+	{"_with_backend", (getter)engine_get, NULL, NULL, (void *)'b'},
+	{"_in_use", (getter)engine_get, NULL, NULL, (void *)'u'},
+	{"_step_started", (getter)engine_get, NULL, NULL, (void *)'s'},
+	{"_owned", (getter)engine_get, NULL, NULL, (void *)'w'},
+	{"_turns", (getter)engine_get, NULL, NULL, (void *)'n'},
+	{"_tasks", (getter)engine_get, NULL, NULL, (void *)'t'},
+	{0}};
+static PyType_Slot engine_slots[] = {{Py_tp_new, engine_new},
+				     {Py_tp_dealloc, engine_dealloc},
+				     {Py_tp_methods, engine_methods},
+				     {Py_tp_getset, engine_getset},
+				     {0}};
+static PyType_Spec engine_spec = {"iodma._core.Engine", sizeof(Engine), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+				  engine_slots};
+
+int ext_engine_add(PyObject *module)
+{
+	EngineType = ext_type(module, &engine_spec, NULL);
+	return EngineType ? 0 : -1;
+}

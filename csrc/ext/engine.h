@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * engine: what engine.c and turn.c share. */
+#ifndef EXT_ENGINE_H
+#define EXT_ENGINE_H
+
+#include "ext.h"
+
+#define EXT_WATCH (UINT64_MAX - 1) /* user_data of the poll on the watched descriptor: no ticket is that large */
+
+void ext_arm_watch(Engine *);
+int ext_turn(Engine *, int64_t timeout, uint32_t limit);
+PyObject *ext_engine_run(Engine *, PyObject *deadline);
+PyObject *ext_engine_pump(Engine *, PyObject *limit);
+
+#endif

@@ -1,0 +1,231 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * ext: the thin layer that shows the core to Python, on the stable ABI.
+ *
+ * Invariants
+ *  - Everything here runs with the interpreter lock, but for the marked stretches in turn.c.
+ *  - An engine's objects are used by the thread that made the engine, in the process that made it: ext_check says so.
+ *  - The core never calls back into Python but through the hooks of engine.c.
+ *  - Whatever a row points to (lists, data, regions, targets, transfers) is referenced until the row is free.
+ */
+#ifndef EXT_H
+#define EXT_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <stdlib.h>
+
+#include "../xfer.h"
+
+/* The stable ABI's own take only PyObject *, and leave some out. */
+#define Py_INCREF(o) Py_INCREF((PyObject *)(o))
+#undef Py_DECREF
+#define Py_DECREF(o) Py_DECREF((PyObject *)(o))
+#define Py_XINCREF(o) Py_XINCREF((PyObject *)(o))
+#define Py_XDECREF(o) Py_XDECREF((PyObject *)(o))
+#define Py_TYPE(o) Py_TYPE((PyObject *)(o))
+#define EXT_SET(where, value)                                                                                          \
+	do {                                                                                                           \
+		PyObject *old_ = (where);                                                                              \
+		(where) = (PyObject *)(value);                                                                         \
+		Py_XDECREF(old_);                                                                                      \
+	} while (0)
+
+struct Engine;
+struct Task;
+
+typedef struct {
+	PyObject_HEAD
+	struct iod_region *region;
+} Region;
+
+typedef struct Space {
+	PyObject_HEAD
+	struct iod_space space;
+	PyObject *next;	  /* Space */
+	PyObject *hook;	  /* callable or NULL */
+	PyObject *weak;
+} Space;
+
+typedef struct {
+	PyObject_HEAD
+	struct iod_target target;
+	struct Engine *engine; /* where its descriptor is registered */
+	PyObject *region;      /* BUFFER */
+	PyObject *script;      /* SCRIPT: called with (ticket, direction, offset, length) */
+	PyObject *script_cancel;
+} Target;
+
+/* What a coroutine can wait for. */
+typedef struct Wait {
+	PyObject_HEAD
+	struct Engine *engine;
+	struct Task *waiter; /* the first of those that wait, each referenced */
+	uint8_t done; /* 1: value, 2: value is the exception to raise */
+	bool is_transfer, is_task, is_stream;
+	PyObject *value;
+	PyObject *callback; /* called with the wait once it is done */
+} Wait;
+
+typedef struct {
+	Wait wait;
+	struct iod_port *port;
+	PyObject *port_object, *target;
+	uint64_t ticket;
+	uint8_t kind;
+	PyObject *convert; /* LOAD: bytes -> result; None: the bytes */
+	PyObject *payload; /* LOAD, STORE: the bytes that row->data points into */
+} Transfer;
+
+typedef struct Task {
+	Wait wait;
+	PyObject *coroutine, *name, *owner;
+	PyObject *generation; /* the owner's, free to use */
+	Wait *waiting;
+	PyObject *throwing; /* to be thrown at the next step */
+	struct Task *next;	  /* on the engine's ready list */
+	struct Task *next_waiter; /* of what it waits for */
+	struct Task *later, *earlier; /* among all that are not over */
+	bool queued, started, cancelled, running, stale;
+	uint8_t depth;
+} Task;
+
+typedef struct {
+	PyObject_HEAD
+	uint8_t status, access, cause;
+	int32_t error;
+	uint64_t moved, fault_offset, fault_address;
+	PyObject *stage; /* name, or NULL: no fault */
+} Completion;
+
+typedef struct {
+	PyObject_HEAD
+	uint32_t count;
+	uint64_t bytes;
+	struct iod_segment *list;
+} ScatterList;
+
+/* One block of memory, cut into arrays; Python makes the views. */
+typedef struct {
+	PyObject_HEAD
+	PyObject *owner; /* bytearray */
+	uint8_t *block;
+	Py_ssize_t requests, segments, n;
+	PyObject *arrays; /* tuple of the views, for finding out whether somebody kept one */
+	struct iod_segment *scratch;
+	size_t scratch_room;
+} Columns;
+
+typedef struct {
+	PyObject_HEAD
+	struct iod_port port;
+	struct Engine *engine;
+	PyObject *space;
+	PyObject *reset_wait; /* Wait, or NULL */
+	struct Stream *stream; /* the one that waits, borrowed */
+	PyObject *name;
+} Port;
+
+typedef struct Stream {
+	Wait wait;
+	Port *port;
+	PyObject *factory, *pool; /* Completions class; list */
+	uint32_t limit, least;
+	bool forever;
+} Stream;
+
+typedef struct Revocation {
+	Wait wait;
+	struct iod_revocation revocation;
+	PyObject *space;
+	bool linked, haste;
+	struct Revocation *next;
+} Revocation;
+
+typedef struct Engine {
+	PyObject_HEAD
+	struct iod_core core;
+	struct iod_backend *backend;
+	unsigned long thread;
+	unsigned fork_generation;
+	bool closed, opened, stop, watch_armed;
+	volatile int woken;
+	Task *ready_head, *ready_tail;
+	Task *all; /* not over, each referenced */
+	uint32_t ready_count, tasks;
+	Task *current;
+	uint32_t immediate; /* awaits that were ready at once, in this step */
+	uint64_t spin_most, spin_now;
+	uint64_t release_bytes; /* a flush above this gives the lock up */
+	uint64_t turns, resumed, python_bytes, gil_released;
+	volatile uint64_t step_started;
+	uint32_t least;
+	int watch_fd;
+	uint32_t watch_events, watch_result;
+	bool watcher_parked;
+	PyObject *raised;  /* by a device window's handler: let out at the end of the turn */
+	PyObject *unpark;  /* called when a turn begins while the watcher of slow steps sleeps */
+	PyObject *failed;  /* called with (task, exception) for tasks without an owner */
+	Port **port; /* open ports, borrowed */
+	uint32_t ports, port_room;
+	PyObject *spaces; /* list: those that know this engine's core */
+	Revocation *revoked; /* done, to be delivered */
+	bool in_step;
+	int next_buffer;
+	bool file_taken[IOD_MAX_FILES];
+} Engine;
+
+extern PyTypeObject *RegionType, *SpaceType, *TargetType, *WaitType, *TransferType, *TaskType, *CompletionType,
+	*ScatterListType, *ColumnsType, *PortType, *StreamType, *RevocationType, *EngineType;
+extern PyObject *ErrorType, *ArgumentErrorType, *ArgumentTypeErrorType, *AddressRangeErrorType, *ClosedErrorType,
+	*StaleErrorType, *BusyErrorType, *WrongThreadErrorType, *UnsupportedErrorType, *DmaFaultType, *CancelledType;
+extern PyObject *StatusMembers[5], *AccessClass, *FaultClass;
+
+/* Raise (with the value named) and return NULL or -1. */
+int ext_u64(PyObject *, const char *what, uint64_t *out);
+int ext_range(uint64_t address, uint64_t length, const char *what);
+int ext_check(Engine *); /* thread, process, open */
+PyTypeObject *ext_type(PyObject *module, PyType_Spec *, PyTypeObject *base);
+
+/* lists.c: borrow the segments of whatever may be given as a list. Fills *list from `room` or a ScatterList. */
+struct ext_list {
+	const struct iod_segment *list;
+	uint32_t count;
+	struct iod_segment few[16];
+	struct iod_segment *heap;
+	PyObject *hold;
+};
+int ext_list_get(PyObject *, struct ext_list *);
+void ext_list_put(struct ext_list *);
+
+/* tasks.c */
+void ext_wait_init(Wait *, Engine *);
+void ext_wait_done(Wait *, PyObject *value, bool failed); /* steals value */
+void ext_wait_clear(Wait *);
+void ext_task_ready(Task *);
+uint32_t ext_run_ready(Engine *, uint32_t most);
+PyObject *ext_completion(const struct iod_row *);
+PyObject *ext_completion_make(enum iod_status, uint64_t moved, const struct iod_fault *);
+int ext_task_add(PyObject *module);
+int ext_task_cancel(Task *);
+PyObject *ext_transfer(Port *, const struct iod_request *, PyObject *convert, PyObject *payload);
+PyObject *ext_wait_send(Wait *);
+bool ext_stream_ready(Stream *);
+PyObject *ext_stream_take(Stream *);
+
+/* turn.c */
+void ext_deliver(Engine *);
+uint64_t ext_clock(void);
+
+int ext_memory_add(PyObject *module);
+int ext_lists_add(PyObject *module);
+int ext_port_add(PyObject *module);
+int ext_target_add(PyObject *module);
+int ext_target_use(Target *, Engine *); /* bind it to the engine; raises when it is another's, or closed */
+void ext_row_free(Engine *, struct iod_row *);
+int ext_engine_add(PyObject *module);
+extern unsigned ext_forks;
+
+#define EXT_METHOD(function) ((PyCFunction)(void (*)(void))(function))
+#endif

@@ -1,0 +1,572 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * memory: regions and spaces, as Python sees them.
+ *
+ * Invariants
+ *  - A mapping goes when its region's last reference goes: the handle, the maps, the leases and the views each hold one.
+ *  - Closing a handle stops new transfers at once and lets those in flight end. */
+#include "ext.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+PyTypeObject *RegionType, *SpaceType;
+
+/* ---- Region ---- */
+
+static void region_free(struct iod_region *region)
+{
+	if (region->kind == IOD_DEVICE)
+		Py_XDECREF((PyObject *)region->owner);
+	else if (region->host)
+		munmap(region->host, region->size);
+	free((void *)region->dirty);
+	free(region);
+}
+
+/* Region(kind, fd, offset, size, writable, target) */
+static PyObject *region_new(PyTypeObject *type, PyObject *args, PyObject *kw)
+{
+	static char *names[] = {"kind", "fd", "offset", "size", "target", NULL};
+	int kind = 0, fd = -1;
+	PyObject *offset_object = NULL, *size_object = NULL, *target = NULL;
+	uint64_t offset = 0, size = 0;
+
+	if (!PyArg_ParseTupleAndKeywords(args, kw, "iiOO|O", names, &kind, &fd, &offset_object, &size_object, &target))
+		return NULL;
+	if (ext_u64(offset_object, "offset", &offset) || ext_u64(size_object, "size", &size))
+		return NULL;
+	if (size == 0 || size > INT64_MAX)
+		return PyErr_Format(ArgumentErrorType, "size is %llu bytes; it must be 1 to 2^63 - 1",
+				    (unsigned long long)size);
+	uint8_t *host = NULL;
+	if (kind != IOD_DEVICE) {
+		if (offset % 4096)
+			return PyErr_Format(ArgumentErrorType,
+					    "offset is %#llx; a mapping's offset must be a multiple of 4096",
+					    (unsigned long long)offset);
+		int flags = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
+		int protection = kind == IOD_ROM && fd >= 0 ? PROT_READ : PROT_READ | PROT_WRITE;
+		void *at = mmap(NULL, size, protection, flags | MAP_NORESERVE, fd, (off_t)offset);
+		if (at == MAP_FAILED)
+			return PyErr_SetFromErrno(PyExc_OSError);
+		madvise(at, size, MADV_DONTFORK);
+		host = at;
+	} else if (!target) {
+		PyErr_SetString(ArgumentErrorType, "a device region needs a target");
+		return NULL;
+	}
+	struct iod_region *region = calloc(1, sizeof *region);
+	Region *self = region ? (Region *)PyType_GenericAlloc(type, 0) : NULL;
+	if (!self) {
+		if (host)
+			munmap(host, size);
+		free(region);
+		return PyErr_NoMemory();
+	}
+	*region = (struct iod_region){.kind = (uint8_t)kind, .buffer_index = -1, .references = 1, .host = host,
+				      .size = size, .free = region_free};
+	if (kind == IOD_DEVICE) {
+		Py_INCREF(target);
+		region->owner = target;
+	}
+	self->region = region;
+	return (PyObject *)self;
+}
+
+static void region_dealloc(Region *self)
+{
+	PyTypeObject *type = Py_TYPE(self);
+	if (self->region) {
+		self->region->closed = true;
+		iod_region_put(self->region);
+	}
+	freefunc release = PyType_GetSlot(type, Py_tp_free);
+	release(self);
+	Py_DECREF(type);
+}
+
+static PyObject *region_close(Region *self, PyObject *unused)
+{
+	(void)unused;
+	self->region->closed = true;
+	Py_RETURN_NONE;
+}
+
+/* _poke(offset, data): the program's own write, before or beside a guest's (ROM included). */
+static PyObject *region_poke(Region *self, PyObject *args)
+{
+	Py_ssize_t offset;
+	Py_buffer data;
+	if (!PyArg_ParseTuple(args, "ny*", &offset, &data))
+		return NULL;
+	PyObject *result = NULL;
+	if (offset < 0 || (uint64_t)offset > self->region->size ||
+	    (uint64_t)data.len > self->region->size - (uint64_t)offset || !self->region->host) {
+		PyErr_Format(AddressRangeErrorType, "%zd bytes at offset %zd do not fit into %llu bytes", data.len,
+			     offset, (unsigned long long)self->region->size);
+	} else {
+		memcpy(self->region->host + offset, data.buf, (size_t)data.len);
+		result = Py_None;
+		Py_INCREF(result);
+	}
+	PyBuffer_Release(&data);
+	return result;
+}
+
+static int region_getbuffer(Region *self, Py_buffer *view, int flags)
+{
+	struct iod_region *region = self->region;
+	if (region->closed || !region->host) {
+		PyErr_SetString(region->closed ? ClosedErrorType : UnsupportedErrorType,
+				region->closed ? "the region is closed" : "a device window has no bytes to view");
+		return -1;
+	}
+	if (PyBuffer_FillInfo(view, (PyObject *)self, region->host, (Py_ssize_t)region->size, region->kind == IOD_ROM,
+			      flags))
+		return -1;
+	region->views++;
+	iod_region_get(region);
+	view->internal = region;
+	return 0;
+}
+
+static void region_releasebuffer(Region *self, Py_buffer *view)
+{
+	(void)self;
+	struct iod_region *region = view->internal;
+	region->views--;
+	iod_region_put(region);
+}
+
+static PyObject *region_start_dirty(Region *self, PyObject *arg)
+{
+	uint64_t page;
+	struct iod_region *region = self->region;
+	if (ext_u64(arg, "page", &page))
+		return NULL;
+	if (page < 512 || (page & (page - 1)))
+		return PyErr_Format(ArgumentErrorType, "page is %llu bytes; it must be a power of two from 512",
+				    (unsigned long long)page);
+	uint8_t shift = 0;
+	while ((uint64_t)1 << shift < page)
+		shift++;
+	uint64_t bits = (region->size + page - 1) >> shift;
+	_Atomic uint64_t *log = calloc((bits + 63) / 64, 8);
+	if (!log)
+		return PyErr_NoMemory();
+	free((void *)region->dirty);
+	region->dirty_bits = bits;
+	region->dirty_shift = shift;
+	region->dirty = log;
+	Py_RETURN_NONE;
+}
+
+/* The log as bytes (bit i of byte j: page 8j + i), cleared as it is read. */
+static PyObject *region_take_dirty(Region *self, PyObject *unused)
+{
+	(void)unused;
+	struct iod_region *region = self->region;
+	if (!region->dirty) {
+		PyErr_SetString(ErrorType, "no dirty log was started for this region");
+		return NULL;
+	}
+	size_t words = (region->dirty_bits + 63) / 64;
+	PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)words * 8);
+	if (!bytes)
+		return NULL;
+	uint8_t *out = (uint8_t *)PyBytes_AsString(bytes);
+	for (size_t i = 0; i < words; i++) {
+		uint64_t word = __atomic_exchange_n((uint64_t *)(uintptr_t)&region->dirty[i], 0, __ATOMIC_SEQ_CST);
+		memcpy(out + i * 8, &word, 8);
+	}
+	return bytes;
+}
+
+static PyObject *region_stop_dirty(Region *self, PyObject *unused)
+{
+	(void)unused;
+	void *log = (void *)self->region->dirty;
+	self->region->dirty = NULL;
+	free(log);
+	Py_RETURN_NONE;
+}
+
+static PyObject *region_get(Region *self, void *what)
+{
+	struct iod_region *region = self->region;
+	switch ((char)(intptr_t)what) {
+	case 's':
+		return PyLong_FromUnsignedLongLong(region->size);
+	case 'l':
+		return PyLong_FromUnsignedLong(region->leases);
+	case 'v':
+		return PyLong_FromUnsignedLong(region->views);
+	case 'c':
+		return PyBool_FromLong(region->closed);
+	case 'q':
+		return PyBool_FromLong(region->quarantined);
+	case 'b':
+		return PyLong_FromLong(region->buffer_index);
+	default:
+		return PyLong_FromUnsignedLongLong((uintptr_t)region->host);
+	}
+}
+
+static PyMethodDef region_methods[] = {
+	{"_close", EXT_METHOD(region_close), METH_NOARGS, NULL},
+	{"_poke", EXT_METHOD(region_poke), METH_VARARGS, NULL},
+	{"_start_dirty", EXT_METHOD(region_start_dirty), METH_O, NULL},
+	{"_take_dirty", EXT_METHOD(region_take_dirty), METH_NOARGS, NULL},
+	{"_stop_dirty", EXT_METHOD(region_stop_dirty), METH_NOARGS, NULL},
+	{0}};
+static PyGetSetDef region_getset[] = {{"size", (getter)region_get, NULL, "Bytes.", (void *)'s'},
+				      {"leases", (getter)region_get, NULL, "Pieces of transfers in flight.", (void *)'l'},
+				      {"views", (getter)region_get, NULL, "Buffers handed out.", (void *)'v'},
+				      {"closed", (getter)region_get, NULL, NULL, (void *)'c'},
+				      {"quarantined", (getter)region_get, NULL, NULL, (void *)'q'},
+				      {"_buffer_index", (getter)region_get, NULL, NULL, (void *)'b'},
+				      {"_host", (getter)region_get, NULL, NULL, (void *)'h'},
+				      {0}};
+static PyType_Slot region_slots[] = {{Py_tp_new, region_new},
+				     {Py_tp_dealloc, region_dealloc},
+				     {Py_tp_methods, region_methods},
+				     {Py_tp_getset, region_getset},
+				     {Py_bf_getbuffer, region_getbuffer},
+				     {Py_bf_releasebuffer, region_releasebuffer},
+				     {0}};
+static PyType_Spec region_spec = {"iodma._core.Region", sizeof(Region), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+				  region_slots};
+
+/* ---- Space ---- */
+
+static enum iod_verdict space_hook(struct iod_space *space, uint64_t address, uint64_t length, uint8_t access)
+{
+	Space *self = space->owner;
+	if (!self->hook)
+		return IOD_REFUSE;
+	PyObject *result = PyObject_CallFunction(self->hook, "KKi", (unsigned long long)address,
+						 (unsigned long long)length, (int)access);
+	if (!result) {
+		PyErr_WriteUnraisable(self->hook);
+		return IOD_REFUSE;
+	}
+	long verdict = PyLong_AsLong(result);
+	Py_DECREF(result);
+	if (verdict < IOD_PASS || verdict > IOD_PENDING) {
+		PyErr_Clear();
+		return IOD_REFUSE;
+	}
+	return (enum iod_verdict)verdict;
+}
+
+/* Space(kind, next, name, lanes=0, offset=0, last=2^64-1) */
+static PyObject *space_new(PyTypeObject *type, PyObject *args, PyObject *kw)
+{
+	static char *names[] = {"kind", "next", "name", "lanes", "offset", "last", NULL};
+	int kind, lanes = 0;
+	PyObject *next;
+	const char *name;
+	unsigned long long offset = 0, last = UINT64_MAX;
+
+	if (!PyArg_ParseTupleAndKeywords(args, kw, "iOs|iKK", names, &kind, &next, &name, &lanes, &offset, &last))
+		return NULL;
+	if (kind != IOD_MEMORY) {
+		if (!PyObject_TypeCheck(next, SpaceType))
+			return PyErr_Format(ArgumentTypeErrorType, "%R is not an address space; a Memory or a stage would be",
+					    next);
+		int depth = 1;
+		for (struct iod_space *at = &((Space *)next)->space; at; at = at->next)
+			depth++;
+		if (depth > IOD_MAX_DEPTH)
+			return PyErr_Format(ArgumentErrorType, "a chain of %d stages; %d is the most", depth, IOD_MAX_DEPTH);
+	}
+	Space *self = (Space *)PyType_GenericAlloc(type, 0);
+	if (!self)
+		return NULL;
+	self->space.kind = (uint8_t)kind;
+	self->space.lanes = (uint8_t)lanes;
+	self->space.offset = offset;
+	self->space.last = last;
+	self->space.owner = self;
+	self->space.hook = space_hook;
+	strncpy(self->space.name, name, sizeof self->space.name - 1);
+	if (kind != IOD_MEMORY) {
+		Py_INCREF(next);
+		self->next = next;
+		self->space.next = &((Space *)next)->space;
+	}
+	return (PyObject *)self;
+}
+
+static void space_dealloc(Space *self)
+{
+	PyTypeObject *type = Py_TYPE(self);
+	iod_map_clear(&self->space.map);
+	Py_XDECREF(self->next);
+	Py_XDECREF(self->hook);
+	freefunc release = PyType_GetSlot(type, Py_tp_free);
+	release(self);
+	Py_DECREF(type);
+}
+
+/* _map(first, length, base, region | None, access) */
+static PyObject *space_map(Space *self, PyObject *const *args, Py_ssize_t n)
+{
+	uint64_t first, length, base, access;
+	if (n != 5)
+		return PyErr_Format(PyExc_TypeError, "_map takes 5 arguments, not %zd", n);
+	if (ext_u64(args[0], "address", &first) || ext_u64(args[1], "length", &length) ||
+	    ext_u64(args[2], "target", &base) || ext_u64(args[4], "access", &access))
+		return NULL;
+	if (ext_range(first, length, "address") || ext_range(base, length, "target"))
+		return NULL;
+	struct iod_region *region = NULL;
+	if (args[3] != Py_None) {
+		if (!PyObject_TypeCheck(args[3], RegionType))
+			return PyErr_Format(ArgumentTypeErrorType, "%R is not a region; a Ram, Rom or DeviceWindow would be",
+					    args[3]);
+		region = ((Region *)args[3])->region;
+		if (region->closed || region->quarantined)
+			return PyErr_Format(ClosedErrorType, "%R is %s", args[3], region->closed ? "closed" : "quarantined");
+		if (base > region->size || length > region->size - base)
+			return PyErr_Format(AddressRangeErrorType, "%llu bytes at offset %llu of a region of %llu bytes",
+					    (unsigned long long)length, (unsigned long long)base,
+					    (unsigned long long)region->size);
+	}
+	int error = iod_map_insert(&self->space.map, first, first + (length - 1), base, region, (uint32_t)access);
+	if (error == -EEXIST)
+		return PyErr_Format(AddressRangeErrorType, "%s: %llu bytes at %#llx overlap what is mapped there",
+				    self->space.name, (unsigned long long)length, (unsigned long long)first);
+	if (error)
+		return PyErr_NoMemory();
+	self->space.change++;
+	if (self->space.core)
+		iod_resume_pending(self->space.core, &self->space);
+	Py_RETURN_NONE;
+}
+
+/* _unmap(first, length) -> bytes that were mapped there */
+static PyObject *space_unmap(Space *self, PyObject *const *args, Py_ssize_t n)
+{
+	uint64_t first, length, removed = 0;
+	if (n != 2)
+		return PyErr_Format(PyExc_TypeError, "_unmap takes 2 arguments, not %zd", n);
+	if (ext_u64(args[0], "address", &first) || ext_u64(args[1], "length", &length) ||
+	    (length && ext_range(first, length, "address")))
+		return NULL;
+	/* 0: to the end of the address space, whose size is no 64-bit number */
+	if (iod_map_remove(&self->space.map, first, length ? first + (length - 1) : UINT64_MAX, &removed))
+		return PyErr_NoMemory();
+	self->space.change++;
+	return PyLong_FromUnsignedLongLong(removed);
+}
+
+static PyObject *space_find(Space *self, PyObject *arg)
+{
+	uint64_t address;
+	if (ext_u64(arg, "address", &address))
+		return NULL;
+	ptrdiff_t at = iod_map_find(&self->space.map, address);
+	if (at < 0)
+		Py_RETURN_NONE;
+	const struct iod_range *range = &self->space.map.range[at];
+	return Py_BuildValue("KKKi", (unsigned long long)self->space.map.first[at],
+			     (unsigned long long)(range->last - self->space.map.first[at]) + 1,
+			     (unsigned long long)range->base, (int)range->access);
+}
+
+static PyObject *space_ranges(Space *self, PyObject *unused)
+{
+	(void)unused;
+	struct iod_map *map = &self->space.map;
+	PyObject *list = PyList_New(0);
+	for (size_t i = 0; list && i < map->count; i++) {
+		PyObject *row = Py_BuildValue("KKKi", (unsigned long long)map->first[i],
+					      (unsigned long long)(map->range[i].last - map->first[i]) + 1,
+					      (unsigned long long)map->range[i].base, (int)map->range[i].access);
+		if (!row || PyList_Append(list, row))
+			Py_CLEAR(list);
+		Py_XDECREF(row);
+	}
+	return list;
+}
+
+/* _set_hook(callable | None, misses_wait) */
+static PyObject *space_set_hook(Space *self, PyObject *args)
+{
+	PyObject *hook;
+	int misses_wait;
+	if (!PyArg_ParseTuple(args, "Op", &hook, &misses_wait))
+		return NULL;
+	PyObject *old = self->hook;
+	self->hook = NULL;
+	if (hook != Py_None) {
+		Py_INCREF(hook);
+		self->hook = hook;
+	}
+	Py_XDECREF(old);
+	self->space.misses_wait = misses_wait;
+	Py_RETURN_NONE;
+}
+
+static PyObject *space_resume(Space *self, PyObject *unused)
+{
+	(void)unused;
+	if (self->space.core)
+		iod_resume_pending(self->space.core, &self->space);
+	Py_RETURN_NONE;
+}
+
+/* translate(list, access) -> list of (host address, length, offset in region, lanes), or the Fault */
+static PyObject *space_translate(Space *self, PyObject *const *args, Py_ssize_t n, bool pieces)
+{
+	static struct iod_translation kept; /* reused: the interpreter lock is held throughout */
+	struct ext_list list;
+	struct iod_fault fault = {0};
+	uint64_t access;
+
+	if (n != 2)
+		return PyErr_Format(PyExc_TypeError, "translate takes a list and an access, not %zd arguments", n);
+	if (ext_u64(args[1], "access", &access) || ext_list_get(args[0], &list))
+		return NULL;
+	struct iod_translation t = kept;
+	kept = (struct iod_translation){0};
+	enum iod_walk_result result = iod_walk(&self->space, list.list, list.count, 0, (uint8_t)access, &t, &fault);
+	PyObject *out = NULL;
+	if (result == IOD_WALK_NO_MEMORY) {
+		PyErr_NoMemory();
+	} else if (result != IOD_WALK_OK) {
+		fault.cause = result == IOD_WALK_PENDING ? IOD_C_UNMAPPED : fault.cause;
+		out = PyObject_CallFunction(FaultClass, "KKOss", (unsigned long long)fault.offset,
+					    (unsigned long long)fault.address, args[1], fault.space->name,
+					    iod_cause_text(fault.cause));
+	} else if (!pieces) {
+		out = PyLong_FromUnsignedLong(t.count);
+	} else {
+		out = PyList_New(t.count);
+		for (uint32_t i = 0; out && i < t.count; i++) {
+			struct iod_region *region = t.piece[i].region;
+			uintptr_t at = (uintptr_t)t.iov[i].iov_base;
+			PyObject *row = Py_BuildValue(
+				"KKKi", (unsigned long long)at, (unsigned long long)t.iov[i].iov_len,
+				(unsigned long long)(region->kind == IOD_DEVICE ? at : at - (uintptr_t)region->host),
+				(int)t.piece[i].lanes);
+			if (!row)
+				Py_CLEAR(out);
+			else
+				PyList_SetItem(out, i, row);
+		}
+	}
+	ext_list_put(&list);
+	if (kept.room < t.room) {
+		iod_translation_free(&kept);
+		kept = t;
+	} else {
+		iod_translation_free(&t);
+	}
+	return out;
+}
+
+static PyObject *space_translate_list(Space *self, PyObject *const *args, Py_ssize_t n)
+{
+	return space_translate(self, args, n, true);
+}
+
+static PyObject *space_translate_count(Space *self, PyObject *const *args, Py_ssize_t n)
+{
+	return space_translate(self, args, n, false);
+}
+
+/* _lookup_loop(addresses of a ScatterList, rounds) -> ns a round: the plain lookups that a translation cannot do
+ * without, in the memory's own map.  Benchmarks compare with it. */
+static PyObject *space_lookup_loop(Space *self, PyObject *const *args, Py_ssize_t n)
+{
+	struct ext_list list;
+	uint64_t rounds;
+	if (n != 2)
+		return PyErr_Format(PyExc_TypeError, "_lookup_loop takes a list and a count");
+	if (ext_u64(args[1], "rounds", &rounds) || ext_list_get(args[0], &list))
+		return NULL;
+	volatile uintptr_t sink = 0;
+	struct iod_map *map = &self->space.map;
+	uint64_t begin = ext_clock();
+	for (uint64_t r = 0; r < rounds; r++) {
+		uintptr_t sum = 0;
+		for (uint32_t i = 0; i < list.count; i++) {
+			ptrdiff_t at = iod_map_find(map, list.list[i].address);
+			if (at >= 0)
+				sum += (uintptr_t)map->range[at].base + (list.list[i].address - map->first[at]);
+		}
+		sink += sum;
+	}
+	uint64_t end = ext_clock();
+	ext_list_put(&list);
+	return PyFloat_FromDouble(rounds ? (double)(end - begin) / (double)rounds : 0);
+}
+
+static PyObject *space_get(Space *self, void *what)
+{
+	switch ((char)(intptr_t)what) {
+	case 'n':
+		return PyUnicode_FromString(self->space.name);
+	case 'k':
+		return PyLong_FromLong(self->space.kind);
+	case 'c':
+		return PyLong_FromUnsignedLongLong(self->space.change);
+	case 'o':
+		return PyLong_FromUnsignedLongLong(self->space.offset);
+	case 'r':
+		return PyLong_FromSize_t(self->space.map.count);
+	case 'e': {
+		PyObject *engine = self->space.core
+					   ? (PyObject *)((char *)self->space.core - offsetof(Engine, core))
+					   : Py_None;
+		Py_INCREF(engine);
+		return engine;
+	}
+	default: {
+		PyObject *next = self->next ? self->next : Py_None;
+		Py_INCREF(next);
+		return next;
+	}
+	}
+}
+
+static PyMethodDef space_methods[] = {
+	{"_map", EXT_METHOD(space_map), METH_FASTCALL, NULL},
+	{"_unmap", EXT_METHOD(space_unmap), METH_FASTCALL, NULL},
+	{"_find", EXT_METHOD(space_find), METH_O, NULL},
+	{"_ranges", EXT_METHOD(space_ranges), METH_NOARGS, NULL},
+	{"_set_hook", EXT_METHOD(space_set_hook), METH_VARARGS, NULL},
+	{"_resume", EXT_METHOD(space_resume), METH_NOARGS, NULL},
+	{"translate", EXT_METHOD(space_translate_list), METH_FASTCALL,
+	 "translate(list, access) -> [(host address, length, offset in the region, lanes)] or the Fault"},
+	{"walk", EXT_METHOD(space_translate_count), METH_FASTCALL,
+	 "walk(list, access) -> how many pieces of host memory, or the Fault"},
+	{"_lookup_loop", EXT_METHOD(space_lookup_loop), METH_FASTCALL, NULL},
+	{0}};
+static PyGetSetDef space_getset[] = {{"name", (getter)space_get, NULL, "What faults and statistics call it.", (void *)'n'},
+				     {"next", (getter)space_get, NULL, "The space below, or None.", (void *)'x'},
+				     {"_kind", (getter)space_get, NULL, NULL, (void *)'k'},
+				     {"changes", (getter)space_get, NULL, "How often its map was changed.", (void *)'c'},
+				     {"_engine", (getter)space_get, NULL, NULL, (void *)'e'},
+				     {"_offset", (getter)space_get, NULL, NULL, (void *)'o'},
+				     {"_count", (getter)space_get, NULL, NULL, (void *)'r'},
+				     {0}};
+static PyType_Slot space_slots[] = {{Py_tp_new, space_new},
+				    {Py_tp_dealloc, space_dealloc},
+				    {Py_tp_methods, space_methods},
+				    {Py_tp_getset, space_getset},
+				    {0}};
+static PyType_Spec space_spec = {"iodma._core.Space", sizeof(Space), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+				 space_slots};
+
+int ext_memory_add(PyObject *module)
+{
+	RegionType = ext_type(module, &region_spec, NULL);
+	SpaceType = ext_type(module, &space_spec, NULL);
+	return RegionType && SpaceType ? 0 : -1;
+}

@@ -1,0 +1,747 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * port: where a device submits, one transfer or a batch at a time, and where the completions of batches come out.
+ *
+ * Invariants
+ *  - Every argument is checked before the first row is made: a call that raises has submitted nothing.
+ *  - A coroutine of a generation that was reset can submit nothing. */
+#include "ext.h"
+
+#include <errno.h>
+#include <string.h>
+
+PyTypeObject *PortType, *StreamType;
+
+/* Port(engine, space, name, depth) */
+static PyObject *port_new(PyTypeObject *type, PyObject *args, PyObject *kw)
+{
+	static char *names[] = {"engine", "space", "name", "depth", NULL};
+	PyObject *engine_object, *space;
+	const char *name;
+	unsigned depth = 4096;
+	if (!PyArg_ParseTupleAndKeywords(args, kw, "OOs|I", names, &engine_object, &space, &name, &depth))
+		return NULL;
+	if (!PyObject_TypeCheck(engine_object, EngineType))
+		return PyErr_Format(ArgumentTypeErrorType, "%R is not an engine", engine_object);
+	if (!PyObject_TypeCheck(space, SpaceType))
+		return PyErr_Format(ArgumentTypeErrorType, "%R is not an address space; a Memory or a stage would be", space);
+	if (depth == 0 || depth > 1u << 20)
+		return PyErr_Format(ArgumentErrorType, "depth is %u; it must be 1 to 2^20", depth);
+	Engine *engine = (Engine *)engine_object;
+	if (ext_check(engine))
+		return NULL;
+	for (struct iod_space *at = &((Space *)space)->space; at; at = at->next)
+		if (at->core && at->core != &engine->core)
+			return PyErr_Format(ErrorType, "%s is in use by another engine", at->name);
+	if (engine->ports == engine->port_room) {
+		uint32_t room = engine->port_room ? engine->port_room * 2 : 8;
+		Port **list = realloc(engine->port, room * sizeof *list);
+		if (!list)
+			return PyErr_NoMemory();
+		engine->port = list;
+		engine->port_room = room;
+	}
+	Port *self = (Port *)PyType_GenericAlloc(type, 0);
+	if (!self)
+		return NULL;
+	for (Space *at = (Space *)space; at; at = (Space *)at->next)
+		if (!at->space.core) {
+			at->space.core = &engine->core;
+			if (PyList_Append(engine->spaces, (PyObject *)at)) {
+				Py_DECREF(self);
+				return NULL;
+			}
+		}
+	Py_INCREF(engine);
+	Py_INCREF(space);
+	self->engine = engine;
+	self->space = space;
+	self->name = PyUnicode_FromString(name);
+	self->port = (struct iod_port){.core = &engine->core, .space = &((Space *)space)->space, .depth = depth,
+				       .owner = self, .trace_id = engine->ports};
+	strncpy(self->port.name, name, sizeof self->port.name - 1);
+	engine->port[engine->ports++] = self;
+	return (PyObject *)self;
+}
+
+static void port_dealloc(Port *self)
+{
+	PyTypeObject *type = Py_TYPE(self);
+	Engine *engine = self->engine;
+	if (engine) {
+		for (uint32_t i = 0; i < engine->ports; i++)
+			if (engine->port[i] == self) {
+				engine->port[i] = engine->port[--engine->ports];
+				break;
+			}
+		Py_DECREF(engine);
+	}
+	Py_XDECREF(self->space);
+	Py_XDECREF(self->reset_wait);
+	Py_XDECREF(self->name);
+	freefunc release = PyType_GetSlot(type, Py_tp_free);
+	release(self);
+	Py_DECREF(type);
+}
+
+void ext_row_free(Engine *engine, struct iod_row *row)
+{
+	struct iod_port *port = row->port;
+	iod_row_free(&engine->core, row);
+	if (port->rows == 0)
+		Py_DECREF((PyObject *)port->owner); /* taken with the first row */
+}
+
+/* ---- submitting ---- */
+
+static int may_submit(Port *self)
+{
+	Engine *engine = self->engine;
+	if (ext_check(engine))
+		return -1;
+	if (engine->current && engine->current->stale) {
+		PyErr_Format(StaleErrorType, "%S is of a generation that was reset: it can start nothing more",
+			     engine->current->name);
+		return -1;
+	}
+	if (self->port.closed) {
+		PyErr_Format(ClosedErrorType, "port %s is closed", self->port.name);
+		return -1;
+	}
+	if (self->port.resetting) {
+		PyErr_Format(StaleErrorType, "port %s is being reset; submit when the reset is done", self->port.name);
+		return -1;
+	}
+	return 0;
+}
+
+static int submit_row(Port *self, const struct iod_request *request, uint64_t *ticket)
+{
+	bool first = self->port.rows == 0;
+	int error = iod_submit(&self->engine->core, request, ticket);
+	if (!error) {
+		if (first)
+			Py_INCREF(self);
+		return 0;
+	}
+	if (error == -EBUSY)
+		PyErr_Format(BusyErrorType, "port %s has %u transfers outstanding, and its depth is %u", self->port.name,
+			     self->port.rows, self->port.depth);
+	else if (error == -ENOMEM)
+		PyErr_NoMemory();
+	else
+		PyErr_Format(ErrorType, "port %s cannot take the transfer: %s", self->port.name, strerror(-error));
+	return -1;
+}
+
+PyObject *ext_transfer(Port *self, const struct iod_request *given, PyObject *convert, PyObject *payload)
+{
+	struct iod_request request = *given;
+	Transfer *transfer = (Transfer *)PyType_GenericAlloc(TransferType, 0);
+	if (!transfer)
+		return NULL;
+	ext_wait_init(&transfer->wait, self->engine);
+	transfer->wait.is_transfer = true;
+	transfer->port = &self->port;
+	transfer->kind = request.kind;
+	Py_INCREF(self);
+	transfer->port_object = (PyObject *)self;
+	Py_XINCREF(convert);
+	Py_XINCREF(payload);
+	transfer->convert = convert;
+	transfer->payload = payload;
+	request.port = &self->port;
+	request.user = transfer;
+	request.depth = self->engine->core.depth;
+	if (submit_row(self, &request, &transfer->ticket)) {
+		/* The target was taken for this row alone. */
+		if (request.target && request.target->references == 0)
+			Py_DECREF((PyObject *)request.target->owner);
+		Py_DECREF(transfer);
+		return NULL;
+	}
+	Py_INCREF(transfer); /* the row's */
+	return (PyObject *)transfer;
+}
+
+static int target_of(Port *self, PyObject *object, Target **out)
+{
+	if (!object || !PyObject_TypeCheck(object, TargetType)) {
+		PyErr_Format(ArgumentTypeErrorType, "%R is not an endpoint; a File, Socket, Buffer or Null would be",
+			     object ? object : Py_None);
+		return -1;
+	}
+	*out = (Target *)object;
+	return ext_target_use(*out, self->engine);
+}
+
+/* Keyword arguments by name, without a dictionary. */
+struct keyword {
+	const char *name;
+	PyObject *value;
+};
+static int keywords(PyObject *const *args, Py_ssize_t positional, Py_ssize_t most, PyObject *names, struct keyword *known)
+{
+	Py_ssize_t n = names ? PyTuple_Size(names) : 0;
+	if (positional > most) {
+		PyErr_Format(PyExc_TypeError, "at most %zd positional arguments, not %zd", most, positional);
+		return -1;
+	}
+	for (Py_ssize_t i = 0; i < positional; i++)
+		known[i].value = args[i];
+	for (Py_ssize_t i = 0; i < n; i++) {
+		PyObject *name = PyTuple_GetItem(names, i);
+		struct keyword *k = known;
+		while (k->name && PyUnicode_CompareWithASCIIString(name, k->name))
+			k++;
+		if (!k->name || k->value) {
+			PyErr_Format(PyExc_TypeError, k->name ? "argument %R was given twice" : "unexpected argument %R", name);
+			return -1;
+		}
+		k->value = args[positional + i];
+	}
+	return 0;
+}
+
+static PyObject *transfer(Port *self, PyObject *list_object, PyObject *target_object, PyObject *offset, PyObject *minimum,
+			  enum iod_direction direction)
+{
+	Target *target;
+	struct ext_list list;
+	struct iod_request request = {.kind = IOD_R_TRANSFER, .direction = (uint8_t)direction};
+
+	if (may_submit(self))
+		return NULL;
+	if (!list_object) {
+		PyErr_SetString(PyExc_TypeError, "a scatter list is missing");
+		return NULL;
+	}
+	if (offset && ext_u64(offset, "offset", &request.position))
+		return NULL;
+	if (minimum && minimum != Py_None && ext_u64(minimum, "minimum", &request.minimum))
+		return NULL;
+	if (!minimum || minimum == Py_None)
+		request.minimum = UINT64_MAX;
+	if (ext_list_get(list_object, &list))
+		return NULL;
+	if (target_of(self, target_object, &target)) {
+		ext_list_put(&list);
+		return NULL;
+	}
+	request.target = &target->target;
+	request.list = list.list;
+	request.count = list.count;
+	PyObject *result = ext_transfer(self, &request, NULL, NULL);
+	ext_list_put(&list);
+	return result;
+}
+
+static PyObject *port_from_memory(Port *self, PyObject *const *args, Py_ssize_t n, PyObject *names)
+{
+	struct keyword k[] = {{"segments", NULL}, {"to", NULL}, {"offset", NULL}, {NULL, NULL}};
+	if (keywords(args, n, 1, names, k))
+		return NULL;
+	return transfer(self, k[0].value, k[1].value, k[2].value, NULL, IOD_FROM_MEMORY);
+}
+
+static PyObject *port_to_memory(Port *self, PyObject *const *args, Py_ssize_t n, PyObject *names)
+{
+	struct keyword k[] = {{"segments", NULL}, {"source", NULL}, {"offset", NULL}, {"minimum", NULL}, {NULL, NULL}};
+	if (keywords(args, n, 1, names, k))
+		return NULL;
+	return transfer(self, k[0].value, k[1].value, k[2].value, k[3].value, IOD_TO_MEMORY);
+}
+
+static PyObject *port_copy(Port *self, PyObject *const *args, Py_ssize_t n, PyObject *names)
+{
+	struct keyword k[] = {{"source", NULL}, {"target", NULL}, {NULL, NULL}};
+	struct ext_list from, to;
+	if (keywords(args, n, 2, names, k) || may_submit(self))
+		return NULL;
+	if (!k[0].value || !k[1].value) {
+		PyErr_SetString(PyExc_TypeError, "copy takes two scatter lists");
+		return NULL;
+	}
+	if (ext_list_get(k[0].value, &from))
+		return NULL;
+	if (ext_list_get(k[1].value, &to)) {
+		ext_list_put(&from);
+		return NULL;
+	}
+	struct iod_request request = {.kind = IOD_R_COPY, .list = from.list, .count = from.count, .list2 = to.list,
+				      .count2 = to.count};
+	PyObject *result = NULL;
+	uint64_t a = iod_list_bytes(from.list, from.count), b = iod_list_bytes(to.list, to.count);
+	if (a != b)
+		PyErr_Format(ArgumentErrorType, "the source holds %llu bytes and the target %llu; they must be equal",
+			     (unsigned long long)a, (unsigned long long)b);
+	else
+		result = ext_transfer(self, &request, NULL, NULL);
+	ext_list_put(&from);
+	ext_list_put(&to);
+	return result;
+}
+
+static PyObject *done_at_once(Port *self, PyObject *value, bool failed)
+{
+	if (!value)
+		return NULL;
+	Transfer *transfer = (Transfer *)PyType_GenericAlloc(TransferType, 0);
+	if (!transfer) {
+		Py_DECREF(value);
+		return NULL;
+	}
+	ext_wait_init(&transfer->wait, self->engine);
+	transfer->wait.is_transfer = true;
+	transfer->wait.done = failed ? 2 : 1;
+	transfer->wait.value = value;
+	return (PyObject *)transfer;
+}
+
+static PyObject *fault_at_once(Port *self, size_t moved, const struct iod_fault *fault)
+{
+	PyObject *completion = ext_completion_make(IOD_FAULT, moved, fault);
+	PyObject *error = completion ? PyObject_CallFunctionObjArgs(DmaFaultType, completion, NULL) : NULL;
+	Py_XDECREF(completion);
+	return done_at_once(self, error, true);
+}
+
+/* _load(address, size, convert | None) */
+static PyObject *port_load(Port *self, PyObject *const *args, Py_ssize_t n)
+{
+	uint64_t address, size;
+	struct iod_fault fault = {0};
+	size_t done;
+	if (n != 3)
+		return PyErr_Format(PyExc_TypeError, "_load takes 3 arguments, not %zd", n);
+	if (may_submit(self) || ext_u64(args[0], "address", &address) || ext_u64(args[1], "size", &size))
+		return NULL;
+	if (size > 1 << 24)
+		return PyErr_Format(ArgumentErrorType, "a load of %llu bytes; 2^24 is the most",
+				    (unsigned long long)size);
+	PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size);
+	if (!bytes)
+		return NULL;
+	uint8_t *data = (uint8_t *)PyBytes_AsString(bytes);
+	PyObject *result = NULL;
+	int error = iod_access(&self->engine->core, self->port.space, address, data, size, false, &fault, &done);
+	self->engine->python_bytes += done;
+	if (error == -EAGAIN) {
+		struct iod_segment segment = {address, size};
+		struct iod_request request = {.kind = IOD_R_LOAD, .list = &segment, .count = 1, .data = data};
+		result = ext_transfer(self, &request, args[2], bytes);
+	} else if (error) {
+		result = fault_at_once(self, done, &fault);
+	} else if (args[2] == Py_None) {
+		Py_INCREF(bytes);
+		result = done_at_once(self, bytes, false);
+	} else {
+		result = done_at_once(self, PyObject_CallFunctionObjArgs(args[2], bytes, NULL), false);
+	}
+	Py_DECREF(bytes);
+	return result;
+}
+
+/* _store(address, data) */
+static PyObject *port_store(Port *self, PyObject *const *args, Py_ssize_t n)
+{
+	uint64_t address;
+	struct iod_fault fault = {0};
+	size_t done;
+	if (n != 2)
+		return PyErr_Format(PyExc_TypeError, "_store takes 2 arguments, not %zd", n);
+	if (may_submit(self) || ext_u64(args[0], "address", &address))
+		return NULL;
+	PyObject *bytes = PyBytes_FromObject(args[1]);
+	if (!bytes)
+		return NULL;
+	uint8_t *data = (uint8_t *)PyBytes_AsString(bytes);
+	size_t size = (size_t)PyBytes_Size(bytes);
+	int error = iod_access(&self->engine->core, self->port.space, address, data, size, true, &fault, &done);
+	self->engine->python_bytes += done;
+	PyObject *result;
+	if (error == -EAGAIN) {
+		struct iod_segment segment = {address, size};
+		struct iod_request request = {.kind = IOD_R_STORE, .list = &segment, .count = 1, .data = data};
+		result = ext_transfer(self, &request, NULL, bytes);
+	} else if (error) {
+		result = fault_at_once(self, done, &fault);
+	} else {
+		result = done_at_once(self, ext_completion_make(IOD_OK, done, NULL), false);
+	}
+	Py_DECREF(bytes);
+	return result;
+}
+
+/* _control(kind, endpoint, offset, length): flush, discard, write zeroes */
+static PyObject *port_control(Port *self, PyObject *args)
+{
+	int kind;
+	PyObject *endpoint;
+	unsigned long long offset, length;
+	Target *target;
+	if (!PyArg_ParseTuple(args, "iOKK", &kind, &endpoint, &offset, &length))
+		return NULL;
+	if (may_submit(self) || target_of(self, endpoint, &target))
+		return NULL;
+	struct iod_request request = {.kind = (uint8_t)kind, .target = &target->target, .position = offset,
+				      .length = length, .direction = IOD_FROM_MEMORY};
+	return ext_transfer(self, &request, NULL, NULL);
+}
+
+/* ---- batches ---- */
+
+/* The columns of a batch, in the order in which sg.py cuts the block. */
+struct batch {
+	uint64_t *id, *position, *ticket, *address, *length;
+	uint32_t *first, *count;
+	uint8_t *direction;
+};
+static void cut(const Columns *columns, struct batch *b)
+{
+	uint64_t *at = (uint64_t *)columns->block;
+	Py_ssize_t n = columns->requests;
+	b->id = at;
+	b->position = at + n;
+	b->ticket = at + 2 * n;
+	b->address = at + 3 * n;
+	b->length = b->address + columns->segments;
+	b->first = (uint32_t *)(b->length + columns->segments);
+	b->count = b->first + n;
+	b->direction = (uint8_t *)(b->count + n);
+}
+
+/* _submit(batch, endpoint, positions | None, unit) -> None; the tickets are in the batch */
+static PyObject *port_submit(Port *self, PyObject *const *args, Py_ssize_t n)
+{
+	Target *target;
+	uint64_t unit;
+	struct batch b;
+	Engine *engine = self->engine;
+
+	if (n != 4)
+		return PyErr_Format(PyExc_TypeError, "_submit takes 4 arguments, not %zd", n);
+	if (!PyObject_TypeCheck(args[0], ColumnsType))
+		return PyErr_Format(ArgumentTypeErrorType, "%R is not a Batch", args[0]);
+	if (may_submit(self) || ext_u64(args[3], "unit", &unit))
+		return NULL;
+	Columns *columns = (Columns *)args[0];
+	Py_ssize_t rows = columns->n;
+	cut(columns, &b);
+	if (rows > (Py_ssize_t)(self->port.depth - self->port.rows))
+		return PyErr_Format(BusyErrorType, "port %s has %u transfers outstanding and cannot take %zd more: its depth is %u",
+				    self->port.name, self->port.rows, rows, self->port.depth);
+	for (Py_ssize_t i = 0; i < rows; i++)
+		if (b.first[i] > columns->segments || b.count[i] > columns->segments - b.first[i] || b.direction[i] > 1)
+			return PyErr_Format(ArgumentErrorType,
+					    "request %zd: first %u, count %u, direction %u; the batch has %zd segments, and "
+					    "a direction is 0 or 1",
+					    i, b.first[i], b.count[i], b.direction[i], columns->segments);
+	Py_buffer positions = {0};
+	const uint64_t *position = b.position;
+	if (args[2] != Py_None) {
+		if (PyObject_GetBuffer(args[2], &positions, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT))
+			return NULL;
+		if (positions.itemsize != 8 || positions.len / 8 < rows || !positions.format ||
+		    !strchr("LQlq", positions.format[positions.format[0] == '<' || positions.format[0] == '=' ||
+						     positions.format[0] == '@'])) {
+			PyErr_Format(ArgumentTypeErrorType, "position must be an array of %zd 64-bit integers", rows);
+			PyBuffer_Release(&positions);
+			return NULL;
+		}
+		position = positions.buf;
+	}
+	PyObject *result = NULL;
+	uint32_t most = 0;
+	for (Py_ssize_t i = 0; i < rows; i++)
+		if (b.count[i] > most)
+			most = b.count[i];
+	if (columns->scratch_room < most) {
+		free(columns->scratch);
+		columns->scratch = malloc(most * sizeof *columns->scratch);
+		columns->scratch_room = columns->scratch ? most : 0;
+		if (!columns->scratch) {
+			PyErr_NoMemory();
+			goto out;
+		}
+	}
+	if (rows && target_of(self, args[1], &target))
+		goto out;
+	for (Py_ssize_t i = 0; i < rows; i++) {
+		struct iod_request request = {.kind = IOD_R_TRANSFER, .direction = b.direction[i], .port = &self->port,
+					      .target = &target->target, .list = columns->scratch, .count = b.count[i],
+					      .id = b.id[i], .minimum = UINT64_MAX, .depth = engine->core.depth};
+		for (uint32_t k = 0; k < b.count[i]; k++)
+			columns->scratch[k] =
+				(struct iod_segment){b.address[b.first[i] + k], b.length[b.first[i] + k]};
+		/* What a guest asked for cannot be an exception: a position that does not fit is refused as a request. */
+		if (__builtin_mul_overflow(position[i], unit, &request.position))
+			request.position = UINT64_MAX;
+		if (submit_row(self, &request, &b.ticket[i])) {
+			if (target->target.references == 0)
+				Py_DECREF(target);
+			goto out;
+		}
+	}
+	result = Py_None;
+	Py_INCREF(result);
+out:
+	if (positions.obj)
+		PyBuffer_Release(&positions);
+	return result;
+}
+
+static PyObject *port_cancel(Port *self, PyObject *arg)
+{
+	uint64_t ticket;
+	if (ext_check(self->engine) || ext_u64(arg, "ticket", &ticket))
+		return NULL;
+	return PyBool_FromLong(iod_cancel(&self->engine->core, ticket));
+}
+
+static PyObject *port_reset(Port *self, PyObject *unused)
+{
+	(void)unused;
+	if (ext_check(self->engine))
+		return NULL;
+	if (!self->reset_wait) {
+		self->reset_wait = PyObject_CallFunctionObjArgs((PyObject *)WaitType, (PyObject *)self->engine, NULL);
+		if (!self->reset_wait)
+			return NULL;
+		iod_port_reset(&self->engine->core, &self->port);
+		self->engine->backend->ops->wake(self->engine->backend);
+	}
+	Py_INCREF(self->reset_wait);
+	return self->reset_wait;
+}
+
+static PyObject *port_close(Port *self, PyObject *unused)
+{
+	(void)unused;
+	self->port.closed = true;
+	Py_RETURN_NONE;
+}
+
+static PyObject *port_get(Port *self, void *what)
+{
+	PyObject *value;
+	switch ((char)(intptr_t)what) {
+	case 'n':
+		value = self->name;
+		break;
+	case 's':
+		value = self->space;
+		break;
+	case 'e':
+		value = (PyObject *)self->engine;
+		break;
+	case 'i':
+		return PyLong_FromUnsignedLong(self->port.busy);
+	case 'o':
+		return PyLong_FromUnsignedLong(self->port.rows);
+	case 'd':
+		return PyLong_FromUnsignedLong(self->port.depth);
+	case 'c':
+		return PyBool_FromLong(self->port.closed);
+	case 'r':
+		return PyBool_FromLong(self->port.resetting);
+	default:
+		return PyLong_FromUnsignedLongLong(self->port.generation);
+	}
+	Py_INCREF(value);
+	return value;
+}
+
+static PyMethodDef port_methods[] = {
+	{"from_memory", EXT_METHOD(port_from_memory), METH_FASTCALL | METH_KEYWORDS,
+	 "from_memory(segments, *, to, offset=0) -> Transfer: the device reads memory, the endpoint is written."},
+	{"to_memory", EXT_METHOD(port_to_memory), METH_FASTCALL | METH_KEYWORDS,
+	 "to_memory(segments, *, source, offset=0, minimum=None) -> Transfer: the endpoint is read into memory."},
+	{"copy", EXT_METHOD(port_copy), METH_FASTCALL | METH_KEYWORDS,
+	 "copy(source, target) -> Transfer: from one list to another of as many bytes."},
+	{"cancel", EXT_METHOD(port_cancel), METH_O, "cancel(ticket): ask that it ends soon. False: it was over."},
+	{"reset", EXT_METHOD(port_reset), METH_NOARGS,
+	 "Cancel everything and wait until memory is left alone: await what it returns."},
+	{"_load", EXT_METHOD(port_load), METH_FASTCALL, NULL},
+	{"_store", EXT_METHOD(port_store), METH_FASTCALL, NULL},
+	{"_control", EXT_METHOD(port_control), METH_VARARGS, NULL},
+	{"_submit", EXT_METHOD(port_submit), METH_FASTCALL, NULL},
+	{"_close", EXT_METHOD(port_close), METH_NOARGS, NULL},
+	{0}};
+static PyGetSetDef port_getset[] = {
+	{"name", (getter)port_get, NULL, "What statistics and traces call it.", (void *)'n'},
+	{"space", (getter)port_get, NULL, "The top of its chain.", (void *)'s'},
+	{"engine", (getter)port_get, NULL, "The engine it belongs to.", (void *)'e'},
+	{"in_flight", (getter)port_get, NULL, "Transfers that are not complete.", (void *)'i'},
+	{"outstanding", (getter)port_get, NULL, "Transfers that were not delivered.", (void *)'o'},
+	{"depth", (getter)port_get, NULL, "Most transfers outstanding.", (void *)'d'},
+	{"closed", (getter)port_get, NULL, "Whether close was called.", (void *)'c'},
+	{"resetting", (getter)port_get, NULL, "Whether a reset is under way.", (void *)'r'},
+	{"generation", (getter)port_get, NULL, "Counts the resets.", (void *)'g'},
+	{0}};
+static PyType_Slot port_slots[] = {{Py_tp_new, port_new},
+				   {Py_tp_dealloc, port_dealloc},
+				   {Py_tp_methods, port_methods},
+				   {Py_tp_getset, port_getset},
+				   {0}};
+static PyType_Spec port_spec = {"iodma._core.Port", sizeof(Port), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, port_slots};
+
+/* ---- the stream of completions ---- */
+
+/* Stream(port, factory, limit, at_least, forever): factory(limit) -> Columns with the arrays kept. */
+static PyObject *stream_new(PyTypeObject *type, PyObject *args, PyObject *kw)
+{
+	PyObject *port, *factory;
+	unsigned limit, least;
+	int forever;
+	(void)kw;
+	if (!PyArg_ParseTuple(args, "O!OIIp", PortType, &port, &factory, &limit, &least, &forever))
+		return NULL;
+	if (limit == 0 || limit > 65536 || least == 0 || least > limit)
+		return PyErr_Format(ArgumentErrorType, "limit is %u and at_least %u; 1 <= at_least <= limit <= 65536", limit,
+				    least);
+	Stream *self = (Stream *)PyType_GenericAlloc(type, 0);
+	if (!self)
+		return NULL;
+	ext_wait_init(&self->wait, ((Port *)port)->engine);
+	self->wait.is_stream = true;
+	Py_INCREF(port);
+	Py_INCREF(factory);
+	self->port = (Port *)port;
+	self->factory = factory;
+	self->limit = limit;
+	self->least = least;
+	self->forever = forever;
+	self->pool = PyList_New(0);
+	if (!self->pool) {
+		Py_DECREF(self);
+		return NULL;
+	}
+	return (PyObject *)self;
+}
+
+static void stream_dealloc(Stream *self)
+{
+	PyTypeObject *type = Py_TYPE(self);
+	if (self->port && self->port->stream == self)
+		self->port->stream = NULL;
+	ext_wait_clear(&self->wait);
+	Py_XDECREF((PyObject *)self->port);
+	Py_XDECREF(self->factory);
+	Py_XDECREF(self->pool);
+	freefunc release = PyType_GetSlot(type, Py_tp_free);
+	release(self);
+	Py_DECREF(type);
+}
+
+bool ext_stream_ready(Stream *self)
+{
+	struct iod_port *port = &self->port->port;
+	if (port->done.count >= self->least)
+		return true;
+	/* Fewer than asked for, but no more are coming. */
+	if (port->busy == 0 && port->done.count > 0)
+		return true;
+	return port->rows == 0 && (!self->forever || port->closed);
+}
+
+/* An object of the pool whose arrays nobody kept, or a new one. */
+static Columns *stream_columns(Stream *self)
+{
+	Py_ssize_t n = PyList_Size(self->pool);
+	for (Py_ssize_t i = 0; i < n; i++) {
+		PyObject *object = PyList_GetItem(self->pool, i);
+		Columns *columns = (Columns *)object;
+		bool kept = Py_REFCNT(object) != 1;
+		for (Py_ssize_t k = 0; !kept && k < PyTuple_Size(columns->arrays); k++)
+			kept = Py_REFCNT(PyTuple_GetItem(columns->arrays, k)) != 1;
+		if (!kept) {
+			Py_INCREF(object);
+			return columns;
+		}
+	}
+	PyObject *object = PyObject_CallFunction(self->factory, "I", self->limit);
+	if (!object)
+		return NULL;
+	Columns *columns = (Columns *)object;
+	if (!PyObject_TypeCheck(object, ColumnsType) || !columns->arrays || columns->requests < (Py_ssize_t)self->limit) {
+		PyErr_SetString(ErrorType, "the factory must make a Completions of at least `limit` rows");
+		Py_DECREF(object);
+		return NULL;
+	}
+	if (n < 4 && PyList_Append(self->pool, object)) {
+		Py_DECREF(object);
+		return NULL;
+	}
+	return columns;
+}
+
+PyObject *ext_stream_take(Stream *self)
+{
+	struct iod_port *port = &self->port->port;
+	Engine *engine = self->port->engine;
+	if (port->done.count == 0) {
+		PyErr_SetNone(PyExc_StopAsyncIteration);
+		return NULL;
+	}
+	Columns *columns = stream_columns(self);
+	if (!columns)
+		return NULL;
+	Py_ssize_t room = columns->requests;
+	uint64_t *ticket = (uint64_t *)columns->block, *id = ticket + room, *moved = id + room,
+		 *fault_offset = moved + room, *fault_address = fault_offset + room;
+	int32_t *error = (int32_t *)(fault_address + room);
+	uint8_t *status = (uint8_t *)(error + room);
+	Py_ssize_t n = 0;
+	PyObject *held = (PyObject *)self->port;
+	Py_INCREF(held);
+	while (n < (Py_ssize_t)self->limit) {
+		struct iod_row *row = iod_take_batch(&engine->core, port);
+		if (!row)
+			break;
+		ticket[n] = row->ticket;
+		id[n] = row->id;
+		moved[n] = row->moved;
+		error[n] = row->error;
+		status[n] = row->status;
+		bool fault = row->status == IOD_FAULT;
+		fault_offset[n] = fault ? row->fault.offset : 0;
+		fault_address[n] = fault ? row->fault.address : 0;
+		n++;
+		ext_row_free(engine, row);
+	}
+	columns->n = n;
+	Py_DECREF(held);
+	return (PyObject *)columns;
+}
+
+static PyObject *stream_iter(PyObject *self)
+{
+	Py_INCREF(self);
+	return self;
+}
+
+static PyObject *stream_next(Stream *self)
+{
+	if (self->port->stream && self->port->stream != self && self->port->stream->wait.waiter) {
+		PyErr_Format(ErrorType, "port %s has a stream of completions already", self->port->port.name);
+		return NULL;
+	}
+	self->port->stream = self;
+	Py_INCREF(self);
+	return (PyObject *)self;
+}
+
+static PyType_Slot stream_slots[] = {{Py_tp_new, stream_new},
+				     {Py_tp_dealloc, stream_dealloc},
+				     {Py_am_aiter, stream_iter},
+				     {Py_am_anext, stream_next},
+				     {0}};
+static PyType_Spec stream_spec = {"iodma._core.Stream", sizeof(Stream), 0, Py_TPFLAGS_DEFAULT, stream_slots};
+
+int ext_port_add(PyObject *module)
+{
+	PortType = ext_type(module, &port_spec, NULL);
+	StreamType = ext_type(module, &stream_spec, WaitType);
+	return PortType && StreamType ? 0 : -1;
+}

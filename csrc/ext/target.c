@@ -1,0 +1,381 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * target: host endpoints, as Python sees them, and revocations.
+ *
+ * Invariants
+ *  - A target belongs to the first engine that used it, because its order is kept there and its descriptor is
+ *    registered there.
+ *  - It owns its descriptors, and closes them when no row needs them any more. */
+#include "ext.h"
+
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+PyTypeObject *TargetType, *RevocationType;
+
+static void target_idle(struct iod_target *target)
+{
+	Py_DECREF((PyObject *)target->owner);
+}
+
+/* Target(kind, fd, buffered_fd, read_only, write_through, direct, zero_copy, memory_alignment, offset_alignment,
+ *        max_segments, max_bytes, region) */
+static PyObject *target_new(PyTypeObject *type, PyObject *args, PyObject *kw)
+{
+	static char *names[] = {"kind", "fd", "buffered_fd", "read_only", "write_through", "direct", "zero_copy",
+				"memory_alignment", "offset_alignment", "max_segments", "max_bytes", "region", NULL};
+	int kind, fd = -1, buffered = -1, read_only = 0, through = 0, direct = 0, zero_copy = 0;
+	unsigned memory_alignment = 1, offset_alignment = 1, segments = IOD_IOV_MAX;
+	unsigned long long bytes = IOD_MAX_IO;
+	PyObject *region = NULL;
+
+	if (!PyArg_ParseTupleAndKeywords(args, kw, "i|iippppIIIKO", names, &kind, &fd, &buffered, &read_only, &through,
+					 &direct, &zero_copy, &memory_alignment, &offset_alignment, &segments, &bytes,
+					 &region))
+		return NULL;
+	if (region == Py_None)
+		region = NULL;
+	if (region && !PyObject_TypeCheck(region, RegionType))
+		return PyErr_Format(ArgumentTypeErrorType, "%R is not a region", region);
+	if (!memory_alignment || !offset_alignment || !segments || segments > IOD_IOV_MAX || !bytes || bytes > IOD_MAX_IO) {
+		PyErr_Format(ArgumentErrorType,
+			     "constraints out of range: alignments and counts are at least 1, at most %u segments and "
+			     "%u bytes a request",
+			     IOD_IOV_MAX, IOD_MAX_IO);
+		return NULL;
+	}
+	Target *self = (Target *)PyType_GenericAlloc(type, 0);
+	if (!self)
+		return NULL;
+	self->target = (struct iod_target){
+		.kind = (uint8_t)kind, .fd = fd, .buffered_fd = buffered, .file_index = -1, .read_only = read_only,
+		.write_through = through, .direct = direct, .zero_copy = zero_copy,
+		.memory_alignment = memory_alignment, .offset_alignment = offset_alignment, .max_segments = segments,
+		.max_bytes = bytes, .idle = target_idle, .owner = self};
+	if (region) {
+		Py_INCREF(region);
+		self->region = region;
+		self->target.region = ((Region *)region)->region;
+		iod_region_get(self->target.region);
+	}
+	return (PyObject *)self;
+}
+
+static void forget(Target *self)
+{
+	Engine *engine = self->engine;
+	struct iod_target *target = &self->target;
+
+	if (engine && target->file_index >= 0 && !engine->closed) {
+		engine->backend->ops->set_file(engine->backend, target->file_index, -1);
+		engine->file_taken[target->file_index] = false;
+	}
+	target->file_index = -1;
+	if (target->fd >= 0)
+		close(target->fd);
+	if (target->buffered_fd >= 0)
+		close(target->buffered_fd);
+	target->fd = target->buffered_fd = -1;
+}
+
+static void target_dealloc(Target *self)
+{
+	PyTypeObject *type = Py_TYPE(self);
+	forget(self);
+	if (self->target.region)
+		iod_region_put(self->target.region);
+	Py_XDECREF(self->region);
+	Py_XDECREF(self->script);
+	Py_XDECREF(self->script_cancel);
+	Py_XDECREF((PyObject *)self->engine);
+	freefunc release = PyType_GetSlot(type, Py_tp_free);
+	release(self);
+	Py_DECREF(type);
+}
+
+int ext_target_use(Target *self, Engine *engine)
+{
+	struct iod_target *target = &self->target;
+
+	if (target->closed) {
+		PyErr_Format(ClosedErrorType, "%R is closed", (PyObject *)self);
+		return -1;
+	}
+	if (self->engine != engine) {
+		if (self->engine && !self->engine->closed) {
+			PyErr_Format(ErrorType, "%R is in use by another engine; open it once for each", (PyObject *)self);
+			return -1;
+		}
+		Py_INCREF(engine);
+		Py_XDECREF(self->engine);
+		self->engine = engine;
+		target->file_index = -1;
+		if (target->kind == IOD_T_FILE || target->kind == IOD_T_STREAM || target->kind == IOD_T_PACKET)
+			for (int i = 0; i < IOD_MAX_FILES; i++)
+				if (!engine->file_taken[i]) {
+					if (engine->backend->ops->set_file(engine->backend, i, target->fd) >= 0) {
+						engine->file_taken[i] = true;
+						target->file_index = i;
+					}
+					break;
+				}
+	}
+	if (target->references == 0) /* dropped by target_idle */
+		Py_INCREF(self);
+	return 0;
+}
+
+/* _close(): nothing new; the descriptors go with the last reference. True when nothing was in flight. */
+static PyObject *target_close(Target *self, PyObject *unused)
+{
+	(void)unused;
+	bool busy = self->target.references != 0;
+	self->target.closed = true;
+	if (!busy)
+		forget(self);
+	return PyBool_FromLong(!busy);
+}
+
+static PyObject *target_set_script(Target *self, PyObject *args)
+{
+	PyObject *script, *cancel;
+	if (!PyArg_ParseTuple(args, "OO", &script, &cancel))
+		return NULL;
+	Py_INCREF(script);
+	Py_INCREF(cancel);
+	EXT_SET(self->script, script);
+	EXT_SET(self->script_cancel, cancel);
+	Py_RETURN_NONE;
+}
+
+static struct iod_row *scripted(Target *self, unsigned long long ticket)
+{
+	if (!self->engine || ext_check(self->engine)) {
+		if (!PyErr_Occurred())
+			PyErr_SetString(ErrorType, "nothing was asked of this endpoint yet");
+		return NULL;
+	}
+	struct iod_row *row = iod_find(&self->engine->core, ticket);
+	if (!row || row->phase != IOD_P_SCRIPT || row->target != &self->target) {
+		PyErr_Format(StaleErrorType, "no request %#llx is waiting here", ticket);
+		return NULL;
+	}
+	if (self->engine->in_step) {
+		PyErr_SetString(ErrorType, "a request cannot be answered inside the call that makes it");
+		return NULL;
+	}
+	return row;
+}
+
+/* _peek(ticket, n) -> the first n bytes that are to be written */
+static PyObject *target_peek(Target *self, PyObject *args)
+{
+	unsigned long long ticket;
+	Py_ssize_t n;
+	if (!PyArg_ParseTuple(args, "Kn", &ticket, &n))
+		return NULL;
+	struct iod_row *row = scripted(self, ticket);
+	if (!row)
+		return NULL;
+	uint64_t left = row->total - row->moved, done = 0;
+	if (n < 0 || (uint64_t)n > left)
+		n = (Py_ssize_t)left;
+	PyObject *bytes = PyBytes_FromStringAndSize(NULL, n);
+	if (!bytes)
+		return NULL;
+	iod_row_gather(&self->engine->core, row, (uint8_t *)PyBytes_AsString(bytes), (uint64_t)n, &done);
+	self->engine->python_bytes += done;
+	return bytes;
+}
+
+/* _finish(ticket, result, data | None): result is bytes or -errno; data is what is read. */
+static PyObject *target_finish(Target *self, PyObject *args)
+{
+	unsigned long long ticket;
+	int result;
+	Py_buffer data = {0};
+	if (!PyArg_ParseTuple(args, "Ki|y*", &ticket, &result, &data))
+		return NULL;
+	struct iod_row *row = scripted(self, ticket);
+	if (row) {
+		if (data.buf && result > 0) {
+			uint64_t done = 0, n = iod_min64((uint64_t)result, (uint64_t)data.len);
+			n = iod_min64(n, row->total - row->moved);
+			int error = iod_row_scatter(&self->engine->core, row, data.buf, n, &done);
+			self->engine->python_bytes += done;
+			result = error ? -EFAULT : (int)done;
+		}
+		iod_script_done(&self->engine->core, row, result);
+		self->engine->backend->ops->wake(self->engine->backend);
+	}
+	if (data.buf)
+		PyBuffer_Release(&data);
+	if (!row)
+		return NULL;
+	Py_RETURN_NONE;
+}
+
+static PyObject *target_get(Target *self, void *what)
+{
+	switch ((char)(intptr_t)what) {
+	case 'c':
+		return PyBool_FromLong(self->target.closed);
+	case 'f':
+		return PyLong_FromLong(self->target.fd);
+	case 'r':
+		return PyBool_FromLong(self->target.file_index >= 0);
+	default:
+		return PyLong_FromUnsignedLong(self->target.references);
+	}
+}
+
+static PyMethodDef target_methods[] = {{"_close", EXT_METHOD(target_close), METH_NOARGS, NULL},
+				       {"_set_script", EXT_METHOD(target_set_script), METH_VARARGS, NULL},
+				       {"_peek", EXT_METHOD(target_peek), METH_VARARGS, NULL},
+				       {"_finish", EXT_METHOD(target_finish), METH_VARARGS, NULL},
+				       {0}};
+static PyGetSetDef target_getset[] = {
+	{"closed", (getter)target_get, NULL, "Whether close was called.", (void *)'c'},
+	{"in_flight", (getter)target_get, NULL, "Transfers that are not complete.", (void *)'i'},
+	{"_fd", (getter)target_get, NULL, NULL, (void *)'f'},
+	{"_registered", (getter)target_get, NULL, NULL, (void *)'r'},
+	{0}};
+static PyType_Slot target_slots[] = {{Py_tp_new, target_new},
+				     {Py_tp_dealloc, target_dealloc},
+				     {Py_tp_methods, target_methods},
+				     {Py_tp_getset, target_getset},
+				     {0}};
+static PyType_Spec target_spec = {"iodma._core.Target", sizeof(Target), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+				  target_slots};
+
+/* ---- Revocation ---- */
+
+static Engine *engine_of(struct iod_core *core)
+{
+	return (Engine *)((char *)core - offsetof(Engine, core));
+}
+
+/* Revocation(space, first, length, haste): of a range that just left the space's map. */
+static PyObject *revocation_new(PyTypeObject *type, PyObject *args, PyObject *kw)
+{
+	PyObject *space_object, *first_object, *length_object;
+	int haste = 0;
+	uint64_t first, length;
+	static char *names[] = {"space", "first", "length", "haste", NULL};
+	if (!PyArg_ParseTupleAndKeywords(args, kw, "O!OO|p", names, SpaceType, &space_object, &first_object,
+					 &length_object, &haste))
+		return NULL;
+	if (ext_u64(first_object, "address", &first) || ext_u64(length_object, "length", &length) ||
+	    (length && ext_range(first, length, "address")))
+		return NULL;
+	struct iod_core *core = ((Space *)space_object)->space.core;
+	if (core && ext_check(engine_of(core)))
+		return NULL;
+	Revocation *self = (Revocation *)PyType_GenericAlloc(type, 0);
+	if (!self)
+		return NULL;
+	Py_INCREF(space_object);
+	self->space = space_object;
+	self->revocation.space = &((Space *)space_object)->space;
+	self->revocation.first = first;
+	self->revocation.last = length ? first + (length - 1) : UINT64_MAX;
+	self->revocation.owner = self;
+	Py_INCREF(Py_True);
+	if (!core) {
+		self->wait.done = 1;
+		self->wait.value = Py_True;
+		self->revocation.done = true;
+		return (PyObject *)self;
+	}
+	ext_wait_init(&self->wait, engine_of(core));
+	self->linked = true;
+	iod_revoke(core, &self->revocation, haste);
+	Py_DECREF(Py_True);
+	if (!self->revocation.done)
+		Py_INCREF(self); /* the core's */
+	else if (self->wait.engine->revoked == self) {
+		/* Done at once: nobody can have waited yet. */
+		self->wait.engine->revoked = self->next;
+		self->linked = false;
+		self->wait.done = 1;
+		Py_INCREF(Py_True);
+		self->wait.value = Py_True;
+	}
+	return (PyObject *)self;
+}
+
+static void revocation_dealloc(Revocation *self)
+{
+	PyTypeObject *type = Py_TYPE(self);
+	ext_wait_clear(&self->wait);
+	Py_XDECREF(self->space);
+	freefunc release = PyType_GetSlot(type, Py_tp_free);
+	release(self);
+	Py_DECREF(type);
+}
+
+/* _expire(): the deadline passed. False when it was done in time. */
+static PyObject *revocation_expire(Revocation *self, PyObject *unused)
+{
+	(void)unused;
+	if (self->revocation.done || self->revocation.failed || !self->wait.engine)
+		Py_RETURN_FALSE;
+	if (ext_check(self->wait.engine))
+		return NULL;
+	struct iod_core *core = &self->wait.engine->core;
+	iod_revocation_fail(core, &self->revocation);
+	Py_INCREF(Py_False);
+	ext_wait_done(&self->wait, Py_False, false);
+	Py_RETURN_TRUE;
+}
+
+static PyObject *revocation_get(Revocation *self, void *what)
+{
+	switch ((char)(intptr_t)what) {
+	case 'o':
+		return PyBool_FromLong(self->revocation.done && !self->revocation.failed);
+	case 'f':
+		return PyBool_FromLong(self->revocation.failed);
+	default: {
+		PyObject *list = PyList_New(0);
+		Engine *engine = self->wait.engine;
+		for (uint32_t i = 0; list && engine && !self->revocation.done && i < engine->core.rows; i++) {
+			struct iod_row *row = iod_row_at(&engine->core, i);
+			for (struct iod_hold *hold = row->holds; hold; hold = hold->next) {
+				if (hold->revocation != &self->revocation)
+					continue;
+				PyObject *ticket = PyLong_FromUnsignedLongLong(row->ticket);
+				if (!ticket || PyList_Append(list, ticket))
+					Py_CLEAR(list);
+				Py_XDECREF(ticket);
+				break;
+			}
+		}
+		return list;
+	}
+	}
+}
+
+static PyMethodDef revocation_methods[] = {{"_expire", EXT_METHOD(revocation_expire), METH_NOARGS, NULL}, {0}};
+static PyGetSetDef revocation_getset[] = {
+	{"ok", (getter)revocation_get, NULL, "Whether nothing holds the range any more.", (void *)'o'},
+	{"failed", (getter)revocation_get, NULL, "Whether its deadline passed first.", (void *)'f'},
+	{"held_by", (getter)revocation_get, NULL, "Tickets of the transfers that hold it.", (void *)'h'},
+	{0}};
+static PyType_Slot revocation_slots[] = {
+	{Py_tp_new, revocation_new},
+	{Py_tp_dealloc, revocation_dealloc},
+	{Py_tp_methods, revocation_methods},
+	{Py_tp_getset, revocation_getset},
+	{Py_tp_doc, "A range being taken back: await it; True when it is free, False when its deadline passed."},
+	{0}};
+static PyType_Spec revocation_spec = {"iodma._core.Revocation", sizeof(Revocation), 0,
+				      Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, revocation_slots};
+
+int ext_target_add(PyObject *module)
+{
+	TargetType = ext_type(module, &target_spec, NULL);
+	RevocationType = ext_type(module, &revocation_spec, WaitType);
+	return TargetType && RevocationType ? 0 : -1;
+}

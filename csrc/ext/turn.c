@@ -1,0 +1,269 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * turn: one turn of the engine - step, move, hand over, reap, deliver, resume.
+ *
+ * Invariants
+ *  - The interpreter lock is given up only to spin, to sleep, and for moves and submissions above `release_bytes`:
+ *    giving it up on every turn costs dearly as soon as another thread wants it.
+ *  - A turn sleeps only when nothing is ready, and never in pump.
+ *  - What becomes ready in a turn is resumed in it or the next, never before all completions of the turn are delivered. */
+#include "engine.h"
+
+#include <errno.h>
+#include <time.h>
+
+uint64_t ext_clock(void)
+{
+	struct timespec now;
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static PyObject *transfer_value(Transfer *transfer, struct iod_row *row, bool *failed)
+{
+	bool control = row->kind == IOD_R_LOAD || row->kind == IOD_R_STORE;
+
+	*failed = false;
+	if (row->kind == IOD_R_LOAD && row->status == IOD_OK) {
+		if (transfer->convert && transfer->convert != Py_None)
+			return PyObject_CallFunctionObjArgs(transfer->convert, transfer->payload, NULL);
+		Py_INCREF(transfer->payload);
+		return transfer->payload;
+	}
+	PyObject *completion = ext_completion(row);
+	if (!completion || !control || row->status == IOD_OK)
+		return completion;
+	*failed = true;
+	PyObject *error = PyObject_CallFunctionObjArgs(DmaFaultType, completion, NULL);
+	Py_DECREF(completion);
+	return error;
+}
+
+void ext_deliver(Engine *engine)
+{
+	struct iod_row *row;
+	while ((row = iod_take_done(&engine->core))) {
+		Transfer *transfer = row->user;
+		bool failed;
+		if (row->kind == IOD_R_LOAD || row->kind == IOD_R_STORE)
+			engine->python_bytes += row->moved;
+		PyObject *value = transfer_value(transfer, row, &failed);
+		if (!value) { /* the conversion raised: the coroutine gets that */
+			PyObject *type, *trace;
+			PyErr_Fetch(&type, &value, &trace);
+			PyErr_NormalizeException(&type, &value, &trace);
+			Py_XDECREF(type);
+			Py_XDECREF(trace);
+			failed = true;
+		}
+		ext_row_free(engine, row);
+		ext_wait_done(&transfer->wait, value, failed);
+		Py_DECREF(transfer);
+	}
+	while (engine->revoked) {
+		Revocation *revocation = engine->revoked;
+		engine->revoked = revocation->next;
+		revocation->linked = false;
+		Py_INCREF(Py_True);
+		ext_wait_done(&revocation->wait, Py_True, false);
+		Py_DECREF(revocation);
+	}
+	for (uint32_t i = 0; i < engine->ports; i++) {
+		Port *port = engine->port[i];
+		if (port->port.resetting && port->port.busy == 0) {
+			Py_INCREF(port);
+			while ((row = iod_take_batch(&engine->core, &port->port)))
+				ext_row_free(engine, row);
+			port->port.resetting = false;
+			PyObject *wait = port->reset_wait;
+			port->reset_wait = NULL;
+			if (wait) {
+				Py_INCREF(Py_None);
+				ext_wait_done((Wait *)wait, Py_None, false);
+				Py_DECREF(wait);
+			}
+			Py_DECREF(port);
+		}
+		Stream *stream = port->stream;
+		if (stream && stream->wait.waiter && ext_stream_ready(stream))
+			ext_wait_done(&stream->wait, NULL, false);
+	}
+}
+
+/* How many completions are worth waking up for: more than one only when a single stream waits for them all. */
+static uint32_t least_wanted(const Engine *engine)
+{
+	const struct iod_core *core = &engine->core;
+	for (uint32_t i = 0; i < engine->ports; i++) {
+		const Port *port = engine->port[i];
+		if (!port->stream || !port->stream->wait.waiter)
+			continue;
+		if (port->port.rows != core->in_use || port->stream->least <= port->port.done.count)
+			return 1;
+		uint32_t least = port->stream->least - port->port.done.count;
+		return least < core->with_backend ? least : core->with_backend ? core->with_backend : 1;
+	}
+	return 1;
+}
+
+static bool has_work(const Engine *engine)
+{
+	const struct iod_core *core = &engine->core;
+	return engine->ready_head || core->done.head || core->ready.head || core->work.head || core->glue.head ||
+	       engine->revoked || core->cancel_again || (core->ring.head && !core->with_backend) ||
+	       (core->budget_again && core->budget.head);
+}
+
+static void sleep_for_completions(Engine *engine, int64_t timeout)
+{
+	struct iod_backend *backend = engine->backend;
+	struct iod_core *core = &engine->core;
+	uint64_t spin = core->with_backend ? engine->spin_now : 0;
+	uint64_t hits = backend->stats.spin_hits;
+	uint32_t least = least_wanted(engine);
+	uint64_t begin = spin || engine->spin_most == 0 ? 0 : ext_clock();
+
+	engine->gil_released++;
+	engine->step_started = 0;
+	Py_BEGIN_ALLOW_THREADS
+	backend->ops->wait(backend, least, timeout, spin);
+	Py_END_ALLOW_THREADS
+	/* Spinning pays where what it waits for comes soon: it halves with each miss, to nothing, and starts again,
+	 * small, after a sleep that turned out short. */
+	if (spin) {
+		if (backend->stats.spin_hits != hits)
+			engine->spin_now = spin * 2 < engine->spin_most ? spin * 2 : engine->spin_most;
+		else
+			engine->spin_now = spin / 2 < 1000 ? 0 : spin / 2;
+	} else if (begin && core->with_backend && ext_clock() - begin < engine->spin_most) {
+		engine->spin_now = engine->spin_most / 8;
+	}
+}
+
+int ext_turn(Engine *engine, int64_t timeout, uint32_t limit)
+{
+	struct iod_core *core = &engine->core;
+	struct iod_backend *backend = engine->backend;
+
+	engine->turns++;
+	if (engine->watcher_parked && engine->unpark) {
+		engine->watcher_parked = false;
+		PyObject *result = PyObject_CallNoArgs(engine->unpark);
+		if (!result)
+			return -1;
+		Py_DECREF(result);
+	}
+	core->now = ext_clock();
+	engine->step_started = core->now;
+	engine->in_step = true;
+	if (core->ready.head || core->ring.head || core->cancel_again || core->budget_again)
+		iod_core_step(core);
+	engine->in_step = false;
+	if (core->glue.head)
+		iod_core_work(core, &core->glue);
+	if (core->work.head) {
+		if (core->work_bytes > engine->release_bytes) {
+			engine->gil_released++;
+			Py_BEGIN_ALLOW_THREADS
+			iod_core_work(core, &core->work);
+			Py_END_ALLOW_THREADS
+		} else {
+			iod_core_work(core, &core->work);
+		}
+	}
+	if (core->queued_bytes > engine->release_bytes) {
+		engine->gil_released++;
+		Py_BEGIN_ALLOW_THREADS
+		backend->ops->flush(backend);
+		Py_END_ALLOW_THREADS
+	} else {
+		backend->ops->flush(backend);
+	}
+	core->queued_bytes = 0;
+	uint32_t got = iod_core_reap(core, 4096);
+	ext_deliver(engine);
+	if (!got && timeout != 0 && !has_work(engine) && !engine->stop && !engine->woken) {
+		sleep_for_completions(engine, timeout);
+		core->now = ext_clock();
+		engine->step_started = core->now;
+		iod_core_reap(core, 4096);
+		ext_deliver(engine);
+	}
+	ext_run_ready(engine, limit);
+	if (engine->raised && !PyErr_Occurred()) {
+		PyObject *raised = engine->raised;
+		engine->raised = NULL;
+		PyErr_SetObject((PyObject *)Py_TYPE(raised), raised);
+		Py_DECREF(raised);
+	}
+	return PyErr_Occurred() ? -1 : 0;
+}
+
+/* run(deadline): turns until something is Python's to do.  A set of: 1 woken, 2 watched descriptor, 4 deadline, 8 stop. */
+PyObject *ext_engine_run(Engine *self, PyObject *arg)
+{
+	long long deadline = PyLong_AsLongLong(arg);
+	if (deadline == -1 && PyErr_Occurred())
+		return NULL;
+	if (ext_check(self))
+		return NULL;
+	if (self->current) {
+		PyErr_SetString(ErrorType, "the engine runs already: a coroutine cannot run it again");
+		return NULL;
+	}
+	int why = 0;
+	while (!why) {
+		int64_t timeout = -1;
+		if (deadline >= 0) {
+			uint64_t now = ext_clock();
+			timeout = now >= (uint64_t)deadline ? 0 : deadline - (int64_t)now;
+			if (timeout == 0)
+				why |= 4;
+		}
+		ext_arm_watch(self);
+		if (ext_turn(self, timeout, UINT32_MAX))
+			return NULL;
+		if (PyErr_CheckSignals())
+			return NULL;
+		if (__atomic_exchange_n(&self->woken, 0, __ATOMIC_ACQ_REL))
+			why |= 1;
+		if (self->watch_result) {
+			self->watch_result = 0;
+			why |= 2;
+		}
+		if (self->stop)
+			why |= 8;
+	}
+	self->step_started = 0;
+	return PyLong_FromLong(why);
+}
+
+/* pump(limit) -> (why, whether work remains) */
+PyObject *ext_engine_pump(Engine *self, PyObject *arg)
+{
+	uint64_t limit;
+	if (ext_u64(arg, "limit", &limit) || ext_check(self))
+		return NULL;
+	if (self->current) {
+		PyErr_SetString(ErrorType, "the engine runs already: a coroutine cannot run it again");
+		return NULL;
+	}
+	int why = 0;
+	ext_arm_watch(self);
+	if (ext_turn(self, 0, limit < UINT32_MAX ? (uint32_t)limit : UINT32_MAX))
+		return NULL;
+	/* What the coroutines asked for goes to the kernel before the other loop sleeps. */
+	self->in_step = true;
+	iod_core_step(&self->core);
+	self->in_step = false;
+	self->backend->ops->flush(self->backend);
+	self->core.queued_bytes = 0;
+	if (__atomic_exchange_n(&self->woken, 0, __ATOMIC_ACQ_REL))
+		why |= 1;
+	if (self->watch_result) {
+		self->watch_result = 0;
+		why |= 2;
+	}
+	self->step_started = 0;
+	return Py_BuildValue("iN", why, PyBool_FromLong(has_work(self)));
+}

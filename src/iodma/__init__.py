@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Device models that do DMA like hardware: vectored, asynchronous, zero-copy.
+
+The public names, nothing else.  What each is responsible for stands in `docs/design.md`.
+"""
+
+from iodma import _core
+from iodma._version import __version__
+from iodma.devices import Device, Doorbell, Interrupt, Register
+from iodma.endpoints import Buffer, Datagram, Endpoint, File, Null, Socket
+from iodma.engine import Engine, Event, Stats, SystemClock, Task
+from iodma.errors import (
+    AddressRangeError,
+    ArgumentError,
+    ArgumentTypeError,
+    BusyError,
+    Cancelled,
+    ClosedError,
+    DmaFault,
+    Error,
+    StaleError,
+    UnsupportedError,
+    WrongThreadError,
+)
+from iodma.lease import Revocation
+from iodma.memory import DeviceWindow, Memory, Ram, Rom
+from iodma.port import Port
+from iodma.sg import Batch, Completions, ScatterList
+from iodma.stages import ByteLanes, Iommu, Mapping, Window
+from iodma.transfer import Completion, Transfer
+from iodma.transports import Bus
+from iodma.types import Access, Constraints, Direction, Fault, Reason, Status
+
+if _core.version != __version__:
+    raise ImportError(
+        f"iodma is version {__version__} and its C core is {_core.version}: build it again with"
+        " `make build`, or install the package again"
+    )
+
+__all__ = [
+    "Access",
+    "AddressRangeError",
+    "ArgumentError",
+    "ArgumentTypeError",
+    "Batch",
+    "Buffer",
+    "Bus",
+    "BusyError",
+    "ByteLanes",
+    "Cancelled",
+    "ClosedError",
+    "Completion",
+    "Completions",
+    "Constraints",
+    "Datagram",
+    "Device",
+    "DeviceWindow",
+    "Direction",
+    "DmaFault",
+    "Doorbell",
+    "Endpoint",
+    "Engine",
+    "Error",
+    "Event",
+    "Fault",
+    "File",
+    "Interrupt",
+    "Iommu",
+    "Mapping",
+    "Memory",
+    "Null",
+    "Port",
+    "Ram",
+    "Reason",
+    "Register",
+    "Revocation",
+    "Rom",
+    "ScatterList",
+    "Socket",
+    "StaleError",
+    "Stats",
+    "Status",
+    "SystemClock",
+    "Task",
+    "Transfer",
+    "UnsupportedError",
+    "Window",
+    "WrongThreadError",
+    "__version__",
+]

@@ -1,0 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Host endpoints: where bytes come from and go to.  Each owns its descriptor and says what it asks of requests."""
+
+from iodma.endpoints.base import Endpoint
+from iodma.endpoints.datagram import Datagram
+from iodma.endpoints.file import File
+from iodma.endpoints.memory import Buffer, Null
+from iodma.endpoints.stream import Socket
+
+__all__ = ["Buffer", "Datagram", "Endpoint", "File", "Null", "Socket"]

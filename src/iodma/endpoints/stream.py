@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stream sockets: TCP and unix.
+
+Invariants
+ - One request is in flight in each direction, so that two sends never interleave; others wait their turn, in order.
+ - A read of a stream whose other end is gone ends with PEER_GONE, after what was received before.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Self
+
+from iodma.endpoints.base import KIND_STREAM, Endpoint
+from iodma.errors import ArgumentError, ArgumentTypeError
+from iodma.types import Constraints
+
+__all__ = ["Socket"]
+
+
+def socket_descriptor(given: socket.socket | int, kinds: tuple[int, ...], what: str) -> int:
+    """A duplicate of the socket's descriptor, which must be of one of the kinds."""
+    if isinstance(given, socket.socket):
+        number = given.fileno()
+    elif isinstance(given, int):
+        number = given
+    else:
+        raise ArgumentTypeError(f"{given!r} is not a socket and not a descriptor")
+    fd = os.dup(number)
+    try:
+        with socket.socket(fileno=os.dup(fd)) as probe:
+            kind = probe.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)
+    except BaseException:
+        os.close(fd)
+        raise
+    if kind not in kinds:
+        os.close(fd)
+        raise ArgumentError(f"{given!r} is not a {what} socket")
+    return fd
+
+
+class Socket(Endpoint):
+    """A connected stream socket, which is duplicated.
+
+    Args:
+        sock: a `socket.socket` or a descriptor.
+        zero_copy: send straight from guest memory, without a copy into the kernel.  A send then completes when the
+            other end has acknowledged it, and holds its pages until then.
+    """
+
+    def __new__(cls, sock: socket.socket | int, *, zero_copy: bool = False) -> Self:
+        fd = socket_descriptor(sock, (socket.SOCK_STREAM,), "stream")
+        try:
+            return cls._make(
+                KIND_STREAM,
+                f"socket {fd}",
+                Constraints(order="stream"),
+                fd=fd,
+                zero_copy=zero_copy,
+            )
+        except BaseException:
+            os.close(fd)
+            raise

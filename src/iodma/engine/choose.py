@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which backend an engine gets.
+
+Invariants
+ - What the caller asks for is what it gets, or an error that says why not; only "auto" chooses.
+ - `IODMA_ENGINE` decides for "auto" alone.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from iodma._core import uring_probe
+from iodma.errors import ArgumentError, UnsupportedError
+
+__all__ = ["choose"]
+
+KINDS = ("uring", "threads")
+
+
+def choose(kind: str) -> str:
+    """ "uring" or "threads", for "auto", "uring" or "threads".
+
+    Raises:
+        ArgumentError: another name.
+        UnsupportedError: io_uring was asked for and is not to be had here.
+    """
+    where = "kind"
+    if kind == "auto":
+        kind = os.environ.get("IODMA_ENGINE") or "auto"
+        where = "IODMA_ENGINE"
+    if kind not in ("auto", *KINDS):
+        raise ArgumentError(f"{where} is {kind!r}; auto, uring or threads would be right")
+    if kind == "threads":
+        return kind
+    error = uring_probe()["error"]
+    if not error:
+        return "uring"
+    if kind == "uring":
+        name = errno.errorcode.get(error, str(error))
+        raise UnsupportedError(
+            f"io_uring cannot be used here ({name}: {os.strerror(error)}); `iodma doctor` says more,"
+            " and the threads engine does the same work"
+        )
+    return "threads"

@@ -1,0 +1,426 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine: one thread's DMA, its coroutines, its timers.
+
+Invariants
+ - Completions are delivered in one place, a turn of the loop, and never inside a submit.
+ - An engine belongs to the thread and process that made it; only `call_threadsafe` and `stop` may be called elsewhere.
+ - `close` cancels, waits for what the kernel has, and lets go of memory only then.
+"""
+
+from __future__ import annotations
+
+import collections
+import heapq
+import logging
+import os
+import select
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Coroutine
+from itertools import count
+from typing import Any, ClassVar, Self
+
+from iodma import _core
+from iodma._core import Space, Task, Wait
+from iodma.engine.choose import choose
+from iodma.engine.clock import Clock, SystemClock
+from iodma.engine.slow import SlowStepWatch
+from iodma.engine.stats import Stats, TransferInfo
+from iodma.errors import ArgumentError, ArgumentTypeError, BusyError, ClosedError
+
+__all__ = ["Engine", "Task", "Timer", "engines"]
+
+log = logging.getLogger("iodma.engine")
+
+_WOKEN, _WATCHED, _DEADLINE, _STOP = 1, 2, 4, 8
+#: Measured where a gather copy is as fast as the vector: 512 B for reads of a file, 1 KiB for writes.
+SMALL_TO_MEMORY = 512
+SMALL_FROM_MEMORY = 1024
+
+#: Those that are open, for whoever prints them.
+engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+_numbers = count()
+
+
+class Timer:
+    """A call that comes later; see `Engine.call_later`."""
+
+    __slots__ = ("callback", "when_ns")
+
+    def __init__(self, when_ns: int, callback: Callable[[], object]) -> None:
+        self.when_ns = when_ns
+        self.callback: Callable[[], object] | None = callback
+
+    def cancel(self) -> None:
+        """Do not call."""
+        self.callback = None
+
+
+class Engine(_core.Engine):
+    """Runs transfers and the coroutines that wait for them.
+
+        with iodma.Engine() as engine:
+            engine.run(main(engine))
+
+    Args:
+        kind: "uring", "threads", or "auto" for the first that works here (`IODMA_ENGINE` overrides).
+        depth: submission slots of the ring.
+        in_flight: most requests with the kernel; more wait.
+        workers: threads of the threads engine.
+        spin_us: longest spin before a sleep, microseconds; 0: never spin.
+        bounce_bytes: size of the bounce arena, which is the budget for copies.
+        small: bytes a segment below which a copy is cheaper than a vector, (from memory, to memory); None: as measured.
+        strict: let an exception that nothing caught out of `run`, for tests.
+        slow_step: seconds after which a step is reported with its stack; None: never.
+        clock: the time that timers go by.
+
+    Raises:
+        UnsupportedError: io_uring was asked for and is not to be had.
+        ArgumentError: a number out of range.
+    """
+
+    _make_port: ClassVar[Callable[..., Any]]
+
+    def __init__(
+        self,
+        kind: str = "auto",
+        *,
+        depth: int = 256,
+        in_flight: int = 4096,
+        workers: int | None = None,
+        spin_us: float = 50,
+        bounce_bytes: int = 16 << 20,
+        small: tuple[int, int] | None = None,
+        strict: bool = False,
+        slow_step: float | None = 0.1,
+        name: str | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        chosen = choose(kind)
+        for what, value, low, high in (
+            ("depth", depth, 1, 32768),
+            ("in_flight", in_flight, 1, 65536),
+            ("spin_us", spin_us, 0, 1e6),
+            ("bounce_bytes", bounce_bytes, 0, 1 << 40),
+        ):
+            if not low <= value <= high:
+                raise ArgumentError(f"{what} is {value}; {low} to {high} would be right")
+        if workers is None:
+            workers = min(16, 4 * (os.cpu_count() or 1))
+        if not 1 <= workers <= 256:
+            raise ArgumentError(f"workers is {workers}; 1 to 256 would be right")
+        self._open(
+            0 if chosen == "uring" else 1,
+            depth,
+            in_flight,
+            workers,
+            bounce_bytes,
+            int(spin_us * 1000),
+        )
+        self.name = f"engine{next(_numbers)}" if name is None else name
+        self.strict = strict
+        self.clock: Clock = SystemClock() if clock is None else clock
+        self._system_clock = clock is None
+        self._timers: list[tuple[int, int, Timer]] = []
+        self._sequence = count()
+        self._soon: collections.deque[tuple[Callable[..., object], tuple[Any, ...]]] = (
+            collections.deque()
+        )
+        self._readers: dict[int, Callable[[], object]] = {}
+        self._epoll: select.epoll | None = None
+        self._outer: select.epoll | None = None
+        self._timer_fd = -1
+        self._stopping = False
+        self._devices: list[Any] = []
+        self._slow: SlowStepWatch | None = None
+        self._slow_step = slow_step
+        self._set("failed", self._task_failed)
+        small_out, small_in = (SMALL_FROM_MEMORY, SMALL_TO_MEMORY) if small is None else small
+        self._set("small_from_memory", small_out)
+        self._set("small_to_memory", small_in)
+        engines.add(self)
+
+    # -- ports, tasks, devices ------------------------------------------------
+
+    def port(self, space: Space, name: str = "port0", *, depth: int = 4096) -> Any:
+        """A `Port` through which a device reaches ``space``.
+
+        Args:
+            space: the top of the chain: a stage, or a `Memory`.
+            name: what statistics, faults and traces call it.
+            depth: most transfers outstanding; a submit beyond raises `BusyError`.
+        """
+        return type(self)._make_port(self, space, name, depth)
+
+    def start(self, coro: Coroutine[Any, Any, Any], *, name: str | None = None) -> Task[Any]:
+        """Start a coroutine in the engine's own scope: it first runs in the next turn."""
+        return self._spawn(coro, owner=None, name=name)
+
+    def _spawn(
+        self, coro: Coroutine[Any, Any, Any], *, owner: Any, name: str | None = None
+    ) -> Task[Any]:
+        title = name or getattr(coro, "__qualname__", "coroutine")
+        return self._spawn_task(coro, owner, title)
+
+    def attach(self, device: Any) -> None:
+        """Bind a device to this engine: its scope opens and its `reset` hook runs."""
+        attach = getattr(device, "_attach", None)
+        if attach is None:
+            raise ArgumentTypeError(f"{device!r} is not a Device")
+        if device not in self._devices:
+            attach(self)
+            self._devices.append(device)
+
+    def _device_failed(self, device: Any, error: BaseException) -> None:
+        """A device failed; a strict engine lets that out of `run`."""
+        if self.strict:
+            raise error
+
+    def _task_failed(self, task: Task[Any], error: BaseException) -> None:
+        """A task of nobody's ended with an exception that nobody waits for."""
+        if isinstance(error, KeyboardInterrupt | SystemExit) or self.strict:
+            raise error
+        if isinstance(error, Exception):
+            log.error("%s: task %s failed", self.name, task.name, exc_info=error)
+
+    # -- timers, other threads, foreign descriptors ---------------------------
+
+    def call_later(self, seconds: float, callback: Callable[[], object]) -> Timer:
+        """Call ``callback()`` in a turn not before ``seconds`` have passed."""
+        if not seconds >= 0:
+            raise ArgumentError(f"seconds is {seconds}; it must be 0 or more")
+        timer = Timer(self.clock.now_ns() + int(seconds * 1e9), callback)
+        heapq.heappush(self._timers, (timer.when_ns, next(self._sequence), timer))
+        return timer
+
+    def call_soon(self, callback: Callable[..., object], *args: Any) -> None:
+        """Call ``callback(*args)`` in the next turn."""
+        self._soon.append((callback, args))
+        self._wake()
+
+    def call_threadsafe(self, callback: Callable[..., object], *args: Any) -> None:
+        """`call_soon`, from any thread."""
+        self._soon.append((callback, args))
+        self._wake()
+
+    def sleep(self, seconds: float) -> Wait[None]:
+        """Await it to go on after ``seconds``."""
+        wait: Wait[None] = Wait(self)
+        self.call_later(seconds, lambda: wait._resolve(None))
+        return wait
+
+    def add_reader(self, fd: int, callback: Callable[[], object]) -> None:
+        """Call ``callback()`` in a turn whenever ``fd`` is readable (or its other end is gone)."""
+        if self._epoll is None:
+            self._epoll = select.epoll()
+            self._watch(self._epoll.fileno())
+            if self._outer is not None:
+                self._outer.register(self._epoll.fileno(), select.EPOLLIN)
+        if fd in self._readers:
+            raise BusyError(f"descriptor {fd} has a reader already")
+        self._epoll.register(fd, select.EPOLLIN)
+        self._readers[fd] = callback
+
+    def remove_reader(self, fd: int) -> None:
+        """Watch ``fd`` no more; nothing happens if it is not watched."""
+        if self._readers.pop(fd, None) is not None and self._epoll is not None:
+            try:
+                self._epoll.unregister(fd)
+            except OSError:  # closed already: the kernel took it out
+                pass
+
+    def _do_python_work(self, why: int) -> None:
+        if why & _WATCHED and self._epoll is not None:
+            for fd, _ in self._epoll.poll(0):
+                callback = self._readers.get(fd)
+                if callback is not None:
+                    callback()
+        for _ in range(len(self._soon)):
+            function, args = self._soon.popleft()
+            function(*args)
+        if self._timers:
+            now = self.clock.now_ns()
+            while self._timers and self._timers[0][0] <= now:
+                timer = heapq.heappop(self._timers)[2]
+                if timer.callback is not None:
+                    timer.callback()
+
+    def _next_timer(self) -> int:
+        """When the next timer is due, ns; -1: there is none."""
+        while self._timers and self._timers[0][2].callback is None:
+            heapq.heappop(self._timers)
+        return self._timers[0][0] if self._timers else -1
+
+    # -- running --------------------------------------------------------------
+
+    def run(self, main: Any = None) -> Any:
+        """Run until ``main`` is over, or until `stop`.
+
+        Args:
+            main: a coroutine, whose result is returned; a device, which is attached; or None.
+        """
+        task: Task[Any] | None = None
+        if isinstance(main, Coroutine):
+            task = self.start(main, name="main")
+        elif main is not None:
+            self.attach(main)
+        if task is None:
+            self._loop(lambda: self._stopping)
+            return None
+        task._when_done(lambda _: self._set("stop", 1))
+        try:
+            self._loop(lambda: self._stopping or task.done)
+        except BaseException:
+            if not task.done:
+                task.cancel()
+            raise
+        if not task.done:
+            task.cancel()
+            self._loop(lambda: task.done)
+        return task.result
+
+    def _loop(self, over: Callable[[], bool]) -> None:
+        if self._slow is None and self._slow_step is not None:
+            self._slow = SlowStepWatch(self, self._slow_step)
+        self._stopping = False
+        try:
+            while not over():
+                self._set("stop", 0)
+                self._do_python_work(self._run(self._deadline()))
+        finally:
+            self._set("stop", 0)
+
+    def _deadline(self) -> int:
+        when = self._next_timer()
+        if self._system_clock:
+            return when
+        if self._soon or (when >= 0 and when <= self.clock.now_ns()):
+            return 0
+        if when >= 0 and not self._in_use:
+            self.clock.idle_until(when)
+            return 0
+        return -1
+
+    def stop(self) -> None:
+        """End `run`; from any thread."""
+        self._stopping = True
+        self._set("stop", 1)
+        self._wake()
+
+    def pump(self, limit: int = 64) -> bool:
+        """For other loops: submit, deliver, resume at most ``limit`` coroutines; never sleeps or spins.
+
+        Returns whether work remains; `fileno` is readable then.
+        """
+        why, more = self._pump(limit)
+        self._do_python_work(why)
+        if not more:
+            more = bool(self._soon)
+        if more:
+            self._nudge()
+        self._arm_timer()
+        return bool(more)
+
+    def fileno(self) -> int:
+        """One descriptor that is readable when `pump` has something to do: completions, timers, foreign descriptors."""
+        if self._outer is None:
+            self._outer = select.epoll()
+            self._outer.register(self._fileno(), select.EPOLLIN)
+            self._timer_fd = _core.timer()
+            self._outer.register(self._timer_fd, select.EPOLLIN)
+            if self._epoll is not None:
+                self._outer.register(self._epoll.fileno(), select.EPOLLIN)
+            self._nudge()
+        return self._outer.fileno()
+
+    def _arm_timer(self) -> None:
+        if self._timer_fd >= 0:
+            when = self._next_timer()
+            _core.timer_set(self._timer_fd, 0 if when < 0 else max(1, when))
+
+    # -- looking at it --------------------------------------------------------
+
+    def stats(self) -> Stats:
+        """What was counted so far."""
+        return Stats.of(self.kind, self._stats())
+
+    def transfers(self) -> list[TransferInfo]:
+        """The transfers that were submitted and not delivered."""
+        return [TransferInfo.of(row) for row in self._rows()]
+
+    def register(self, region: _core.Region | None = None) -> bool:
+        """Pin a region's memory (None: the bounce arena's) and register it with the kernel, which saves work a request.
+
+        Only for RAM that this process made and nobody discards pages of: a balloon would orphan the pinned pages.
+        Returns False when it was registered already. Raises OSError when the kernel refuses (see RLIMIT_MEMLOCK).
+        """
+        return self._register(region)
+
+    # -- the end --------------------------------------------------------------
+
+    def close(self, deadline: float = 5.0) -> None:
+        """Cancel everything, wait for what the kernel has, and let go.
+
+        Raises:
+            BusyError: the kernel still holds requests after ``deadline`` seconds; memory stays mapped.
+        """
+        if self.closed:
+            return
+        if self._slow is not None:
+            self._slow.close()
+            self._slow = None
+        try:
+            if self._owned:
+                self._drain(deadline)
+        finally:
+            if self._close():
+                self._let_go()
+            else:
+                held = self._with_backend
+                log.error("%s: closed with %d requests still with the kernel", self.name, held)
+                if self._owned:
+                    raise BusyError(
+                        f"{self.name}: the kernel still holds {held} requests after {deadline} s"
+                    )
+
+    def _drain(self, deadline: float) -> None:
+        end = _core.clock_ns() + int(deadline * 1e9)
+        self._readers.clear()
+        self._cancel_all()
+        self._settle()
+        while (self._with_backend or self._in_use or self._tasks) and _core.clock_ns() < end:
+            before = self._turns
+            self._set("stop", 1 if not self._with_backend else 0)
+            self._do_python_work(self._run(min(end, _core.clock_ns() + 10_000_000)))
+            if self._turns == before:
+                break
+            self._cancel_all()
+
+    def _let_go(self) -> None:
+        for each in (self._epoll, self._outer):
+            if each is not None:
+                each.close()
+        if self._timer_fd >= 0:
+            os.close(self._timer_fd)
+        self._epoll = self._outer = None
+        self._timer_fd = -1
+        self._timers.clear()
+        self._soon.clear()
+        engines.discard(self)
+
+    def __enter__(self) -> Self:
+        if self.closed:
+            raise ClosedError(f"{self.name} is closed")
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not self.closed and threading.main_thread().is_alive():
+            warnings.warn(f"{self!r} was not closed", ResourceWarning, stacklevel=2, source=self)
+
+    def __repr__(self) -> str:
+        name = getattr(self, "name", "engine")
+        return f"<Engine {name}: {self.kind}>"

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Taking a range back from the transfers that hold it.
+
+Invariants
+ - The range has left its map before a revocation begins: nothing new can reach it.
+ - A revocation is acknowledged (`await` gives True) when the last transfer that holds the range has given it back.
+ - One whose deadline passes is never acknowledged: `await` gives False, memory stays mapped and quarantined, and the
+   log says what holds it.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from iodma._core import Revocation, Space
+from iodma.errors import ArgumentError
+
+__all__ = ["DEADLINE_S", "Revocation", "revoke"]
+
+log = logging.getLogger("iodma.lease")
+
+#: Seconds: below the five after which VMMs give up on a device.
+DEADLINE_S = 4.0
+
+
+def revoke(
+    space: Space, first: int, length: int, *, cancel: bool, deadline: float | None
+) -> Revocation:
+    """Begin to revoke ``length`` bytes at ``first`` of ``space``, which have just left its map.
+
+    Args:
+        cancel: ask the transfers in flight there to end, instead of waiting for them.
+        deadline: seconds until it fails; None: never.
+    """
+    if deadline is not None and not deadline >= 0:
+        raise ArgumentError(f"deadline is {deadline}; seconds from 0, or None for no deadline")
+    revocation = Revocation(space, first, length, cancel)
+    if revocation.done or deadline is None:
+        return revocation
+    engine = revocation._engine
+
+    def expire() -> None:
+        holders = revocation.held_by
+        if revocation._expire():
+            log.error(
+                "%s: %d bytes at %#x are still held %.1f s after they were revoked, by %s",
+                space.name,
+                length,
+                first,
+                deadline,
+                ", ".join(f"transfer {ticket:#x}" for ticket in holders),
+            )
+
+    timer = engine.call_later(deadline, expire)
+    revocation._when_done(lambda _: timer.cancel())
+    return revocation

@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory: host mappings of RAM and ROM, device windows, and the map that puts them at physical addresses."""
+
+from iodma.memory.map import Memory
+from iodma.memory.regions import DeviceWindow, Ram, Rom, WindowTarget
+
+__all__ = ["DeviceWindow", "Memory", "Ram", "Rom", "WindowTarget"]

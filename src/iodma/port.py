@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The port: all that a device knows of DMA.
+
+Invariants
+ - Everything returns at once with a `Transfer` (or tickets); its completion comes in a later turn of the engine.
+ - Only `load` and `store` raise for what happened to memory: `DmaFault`.  All others give a `Completion`.
+ - After `reset`, what was submitted before it touches memory no more.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from iodma import _core
+from iodma._core import Target, Transfer
+from iodma.engine import Engine
+from iodma.errors import ArgumentError, ArgumentTypeError, DmaFault
+from iodma.sg import Batch, Completions, ScatterList
+from iodma.types import Access, Status
+
+__all__ = ["Port"]
+
+_FLUSH, _DISCARD, _ZEROES = 4, 5, 6
+_CAUSE_LIMIT = 3
+_structs: dict[str, tuple[int, Callable[[bytes], Any], Callable[..., bytes]]] = {}
+
+
+def _struct(format: str) -> tuple[int, Callable[[bytes], Any], Callable[..., bytes]]:
+    found = _structs.get(format)
+    if found is None:
+        try:
+            made = struct.Struct(format)
+        except (struct.error, TypeError) as error:
+            raise ArgumentError(f"{format!r} is not a format of the struct module: {error}") from None
+        found = _structs[format] = (made.size, made.unpack, made.pack)
+    return found
+
+
+class Port(_core.Port):
+    """Where a device's DMA goes: made by `Engine.port`.
+
+    Every list may be a `ScatterList`, a sequence of ``(address, length)`` or one ``(address, length)``, in addresses
+    of the port's space.  ``from_memory``, ``to_memory`` and ``copy`` are documented in the reference.
+    """
+
+    def load(self, format: str, address: int) -> Transfer[tuple[Any, ...]]:
+        """Read a structure: ``count, table = await port.load("<IQ", address)``.
+
+        Raises:
+            DmaFault: when awaited: memory refused.
+            ArgumentError: the format is not one of the `struct` module.
+        """
+        size, unpack, _ = _structs.get(format) or _struct(format)
+        return self._load(address, size, unpack)
+
+    def load_bytes(self, address: int, length: int) -> Transfer[bytes]:
+        """Read ``length`` bytes. Raises DmaFault when awaited."""
+        return self._load(address, length, None)
+
+    def store(self, format: str, address: int, *values: Any) -> Transfer[_core.Completion]:
+        """Write a structure: ``await port.store("<I", address, status)``.
+
+        Raises:
+            DmaFault: when awaited: memory refused.
+            ArgumentError: the values do not fit the format.
+        """
+        pack = (_structs.get(format) or _struct(format))[2]
+        try:
+            data = pack(*values)
+        except struct.error as error:
+            raise ArgumentError(f"{values!r} do not fit the format {format!r}: {error}") from None
+        return self._store(address, data)
+
+    def store_bytes(self, address: int, data: bytes | bytearray | memoryview) -> Transfer[Any]:
+        """Write bytes. Raises DmaFault when awaited."""
+        return self._store(address, data)
+
+    async def load_segments(
+        self, table: int, count: int, limit: int = 1024, format: str = "<QQ"
+    ) -> ScatterList:
+        """Read a table of ``count`` entries (bus address, length) at bus address ``table``.
+
+        Args:
+            count: as the guest says; it is checked against ``limit``.
+            limit: most entries that are read.
+            format: of an entry: an address and a length, in `struct` notation.
+
+        Raises:
+            DmaFault: the table could not be read, or has more than ``limit`` entries.
+        """
+        size, _, _ = _struct(format)
+        if not 0 <= count <= limit:
+            raise DmaFault(
+                _core.completion(
+                    Status.FAULT, 0, 0, f"{self.name} table", limit * size, table, Access.READ, _CAUSE_LIMIT
+                )
+            )
+        data = await self.load_bytes(table, count * size)
+        try:
+            return ScatterList([(a, n) for a, n in struct.iter_unpack(format, data)])
+        except ValueError as error:
+            raise ArgumentError(f"{format!r} is not an address and a length: {error}") from None
+
+    def flush(self, endpoint: Target) -> Transfer[_core.Completion]:
+        """Make durable what completed before."""
+        return self._control(_FLUSH, endpoint, 0, 0)
+
+    def discard(self, endpoint: Target, offset: int, length: int) -> Transfer[_core.Completion]:
+        """Give ``length`` bytes at ``offset`` back to the host; they read as zeroes afterwards."""
+        return self._control(_DISCARD, endpoint, offset, length)
+
+    def write_zeroes(
+        self, endpoint: Target, offset: int, length: int
+    ) -> Transfer[_core.Completion]:
+        """Write ``length`` zero bytes at ``offset``."""
+        return self._control(_ZEROES, endpoint, offset, length)
+
+    def submit(
+        self,
+        batch: Batch,
+        endpoint: Target,
+        position: npt.NDArray[np.uint64] | None = None,
+        unit: int = 1,
+    ) -> npt.NDArray[np.uint64]:
+        """Submit the first ``batch.n`` requests of a batch with one call.
+
+        Args:
+            position: where in the endpoint, one for each request, in ``unit``; None: ``batch.position``.
+            unit: bytes. ``position * unit`` that does not fit 64 bits ends that request, not the call.
+
+        Returns:
+            the tickets: `Batch.ticket`, which the next submit of that batch overwrites.
+
+        Raises:
+            BusyError: more would be outstanding than the port's depth; nothing was submitted.
+            ArgumentError: a request names segments that the batch does not have; nothing was submitted.
+        """
+        self._submit(batch, endpoint, position, unit)
+        return batch.ticket
+
+    def completions(
+        self, limit: int = 16, *, at_least: int = 1, forever: bool = False
+    ) -> _core.Stream[Completions]:
+        """What finishes of the batches, in any order: ``async for done in port.completions(): ...``
+
+        Args:
+            limit: most completions at a time.
+            at_least: wait for this many, as long as as many are outstanding.
+            forever: go on waiting when nothing is outstanding; otherwise the loop ends then.
+        """
+        return _core.Stream(self, Completions, limit, at_least, forever)
+
+    def close(self) -> None:
+        """Take nothing more, and cancel what is in flight."""
+        if not self.closed:
+            if not self.engine.closed and self.outstanding and not self.resetting:
+                self.reset()
+            self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Port {self.name} on {self.space!r}, {self.in_flight} in flight>"
+
+
+def _make_port(engine: Engine, space: _core.Space, name: str, depth: int) -> Port:
+    if not isinstance(name, str):
+        raise ArgumentTypeError(f"name is {name!r}; a string would be right")
+    return Port(engine, space, name, depth)
+
+
+# The engine is below this module and may not import it.
+Engine._make_port = staticmethod(_make_port)

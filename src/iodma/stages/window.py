@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A bus window: an offset and a limit.
+
+Invariants
+ - Bus address ``a`` with ``a < limit`` is address ``a + offset`` of the next space; all others fault.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+from iodma._core import Space
+from iodma.errors import AddressRangeError
+
+__all__ = ["Window"]
+
+_WINDOW = 1
+
+
+class Window(Space):
+    """A window of ``limit`` bytes onto ``next``, ``offset`` bytes in.
+
+        bus = iodma.Window(memory, offset=0x8000_0000, limit=16 << 20)
+
+    Args:
+        next: the space below.
+        offset: added to every address.
+        limit: bytes that the window is wide; None: to the end of the address space.
+
+    Raises:
+        AddressRangeError: the window reaches past 2^64 - 1.
+    """
+
+    def __new__(
+        cls, next: Space, offset: int = 0, limit: int | None = None, *, name: str = "window"
+    ) -> Self:
+        if not 0 <= offset < 1 << 64:
+            raise AddressRangeError(f"offset is {offset:#x}; it must be 0 to 2^64 - 1")
+        if limit is None:
+            limit = (1 << 64) - offset
+        if not 0 < limit <= (1 << 64) - offset:
+            raise AddressRangeError(
+                f"a window of {limit:#x} bytes at {offset:#x}; 1 to {(1 << 64) - offset:#x} fit there"
+            )
+        return super().__new__(cls, _WINDOW, next, name, offset=offset, last=limit - 1)
+
+    def __repr__(self) -> str:
+        return f"<Window {self.name} at {self._offset:#x} of {self.next!r}>"
