@@ -213,6 +213,23 @@ def test_warnings_go_to_standard_error_and_no_further(
     assert logging.getLogger("iodma").handlers == before
 
 
+def test_a_logged_traceback_is_for_those_who_ask(
+    command: Callable[[Command], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def function(args: Namespace) -> int:
+        try:
+            raise ZeroDivisionError
+        except ZeroDivisionError:
+            logging.getLogger("iodma.test").exception("a device failed")
+        return 0
+
+    command(function)
+    assert main(["doctor"]) == 0
+    assert capsys.readouterr().err == "iodma.test: ERROR: a device failed\n"
+    assert main(["doctor", "-v"]) == 0
+    assert "Traceback" in capsys.readouterr().err
+
+
 def iodma(*arguments: str, **more: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(  # type: ignore[call-overload, no-any-return]
         [sys.executable, "-m", "iodma", *arguments], text=True, timeout=60, check=False, **more

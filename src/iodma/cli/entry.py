@@ -24,6 +24,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from types import FrameType
 
 from iodma.cli import parser
@@ -31,6 +32,7 @@ from iodma.cli.commands import COMMANDS
 
 __all__ = ["main"]
 
+LOG_FORMAT = "%(name)s: %(levelname)s: %(message)s"
 FAILED = 1
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
@@ -79,12 +81,23 @@ def terminating() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+class OneLine(logging.Formatter):
+    """Leaves out the traceback of what is logged: it is for those who ask."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        if not record.exc_info:
+            return super().format(record)
+        short = copy(record)
+        short.exc_info = short.exc_text = None
+        return super().format(short)
+
+
 @contextmanager
 def logging_to_stderr(verbose: bool) -> Iterator[None]:
     """Everything under "iodma" from warnings on, or all of it, to standard error."""
     logger = logging.getLogger("iodma")
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(name)s: %(levelname)s: %(message)s"))
+    handler.setFormatter((logging.Formatter if verbose else OneLine)(LOG_FORMAT))
     level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG if verbose else logging.WARNING)

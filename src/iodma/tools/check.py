@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import iodma
-from iodma.tools.load import LoadError, endpoint_names, load, made, where
+from iodma.tools.load import LoadError, endpoint_names, load, made, told
 
 __all__ = ["RegisterLine", "Result", "check", "render"]
 
@@ -78,11 +78,8 @@ def check(target: str) -> Result:
         try:
             engine.run(reset())
         except Exception as error:
-            name = loaded.device.__name__
-            raise LoadError(
-                f"{where(error, loaded.path)}: {name} fails in a reset:"
-                f" {type(error).__name__}: {error}"
-            ) from error
+            what = f"{loaded.device.__name__} fails in a reset: "
+            raise LoadError(told(error, loaded.path, what)) from error
     return described(target.partition(":")[0], loaded.device)
 
 

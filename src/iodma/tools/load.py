@@ -31,7 +31,7 @@ from typing import Any
 
 import iodma
 
-__all__ = ["ENDPOINT_BYTES", "LoadError", "Loaded", "endpoint_names", "load", "made"]
+__all__ = ["ENDPOINT_BYTES", "LoadError", "Loaded", "endpoint_names", "load", "made", "told"]
 
 #: Of an endpoint that the command line gives nothing for.
 ENDPOINT_BYTES = 1 << 20
@@ -84,8 +84,8 @@ def imported(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise LoadError(f"{path}:{error.lineno}: {error.msg}") from error
-    except Exception as error:
-        raise LoadError(f"{where(error, path)}: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise LoadError(told(error, path)) from error
     finally:
         sys.path.remove(folder)
     return module
@@ -99,6 +99,13 @@ def where(error: BaseException, path: Path) -> str:
         if Path(frame.filename).resolve() == path.resolve()
     ]
     return f"{path}:{lines[-1]}" if lines else str(path)
+
+
+def told(error: BaseException, path: Path, what: str = "") -> str:
+    """The error as one line: where, what, and the first line of its own words."""
+    words = str(error).splitlines() or [""]
+    kind = f"{type(error).__name__}: {words[0]}".removesuffix(": ")
+    return f"{where(error, path)}: {what}{kind}"
 
 
 def chosen(path: Path, module: ModuleType, wanted: str) -> type[iodma.Device]:
@@ -186,8 +193,6 @@ def made(
             device = loaded.device(port=engine.port(memory), **endpoints)
             engine.attach(device)
         except Exception as error:
-            raise LoadError(
-                f"{where(error, loaded.path)}: {loaded.device.__name__} cannot be made:"
-                f" {type(error).__name__}: {error}"
-            ) from error
+            what = f"{loaded.device.__name__} cannot be made: "
+            raise LoadError(told(error, loaded.path, what)) from error
         yield device

@@ -24,7 +24,7 @@ from time import perf_counter
 from typing import Any
 
 import iodma
-from iodma.tools.load import Loaded, LoadError, load, made, where
+from iodma.tools.load import Loaded, LoadError, load, made, told
 
 __all__ = ["BASE", "Options", "Result", "render", "run"]
 
@@ -109,9 +109,7 @@ def run(options: Options) -> Result:
             try:
                 returned = engine.run(driver(**{name: there[name] for name in wanted}))
             except Exception as error:
-                raise LoadError(
-                    f"{where(error, loaded.path)}: {type(error).__name__}: {error}"
-                ) from error
+                raise LoadError(told(error, loaded.path)) from error
             return Result(
                 device=loaded.device.__name__,
                 engine=engine.kind,

@@ -1,0 +1,246 @@
+"""`iodma check` and `iodma run`: a device out of a file, and errors that name file and line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from iodma.cli import main
+from iodma.tools.check import check, render
+from iodma.tools.load import LoadError, endpoint_names, load
+from iodma.tools.run import Options, run
+
+DEVICE = '''
+import iodma
+
+
+class Copier(iodma.Device):
+    """Copies a page from a disk.
+
+    More of it.
+    """
+
+    limit: int = 3
+    disk: iodma.File
+    ident = iodma.Register(0x0, access="ro", reset=0xC0B1, doc="identification")
+    status = iodma.Register(0x4, access="w1c", mask=0xFF)
+    wide = iodma.Register(0x8, 8)
+    go = iodma.Doorbell(0x10, run="copy", doc="where to copy to")
+
+    async def copy(self, address):
+        done = await self.port.to_memory((address, 4096), source=self.disk, offset=0)
+        self.status = 1 + done.status
+        self.interrupt.pulse()
+'''
+
+DRIVER = """
+
+async def driver(bus, device, base, ram, engine):
+    came = iodma.Event(engine)
+    device.interrupt.connect(lambda level: came.set() if level else None)
+    bus.write32(base + 0x10, 0x3000)
+    await came.wait()
+    return bus.read32(base + 4), bytes(ram.view(0x3000, 5)).decode()
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "copier.py"
+    path.write_text(DEVICE + DRIVER)
+    return path
+
+
+def write(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "other.py"
+    path.write_text("import iodma\n" + text)
+    return str(path)
+
+
+# --- check --------------------------------------------------------------------------------------
+
+
+def test_the_register_map_is_a_table(file: Path) -> None:
+    result = check(str(file))
+    assert (result.device, result.doc) == ("Copier", "Copies a page from a disk.")
+    assert (result.size, result.endpoints) == (0x18, ("disk",))
+    rows = [(each.offset, each.width, each.name, each.access) for each in result.registers]
+    assert rows == [
+        (0x0, 4, "ident", "ro"),
+        (0x4, 4, "status", "w1c"),
+        (0x8, 8, "wide", "rw"),
+        (0x10, 4, "go", "doorbell"),
+    ]
+    assert result.registers[0].reset == 0xC0B1
+    assert result.registers[3].reset is None
+    text = render(result)
+    for word in ("identification", "0x0000c0b1", "doorbell", "where to copy to", "64 bit"):
+        assert word in text
+
+
+def test_check_on_the_command_line(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(file), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["device"] == "Copier"
+    assert main(["check", f"{file}:Copier"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_file_with_several_devices_asks_which(tmp_path: Path) -> None:
+    target = write(
+        tmp_path,
+        "class One(iodma.Device): pass\nclass Two(One): pass\nclass _Base(iodma.Device): pass\n",
+    )
+    with pytest.raises(LoadError, match=f"One, Two: say which, as {target}:One"):
+        load(target)
+    assert load(f"{target}:Two").device.__name__ == "Two"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("x = 1\n", "defines no subclass of iodma.Device"),
+        ("from iodma import Device\n", "defines no subclass of iodma.Device"),
+        ("def broken(:\n", r"other.py:2: invalid syntax"),
+        ("\n\n1 / 0\n", r"other.py:4: ZeroDivisionError"),
+        ("import sys\nsys.exit(3)\n", r"other.py:3: SystemExit: 3"),
+        ("raise ValueError('one\\ntwo')\n", r"other.py:2: ValueError: one$"),
+        (
+            "class D(iodma.Device):\n    a = iodma.Register(0)\n    b = iodma.Register(2, 2)\n",
+            r"other.py:2: AddressRangeError: D: b at 0x2 overlaps a",
+        ),
+        (
+            "class D(iodma.Device):\n    def reset(self):\n        raise KeyError('x')\n",
+            r"other.py:4: D cannot be made: KeyError",
+        ),
+        (
+            "class D(iodma.Device):\n    def __init__(self, port): 1 / 0\n",
+            r"other.py:3: D cannot be made: ZeroDivisionError",
+        ),
+        (
+            "class D(iodma.Device):\n    n = 0\n    def reset(self):\n        self.n += 1\n"
+            "        assert self.n < 2, 'again'\n",
+            r"other.py:6: D fails in a reset: .*again",
+        ),
+    ],
+)
+def test_what_is_wrong_names_the_line(
+    tmp_path: Path, text: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = write(tmp_path, text)
+    with pytest.raises(LoadError, match=words):
+        check(target)
+    assert main(["check", target]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines()[-1].startswith(f"iodma: error: {target}")
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("none.py", "none.py: there is no such file"),
+        ("copier.py:Nothing", "defines no Nothing"),
+        ("copier.py:iodma", "iodma is no subclass of iodma.Device"),
+    ],
+)
+def test_a_target_that_is_not_there(file: Path, target: str, words: str) -> None:
+    with pytest.raises(LoadError, match=words):
+        load(str(file.parent / target))
+
+
+def test_a_file_that_is_not_python(tmp_path: Path) -> None:
+    path = tmp_path / "device.txt"
+    path.write_text("")
+    with pytest.raises(LoadError, match=r"does not end in \.py"):
+        load(str(path))
+
+
+def test_a_file_imports_its_neighbours(tmp_path: Path) -> None:
+    (tmp_path / "iodma_test_neighbour.py").write_text("OFFSET = 0x40\n")
+    target = write(
+        tmp_path,
+        "from iodma_test_neighbour import OFFSET\n"
+        "class D(iodma.Device):\n    a = iodma.Register(OFFSET)\n",
+    )
+    assert check(target).registers[0].offset == 0x40
+
+
+def test_endpoints_are_annotations_and_required_parameters(tmp_path: Path) -> None:
+    target = write(
+        tmp_path,
+        "class D(iodma.Device):\n"
+        "    count: int\n"
+        "    log: 'iodma.Buffer'\n"
+        "    cached: iodma.File = None\n"
+        "    def __init__(self, port, name=None, *, disk, speed=3):\n"
+        "        super().__init__(port, name=name, disk=disk)\n"
+        "        self.log = disk\n",
+    )
+    assert endpoint_names(load(target).device) == ["log", "disk"]
+
+
+# --- run ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["auto", "threads"])
+def test_a_driver_moves_a_real_file(file: Path, tmp_path: Path, engine: str) -> None:
+    (tmp_path / "disk.img").write_bytes(b"bytes" * 1000)
+    result = run(Options(str(file), engine, 1, {"disk": tmp_path / "disk.img"}))
+    assert result.returned == (1, "bytes")
+    assert (result.device, result.interrupts, result.counts) == ("Copier", 1, {})
+    assert result.seconds > 0
+
+
+def test_an_endpoint_that_is_not_given_is_a_buffer(file: Path) -> None:
+    assert run(Options(str(file))).returned == (1, "\0" * 5)
+
+
+def test_run_on_the_command_line(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "disk.img").write_bytes(b"bytes" * 1000)
+    arguments = ["run", f"{file}:Copier", f"disk={tmp_path}/disk.img", "--ram", "1"]
+    assert main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["returned"] == [1, "bytes"]
+    assert main(arguments) == 0
+    out, err = capsys.readouterr()
+    assert "interrupts: 1" in out
+    assert err == ""
+
+
+def test_an_endpoint_that_the_device_has_not(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", str(file), f"disc={file}"]) == 1
+    assert "Copier has no endpoint disc; its endpoints: disk" in capsys.readouterr().err
+    assert main(["run", str(file), f"disk={tmp_path}/none"]) == 1
+    assert f"{tmp_path}/none: No such file or directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("driver", "words"),
+    [
+        ("", "defines no `async def driver"),
+        ("def driver(bus, device): pass\n", "defines no `async def driver"),
+        ("async def driver(bus, cpu): pass\n", "driver asks for cpu; there are bus, device"),
+        ("async def driver():\n    assert False, 'no'\n", r"other.py:5: AssertionError: no"),
+        (
+            "class E(iodma.Device):\n"
+            "    go = iodma.Doorbell(0, run='fail')\n"
+            "    async def fail(self, value):\n"
+            "        raise OSError('in the device')\n"
+            "async def driver(bus, base, engine):\n"
+            "    bus.write32(base, 1)\n"
+            "    await engine.sleep(30)\n",
+            r"other.py:5: OSError: in the device",
+        ),
+    ],
+)
+def test_a_driver_or_device_that_fails_ends_the_run(
+    tmp_path: Path, driver: str, words: str
+) -> None:
+    plain = "class D(iodma.Device):\n    a = iodma.Register(0)\n"
+    device = "" if "class" in driver else plain
+    with pytest.raises(LoadError, match=words):
+        run(Options(write(tmp_path, device + driver)))
