@@ -88,20 +88,15 @@ class Stream:
         for first in range(0, self._depth, self._limit):
             self._submit(ids[first : first + self._limit])
         finished = 0
-        in_flight = self._depth
         async for done in self._port.completions(limit=self._limit, at_least=self._at_least):
             check(done)
-            finished += len(done.id)
+            finished += len(done)
             now = perf_counter_ns()
             if now >= end:
-                in_flight -= len(done.id)
                 break
             self._submit(done.id)
-        while in_flight:
-            async for done in self._port.completions(limit=self._limit):
-                check(done)
-                in_flight -= len(done.id)
-                break
+        async for done in self._port.completions(limit=self._limit):
+            check(done)
         return finished / (now - begin) * 1e9
 
     async def _one_at_a_time(self, seconds: float) -> float:
@@ -129,7 +124,7 @@ class Stream:
 
 def check(done: iodma.Completions) -> None:
     """Ends the run when a request was not served."""
-    if done.failed:
+    if not done.all_ok:
         raise BenchError(f"requests failed: status {done.status}, bytes moved {done.moved}")
 
 
@@ -156,6 +151,8 @@ def reads(
         iodma.Ram(size) as ram,
         iodma.File(path, read_only=True, direct=direct) as file,
     ):
+        if running.kind == "uring":
+            running.register(ram)
         port = running.port(iodma.Memory({0: ram}))
         largest = int(table[:, 1].reshape(depth, segments).sum(axis=1).max())
         positions = Positions(file_bytes, largest, unit, random)
@@ -173,7 +170,7 @@ class Reader(iodma.Device):
         self.positions = cycle(positions)
         self.finished = 0
         self.running = depth
-        self.idle = iodma.Event()
+        self.idle = iodma.Event(self.engine)
         self.began = self.now = perf_counter_ns()
         self.end = self.began + int(seconds * 1e9)
         for slot in range(depth):
@@ -204,6 +201,7 @@ def coroutines(path: str, file_bytes: int, depth: int) -> Iterator[Sample]:
         iodma.Ram(RAM_BYTES) as ram,
         iodma.File(path, read_only=True) as disk,
     ):
+        engine.register(ram)
         device = Reader(engine.port(iodma.Memory({0: ram})), disk=disk)
         engine.attach(device)
         positions = Positions(file_bytes, 4096, 4096, True).all.tolist()
@@ -278,7 +276,7 @@ def footprint(path: str, file_bytes: int, ram_bytes: int, requests: int) -> Iter
     table = segment_table(ram_bytes // 4096 // segments, segments, 4096, 4096)
     with (
         iodma.Ram(ram_bytes) as ram,
-        iodma.Engine("uring", depth=requests) as engine,
+        iodma.Engine("uring", slow_step=None) as engine,
         iodma.File(path, read_only=True, direct=True) as file,
     ):
         ram.view()[:] = bytes(ram_bytes)
@@ -298,15 +296,11 @@ def footprint(path: str, file_bytes: int, ram_bytes: int, requests: int) -> Iter
                 batch.length[:] = table[rows, 1]
                 batch.position[:] = positions.take(batch_size)
                 port.submit(batch, file)
-            if port.in_flight != requests:
-                raise BenchError(f"{port.in_flight} requests are in flight, not {requests}")
+            if port.outstanding != requests:
+                raise BenchError(f"{port.outstanding} requests are in flight, not {requests}")
             used = resident_mib()
-            left = requests
             async for done in port.completions(limit=256):
                 check(done)
-                left -= len(done.id)
-                if not left:
-                    break
             return used
 
         yield lambda seconds: engine.run(run())

@@ -21,6 +21,7 @@ Invariants
 from __future__ import annotations
 
 import json
+import os
 import selectors
 import subprocess
 import sys
@@ -169,6 +170,8 @@ def start(cpu: int) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # NumPy's linear algebra starts threads that spin for a while, on the processor we measure.
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
     )
 
 
