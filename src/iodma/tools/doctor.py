@@ -249,8 +249,8 @@ def judge_ring_features(facts: Facts) -> list[Check]:
         (
             "  vectors in registered memory",
             OP_READV_FIXED in ring.opcodes,
-            "lists go to registered memory",
-            "only single segments go to registered memory",
+            "lists of segments use registered memory too",
+            "only single segments use registered memory",
             "6.15",
         ),
     ):
@@ -264,15 +264,16 @@ def judge_ring_features(facts: Facts) -> list[Check]:
 def judge_memlock(facts: Facts) -> Check:
     name = "locked memory"
     limit = amount(facts.memlock)
+    used = "what Engine.register is given is pinned"
     if facts.ipc_lock:
-        return Check(name, State.OK, f"limit {limit}, CAP_IPC_LOCK", "guest RAM is registered")
+        return Check(name, State.OK, f"limit {limit}, CAP_IPC_LOCK", used)
     if facts.memlock == resource.RLIM_INFINITY or facts.memlock >= MEMLOCK_WANTED:
-        return Check(name, State.OK, f"limit {limit}", "guest RAM is registered up to that")
+        return Check(name, State.OK, f"limit {limit}", f"{used}, up to that")
     return Check(
         name,
         State.LESS,
         f"limit {limit}, no CAP_IPC_LOCK",
-        "guest RAM above that is not registered: up to 1.2x slower",
+        "Engine.register takes no more than that; other memory is up to 1.2x slower",
         "`ulimit -l unlimited`, LimitMEMLOCK=infinity in a systemd unit, or CAP_IPC_LOCK",
     )
 

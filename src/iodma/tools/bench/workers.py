@@ -99,15 +99,16 @@ class Worker:
 
     def close(self) -> None:
         """Ends the process."""
-        process, pipes = self._process, (self._process.stdin, self._process.stdout)
-        for pipe in pipes:
-            if pipe is not None and not pipe.closed:
-                close_quietly(pipe)
+        process = self._process
+        assert process.stdin is not None and process.stdout is not None
+        with suppress(BrokenPipeError):  # when it had not read what was written
+            process.stdin.close()
         try:
             process.wait(5)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        process.stdout.close()
 
     def _ask(self, request: Mapping[str, Any], seconds: float) -> float:
         process = self._process
@@ -186,8 +187,3 @@ def read_line(pipe: IO[str], seconds: float) -> str:
         if not selector.select(seconds):
             raise TimeoutError
     return pipe.readline()
-
-
-def close_quietly(pipe: IO[str]) -> None:
-    with suppress(BrokenPipeError):  # when it had not read what was written
-        pipe.close()

@@ -1,0 +1,49 @@
+"""`iodma bench` runs, every row of it: figures come out, whatever they are."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from iodma.tools.bench.core import WORKS
+
+KEYS = {"work", "peer", "value", "unit", "better", "must", "holds", "pairs", "low", "high"}
+
+
+@pytest.mark.limit(240)
+def test_every_row_gives_a_figure(tmp_path: Path, peer: Callable[[str], str]) -> None:
+    peer("fio")
+    out = tmp_path / "out.json"
+    arguments = ["bench", "core", "--json", str(out), "--pairs", "1", "--sample", "0.1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "iodma", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(out.read_text())
+    assert report["bench"] == "core"
+    assert [row["work"] for row in report["rows"]] == [work.name for work in WORKS]
+    for row in report["rows"]:
+        assert set(row) == KEYS
+        assert row["pairs"] == 1
+        assert row["value"] > 0
+        assert row["work"] in done.stdout
+        assert report["peers"][row["work"]]
+    assert report["machine"]["filesystem"]
+
+
+def test_a_missing_peer_is_one_line(tmp_path: Path) -> None:
+    script = "import sys; from iodma.tools.bench import fio; fio.find_program = lambda name: None\n"
+    script += "from iodma.cli import main; sys.exit(main(['bench', 'core']))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("iodma: error: fio is not installed")
+    assert "Traceback" not in done.stderr
