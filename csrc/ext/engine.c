@@ -548,7 +548,9 @@ static PyObject *engine_set(Engine *self, PyObject *args)
 	}
 	if (ext_u64(value_object, name, &value))
 		return NULL;
-	if (!strcmp(name, "watcher_parked"))
+	if (!strcmp(name, "return")) /* from _run, at the end of the turn */
+		__atomic_store_n(&self->woken, 1, __ATOMIC_RELEASE);
+	else if (!strcmp(name, "watcher_parked"))
 		self->watcher_parked = value != 0;
 	else if (!strcmp(name, "small_from_memory"))
 		self->core.small[IOD_FROM_MEMORY] = (uint32_t)value;

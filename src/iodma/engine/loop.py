@@ -192,12 +192,16 @@ class Engine(_core.Engine):
             raise ArgumentError(f"seconds is {seconds}; it must be 0 or more")
         timer = Timer(self.clock.now_ns() + int(seconds * 1e9), callback)
         heapq.heappush(self._timers, (timer.when_ns, next(self._sequence), timer))
+        if self._timers[0][2] is timer:
+            self._set("return", 1)  # the loop has to look at the time again
         return timer
 
     def call_soon(self, callback: Callable[..., object], *args: Any) -> None:
         """Call ``callback(*args)`` in the next turn."""
         self._soon.append((callback, args))
-        self._wake()
+        self._set("return", 1)
+        if self._outer is not None:
+            self._nudge()
 
     def call_threadsafe(self, callback: Callable[..., object], *args: Any) -> None:
         """`call_soon`, from any thread."""
