@@ -203,7 +203,7 @@ static PyObject *wait_result(Wait *self)
 	return value;
 }
 
-static PySendResult wait_am_send(PyObject *object, PyObject *sent, PyObject **result)
+PySendResult ext_wait_send(PyObject *object, PyObject *sent, PyObject **result)
 {
 	Wait *self = (Wait *)object;
 	Engine *engine = self->engine;
@@ -241,7 +241,7 @@ static PySendResult wait_am_send(PyObject *object, PyObject *sent, PyObject **re
 static PyObject *wait_iternext(PyObject *object)
 {
 	PyObject *result = NULL;
-	switch (wait_am_send(object, Py_None, &result)) {
+	switch (ext_wait_send(object, Py_None, &result)) {
 	case PYGEN_NEXT:
 		return result;
 	case PYGEN_RETURN: {
@@ -318,6 +318,8 @@ static PyObject *wait_get(Wait *self, void *what)
 static PyMethodDef wait_methods[] = {{"_resolve", EXT_METHOD(wait_resolve), METH_O, NULL},
 				     {"_fail", EXT_METHOD(wait_fail), METH_O, NULL},
 				     {"_when_done", EXT_METHOD(wait_when_done), METH_O, NULL},
+				     {"__class_getitem__", Py_GenericAlias, METH_O | METH_CLASS,
+				      "Task[int]: for annotations that are evaluated."},
 				     {0}};
 static PyGetSetDef wait_getset[] = {
 	{"done", (getter)wait_get, NULL, "Whether it is over.", (void *)'d'},
@@ -328,7 +330,7 @@ static PyGetSetDef wait_getset[] = {
 static PyType_Slot wait_slots[] = {{Py_tp_new, wait_new},
 				   {Py_tp_dealloc, wait_dealloc},
 				   {Py_am_await, wait_self},
-				   {Py_am_send, wait_am_send},
+				   {Py_am_send, ext_wait_send},
 				   {Py_tp_iter, wait_self},
 				   {Py_tp_iternext, wait_iternext},
 				   {Py_tp_methods, wait_methods},
@@ -371,7 +373,7 @@ static PyMethodDef transfer_methods[] = {
 	 "Ask that it ends soon.  Its completion still comes, and says how it ended.  False: it was over."},
 	{0}};
 static PyGetSetDef transfer_getset[] = {{"ticket", (getter)transfer_ticket, NULL, "Its ticket.", NULL}, {0}};
-static PyType_Slot transfer_slots[] = {{Py_tp_dealloc, transfer_dealloc},
+static PyType_Slot transfer_slots[] = {{Py_am_send, ext_wait_send}, {Py_tp_dealloc, transfer_dealloc},
 				       {Py_tp_methods, transfer_methods},
 				       {Py_tp_getset, transfer_getset},
 				       {Py_tp_doc, "A transfer that was submitted: await it for its completion."},
@@ -672,7 +674,7 @@ static PyGetSetDef task_getset[] = {
 	{"waiting", (getter)task_get, NULL, "What it waits for, or None.", (void *)'w'},
 	{"coroutine", (getter)task_get, NULL, "The coroutine, or None when it is over.", (void *)'x'},
 	{0}};
-static PyType_Slot task_slots[] = {{Py_tp_dealloc, task_dealloc},
+static PyType_Slot task_slots[] = {{Py_am_send, ext_wait_send}, {Py_tp_dealloc, task_dealloc},
 				   {Py_tp_methods, task_methods},
 				   {Py_tp_getset, task_getset},
 				   {Py_tp_repr, task_repr},

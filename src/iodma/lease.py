@@ -35,9 +35,9 @@ def revoke(
     if deadline is not None and not deadline >= 0:
         raise ArgumentError(f"deadline is {deadline}; seconds from 0, or None for no deadline")
     revocation = Revocation(space, first, length, cancel)
-    if revocation.done or deadline is None:
-        return revocation
     engine = revocation._engine
+    if revocation.done or deadline is None or engine is None:
+        return revocation
 
     def expire() -> None:
         holders = revocation.held_by

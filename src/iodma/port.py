@@ -36,7 +36,9 @@ def _struct(format: str) -> tuple[int, Callable[[bytes], Any], Callable[..., byt
         try:
             made = struct.Struct(format)
         except (struct.error, TypeError) as error:
-            raise ArgumentError(f"{format!r} is not a format of the struct module: {error}") from None
+            raise ArgumentError(
+                f"{format!r} is not a format of the struct module: {error}"
+            ) from None
         found = _structs[format] = (made.size, made.unpack, made.pack)
     return found
 
@@ -97,7 +99,14 @@ class Port(_core.Port):
         if not 0 <= count <= limit:
             raise DmaFault(
                 _core.completion(
-                    Status.FAULT, 0, 0, f"{self.name} table", limit * size, table, Access.READ, _CAUSE_LIMIT
+                    Status.FAULT,
+                    0,
+                    0,
+                    f"{self.name} table",
+                    limit * size,
+                    table,
+                    Access.READ,
+                    _CAUSE_LIMIT,
                 )
             )
         data = await self.load_bytes(table, count * size)

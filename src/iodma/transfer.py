@@ -17,6 +17,7 @@ __all__ = ["TRANSITIONS", "Completion", "Transfer", "diagram"]
 #: (from, to, what happened), all edges that there are.
 TRANSITIONS: tuple[tuple[str, str, str], ...] = tuple(transitions())
 
+
 def diagram() -> str:
     """The state table as a Mermaid state diagram."""
     lines = ["stateDiagram-v2"]

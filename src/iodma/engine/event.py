@@ -16,8 +16,8 @@ __all__ = ["Event"]
 class Event:
     """Set or not; `wait` returns when it is.
 
-        ready = iodma.Event(engine)
-        await ready.wait()
+    ready = iodma.Event(engine)
+    await ready.wait()
     """
 
     def __init__(self, engine: _core.Engine) -> None:

@@ -27,7 +27,7 @@ from iodma.engine.choose import choose
 from iodma.engine.clock import Clock, SystemClock
 from iodma.engine.slow import SlowStepWatch
 from iodma.engine.stats import Stats, TransferInfo
-from iodma.errors import ArgumentError, ArgumentTypeError, BusyError, ClosedError
+from iodma.errors import ArgumentError, ArgumentTypeError, BusyError, Cancelled, ClosedError
 
 __all__ = ["Engine", "Task", "Timer", "engines"]
 
@@ -161,7 +161,7 @@ class Engine(_core.Engine):
         self, coro: Coroutine[Any, Any, Any], *, owner: Any, name: str | None = None
     ) -> Task[Any]:
         title = name or getattr(coro, "__qualname__", "coroutine")
-        return self._spawn_task(coro, owner, title)
+        return self._spawn_task(coro, owner, str(title))
 
     def attach(self, device: Any) -> None:
         """Bind a device to this engine: its scope opens and its `reset` hook runs."""
@@ -179,6 +179,8 @@ class Engine(_core.Engine):
 
     def _task_failed(self, task: Task[Any], error: BaseException) -> None:
         """A task of nobody's ended with an exception that nobody waits for."""
+        if isinstance(error, Cancelled):
+            return
         if isinstance(error, KeyboardInterrupt | SystemExit) or self.strict:
             raise error
         if isinstance(error, Exception):
