@@ -11,6 +11,7 @@
  *  - The threads block every signal that is not a crash, never run Python code, and are all joined by destroy.
  */
 #include <errno.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -280,6 +281,7 @@ static bool spin(struct iod_threads *t, uint32_t least, int64_t until)
 				return take_wake(t);
 			iod_pause();
 		}
+		sched_yield(); /* the worker may have been woken on this very processor */
 	} while (iod_now_ns() < until);
 	return false;
 }

@@ -13,6 +13,7 @@
  */
 #include <errno.h>
 #include <poll.h>
+#include <sched.h>
 #include <sys/eventfd.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -280,6 +281,7 @@ static bool spin(struct iod_uring *u, uint32_t least, int64_t until)
 				return take_wake(u);
 			iod_pause();
 		}
+		sched_yield(); /* whoever is to complete it may wait for this very processor */
 	} while (iod_now_ns() < until);
 	return false;
 }
