@@ -111,7 +111,7 @@ typedef struct {
 	PyObject_HEAD
 	PyObject *owner; /* bytearray */
 	uint8_t *block;
-	Py_ssize_t requests, segments, n;
+	Py_ssize_t requests, segments, n, bad; /* bad: completions that are not OK */
 	PyObject *arrays; /* tuple of the views, for finding out whether somebody kept one */
 	struct iod_segment *scratch;
 	size_t scratch_room;
@@ -210,7 +210,7 @@ PyObject *ext_completion_make(enum iod_status, uint64_t moved, const struct iod_
 int ext_task_add(PyObject *module);
 int ext_task_cancel(Task *);
 PyObject *ext_transfer(Port *, const struct iod_request *, PyObject *convert, PyObject *payload);
-PyObject *ext_wait_send(Wait *);
+PySendResult ext_wait_send(PyObject *wait, PyObject *sent, PyObject **result); /* not inherited: in each type */
 bool ext_stream_ready(Stream *);
 PyObject *ext_stream_take(Stream *);
 

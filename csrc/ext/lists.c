@@ -286,6 +286,12 @@ static PyObject *columns_arrays(Columns *self, void *unused)
 	return arrays;
 }
 
+static PyObject *columns_all_ok(Columns *self, void *unused)
+{
+	(void)unused;
+	return PyBool_FromLong(self->bad == 0);
+}
+
 static PyObject *columns_get_n(Columns *self, void *unused)
 {
 	(void)unused;
@@ -315,6 +321,7 @@ static Py_ssize_t columns_length(Columns *self)
 static PyMethodDef columns_methods[] = {{"_keep", EXT_METHOD(columns_keep), METH_O, NULL}, {0}};
 static PyGetSetDef columns_getset[] = {
 	{"_block", (getter)columns_block, NULL, NULL, NULL},
+	{"all_ok", (getter)columns_all_ok, NULL, "Of completions: whether every one is OK.", NULL},
 	{"_arrays", (getter)columns_arrays, NULL, NULL, NULL},
 	{"n", (getter)columns_get_n, (setter)columns_set_n, "How many rows are in use.", NULL}, {0}};
 static PyType_Slot columns_slots[] = {{Py_tp_new, columns_new},

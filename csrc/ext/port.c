@@ -692,7 +692,7 @@ PyObject *ext_stream_take(Stream *self)
 		 *fault_offset = moved + room, *fault_address = fault_offset + room;
 	int32_t *error = (int32_t *)(fault_address + room);
 	uint8_t *status = (uint8_t *)(error + room);
-	Py_ssize_t n = 0;
+	Py_ssize_t n = 0, bad = 0;
 	PyObject *held = (PyObject *)self->port;
 	Py_INCREF(held);
 	while (n < (Py_ssize_t)self->limit) {
@@ -704,6 +704,7 @@ PyObject *ext_stream_take(Stream *self)
 		moved[n] = row->moved;
 		error[n] = row->error;
 		status[n] = row->status;
+		bad += row->status != IOD_OK;
 		bool fault = row->status == IOD_FAULT;
 		fault_offset[n] = fault ? row->fault.offset : 0;
 		fault_address[n] = fault ? row->fault.address : 0;
@@ -711,6 +712,7 @@ PyObject *ext_stream_take(Stream *self)
 		ext_row_free(engine, row);
 	}
 	columns->n = n;
+	columns->bad = bad;
 	Py_DECREF(held);
 	return (PyObject *)columns;
 }
@@ -732,7 +734,7 @@ static PyObject *stream_next(Stream *self)
 	return (PyObject *)self;
 }
 
-static PyType_Slot stream_slots[] = {{Py_tp_new, stream_new},
+static PyType_Slot stream_slots[] = {{Py_am_send, ext_wait_send}, {Py_tp_new, stream_new},
 				     {Py_tp_dealloc, stream_dealloc},
 				     {Py_am_aiter, stream_iter},
 				     {Py_am_anext, stream_next},

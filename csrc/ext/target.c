@@ -364,7 +364,7 @@ static PyGetSetDef revocation_getset[] = {
 	{"held_by", (getter)revocation_get, NULL, "Tickets of the transfers that hold it.", (void *)'h'},
 	{0}};
 static PyType_Slot revocation_slots[] = {
-	{Py_tp_new, revocation_new},
+	{Py_am_send, ext_wait_send}, {Py_tp_new, revocation_new},
 	{Py_tp_dealloc, revocation_dealloc},
 	{Py_tp_methods, revocation_methods},
 	{Py_tp_getset, revocation_getset},

@@ -146,11 +146,6 @@ class Completions(Columns):
         """uint8: a `Status`."""
         return self._arrays[6][: self.n]
 
-    @property
-    def all_ok(self) -> bool:
-        """Whether every one of them is OK."""
-        return not self._arrays[6][: self.n].any()
-
     def __repr__(self) -> str:
         names = [Status(s).name for s in self.status[:4]]
         return f"<Completions {self.n}: {', '.join(names)}{'...' if self.n > 4 else ''}>"

@@ -3,7 +3,8 @@
 
 Invariants
  - Completions are delivered in one place, a turn of the loop, and never inside a submit.
- - An engine belongs to the thread and process that made it; only `call_threadsafe` and `stop` may be called elsewhere.
+ - An engine belongs to the thread and process that made it; only `call_threadsafe` and `stop` may
+   be called elsewhere.
  - `close` cancels, waits for what the kernel has, and lets go of memory only then.
 """
 
@@ -34,7 +35,8 @@ __all__ = ["Engine", "Task", "Timer", "engines"]
 log = logging.getLogger("iodma.engine")
 
 _WOKEN, _WATCHED, _DEADLINE, _STOP = 1, 2, 4, 8
-#: Measured where a gather copy is as fast as the vector: 512 B for reads of a file, 1 KiB for writes.
+#: Measured where a gather copy is as fast as the vector: 512 B for reads of a file, 1 KiB for
+#: writes.
 SMALL_TO_MEMORY = 512
 SMALL_FROM_MEMORY = 1024
 
@@ -64,13 +66,15 @@ class Engine(_core.Engine):
             engine.run(main(engine))
 
     Args:
-        kind: "uring", "threads", or "auto" for the first that works here (`IODMA_ENGINE` overrides).
+        kind: "uring", "threads", or "auto" for the first that works here (`IODMA_ENGINE`
+            overrides).
         depth: submission slots of the ring.
         in_flight: most requests with the kernel; more wait.
         workers: threads of the threads engine.
         spin_us: longest spin before a sleep, microseconds; 0: never spin.
         bounce_bytes: size of the bounce arena, which is the budget for copies.
-        small: bytes a segment below which a copy is cheaper than a vector, (from memory, to memory); None: as measured.
+        small: bytes a segment below which a copy is cheaper than a vector, (from memory, to
+            memory); None: as measured.
         strict: let an exception that nothing caught out of `run`, for tests.
         slow_step: seconds after which a step is reported with its stack; None: never.
         clock: the time that timers go by.
@@ -315,7 +319,8 @@ class Engine(_core.Engine):
         self._wake()
 
     def pump(self, limit: int = 64) -> bool:
-        """For other loops: submit, deliver, resume at most ``limit`` coroutines; never sleeps or spins.
+        """For other loops: submit, deliver, resume at most ``limit`` coroutines; never sleeps or
+        spins.
 
         Returns whether work remains; `fileno` is readable then.
         """
@@ -356,10 +361,13 @@ class Engine(_core.Engine):
         return [TransferInfo.of(row) for row in self._rows()]
 
     def register(self, region: _core.Region | None = None) -> bool:
-        """Pin a region's memory (None: the bounce arena's) and register it with the kernel, which saves work a request.
+        """Pin a region's memory (None: the bounce arena's) and register it with the kernel, which
+        saves work a request.
 
-        Only for RAM that this process made and nobody discards pages of: a balloon would orphan the pinned pages.
-        Returns False when it was registered already. Raises OSError when the kernel refuses (see RLIMIT_MEMLOCK).
+        Only for RAM that this process made and nobody discards pages of: a balloon would orphan the
+            pinned pages.
+        Returns False when it was registered already. Raises OSError when the kernel refuses (see
+        RLIMIT_MEMLOCK).
         """
         return self._register(region)
 
@@ -369,7 +377,8 @@ class Engine(_core.Engine):
         """Cancel everything, wait for what the kernel has, and let go.
 
         Raises:
-            BusyError: the kernel still holds requests after ``deadline`` seconds; memory stays mapped.
+            BusyError: the kernel still holds requests after ``deadline`` seconds; memory stays
+                mapped.
         """
         if self.closed:
             return
