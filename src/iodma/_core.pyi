@@ -6,7 +6,18 @@ An engine is only ever made as `iodma.Engine`, so what belongs to one says that 
 
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from types import GenericAlias
-from typing import Any, Generic, Literal, Protocol, Self, TypedDict, TypeVar, final, overload
+from typing import (
+    Any,
+    Generic,
+    Literal,
+    Protocol,
+    Self,
+    TypeAlias,
+    TypedDict,
+    TypeVar,
+    final,
+    overload,
+)
 
 import numpy.typing as npt
 from typing_extensions import Buffer as _Buffer
@@ -17,7 +28,7 @@ from iodma.types import Fault, Status
 
 _T = TypeVar("_T")
 _Array = npt.NDArray[Any]  # a buffer too, which NumPy's stubs say from Python 3.12 on
-_Segments = ScatterList | Sequence[tuple[int, int]] | tuple[int, int]
+_Segments: TypeAlias = "ScatterList | Sequence[tuple[int, int]] | tuple[int, int]"
 
 version: str
 

@@ -2,12 +2,12 @@
 """What iodma raises.
 
 Invariants
- - What a guest, a peer or the host's kernel can cause is a value (`Completion.status`), not an exception.  Only
-   `Port.load` and `Port.store` raise for those, and then always `DmaFault`.
- - Everything else here is misuse of the interface by the program, is an `Error`, and its message names the value
-   that was wrong and what would be right.
- - `Cancelled` is not an `Error`, nor an `Exception`: it unwinds a coroutine whose device was reset, and must not be
-   swallowed by ``except Exception``.
+ - What a guest, a peer or the host's kernel can cause is a value (`Completion.status`), not an
+   exception.  Only `Port.load` and `Port.store` raise for those, and then always `DmaFault`.
+ - Everything else here is misuse of the interface by the program, is an `Error`, and its message
+   names the value that was wrong and what would be right.
+ - `Cancelled` is not an `Error`, nor an `Exception`: it unwinds a coroutine whose device was reset,
+   and must not be swallowed by ``except Exception``.
 """
 
 from __future__ import annotations
@@ -92,4 +92,4 @@ class DmaFault(Error):
 
 
 class Cancelled(BaseException):
-    """Thrown into every coroutine of a device that was reset, and into a task that was cancelled."""
+    """Thrown into the coroutines of a device that was reset, and into a cancelled task."""

@@ -3,9 +3,10 @@
 
 Invariants
  - The range has left its map before a revocation begins: nothing new can reach it.
- - A revocation is acknowledged (`await` gives True) when the last transfer that holds the range has given it back.
- - One whose deadline passes is never acknowledged: `await` gives False, memory stays mapped and quarantined, and the
-   log says what holds it.
+ - A revocation is acknowledged (`await` gives True) when the last transfer that holds the range has
+   given it back.
+ - One whose deadline passes is never acknowledged: `await` gives False, memory stays mapped and
+   quarantined, and the log says what holds it.
 """
 
 from __future__ import annotations

@@ -2,8 +2,10 @@
 """The port: all that a device knows of DMA.
 
 Invariants
- - Everything returns at once with a `Transfer` (or tickets); its completion comes in a later turn of the engine.
- - Only `load` and `store` raise for what happened to memory: `DmaFault`.  All others give a `Completion`.
+ - Everything returns at once with a `Transfer` (or tickets); its completion comes in a later turn
+   of the engine.
+ - Only `load` and `store` raise for what happened to memory: `DmaFault`.  All others give a
+   `Completion`.
  - After `reset`, what was submitted before it touches memory no more.
 """
 
@@ -46,8 +48,8 @@ def _struct(format: str) -> tuple[int, Callable[[bytes], Any], Callable[..., byt
 class Port(_core.Port):
     """Where a device's DMA goes: made by `Engine.port`.
 
-    Every list may be a `ScatterList`, a sequence of ``(address, length)`` or one ``(address, length)``, in addresses
-    of the port's space.  ``from_memory``, ``to_memory`` and ``copy`` are documented in the reference.
+    Every list may be a `ScatterList`, a sequence of ``(address, length)`` or a single one, in
+    addresses of the port's space.
     """
 
     def load(self, format: str, address: int) -> Transfer[tuple[Any, ...]]:
@@ -139,15 +141,18 @@ class Port(_core.Port):
         """Submit the first ``batch.n`` requests of a batch with one call.
 
         Args:
-            position: where in the endpoint, one for each request, in ``unit``; None: ``batch.position``.
-            unit: bytes. ``position * unit`` that does not fit 64 bits ends that request, not the call.
+            position: where in the endpoint, one for each request, in ``unit``; None:
+                ``batch.position``.
+            unit: bytes. ``position * unit`` that does not fit 64 bits ends that request, not the
+                call.
 
         Returns:
             the tickets: `Batch.ticket`, which the next submit of that batch overwrites.
 
         Raises:
             BusyError: more would be outstanding than the port's depth; nothing was submitted.
-            ArgumentError: a request names segments that the batch does not have; nothing was submitted.
+            ArgumentError: a request names segments that the batch does not have; nothing was
+                submitted.
         """
         self._submit(batch, endpoint, position, unit)
         return batch.ticket

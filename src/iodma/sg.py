@@ -3,10 +3,10 @@
 
 Invariants
  - A `ScatterList` never changes.
- - The columns of a `Batch` and of `Completions` are NumPy views of one block that the core reads and writes; nothing
-   is copied to submit or to complete.
- - What stands in a batch's columns is checked when it is submitted, in the core: columns may be filled with whatever
-   a guest says.
+ - The columns of a `Batch` and of `Completions` are NumPy views of one block that the core reads
+   and writes; nothing is copied to submit or to complete.
+ - What stands in a batch's columns is checked when it is submitted, in the core: columns may be
+   filled with whatever a guest says.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from iodma.types import Status
 
 __all__ = ["Batch", "Completions", "ScatterList", "SegmentsLike"]
 
-#: Anywhere a scatter list is taken: one, a sequence of (address, length), or a single (address, length).
+#: Anywhere a scatter list is taken: one, a sequence of (address, length), or a single (address,
+#: length).
 SegmentsLike: TypeAlias = ScatterList | Sequence[tuple[int, int]] | tuple[int, int]
 
 U64 = npt.NDArray[np.uint64]
@@ -51,7 +52,8 @@ class Batch(Columns):
     Attributes:
         n: how many requests are in use.
         id: uint64[requests], the caller's own, given back with the completion.
-        position: uint64[requests], where in the endpoint, in bytes (or in the `unit` of the submit).
+        position: uint64[requests], where in the endpoint, in bytes (or in the `unit` of the
+            submit).
         ticket: uint64[requests], written by the submit.
         first, count: uint32[requests], which segments.
         direction: uint8[requests], a `Direction`.

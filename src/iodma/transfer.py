@@ -2,10 +2,12 @@
 """The states of a transfer: the one table, as the core holds it (`csrc/xfer.h`).
 
 Invariants
- - `TRANSITIONS` is read from the core; it is not a copy, so the documents' diagram cannot drift from the code.
+ - `TRANSITIONS` is read from the core; it is not a copy, so the documents' diagram cannot drift
+   from the code.
  - Nothing in Python changes the state of a transfer.
 
-A transfer that is PENDING or WAITING holds no translation and no lease; it starts again from its bus addresses.
+A transfer that is PENDING or WAITING holds no translation and no lease; it starts again from its
+bus addresses.
 """
 
 from __future__ import annotations

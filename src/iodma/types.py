@@ -90,7 +90,8 @@ class Constraints:
         offset_alignment: bytes; positions and lengths must be multiples of it (1: any).
         max_segments: most segments in one request.
         max_bytes: most bytes in one request.
-        order: "random" (none kept, positions given), "stream" (one request a direction) or "packet".
+        order: "random" (none kept, positions given), "stream" (one request a direction) or
+            "packet".
     """
 
     memory_alignment: int = 1

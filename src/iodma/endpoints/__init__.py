@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Host endpoints: where bytes come from and go to.  Each owns its descriptor and says what it asks of requests."""
+"""Host endpoints: where bytes come from and go to.
+
+Each owns its descriptor and says what it asks of requests.
+"""
 
 from iodma.endpoints.base import Endpoint
 from iodma.endpoints.datagram import Datagram

@@ -4,7 +4,8 @@
 Invariants
  - An endpoint owns its descriptor: one passed in is duplicated.
  - It belongs to the first engine that used it, which keeps its order.
- - `close` lets nothing new begin and may be called again; the descriptor goes when the last transfer has ended.
+ - `close` lets nothing new begin and may be called again; the descriptor goes when the last
+   transfer has ended.
 """
 
 from __future__ import annotations

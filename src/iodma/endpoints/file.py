@@ -2,9 +2,10 @@
 """Files and block devices: random access at a position.
 
 Invariants
- - A read that ends early has reached the end of the file; a write never makes the file longer than its last byte.
- - With ``direct`` the page cache is passed by; what the alignment forbids goes through the bounce arena, the last partial
-   block of a file through the page cache.
+ - A read that ends early has reached the end of the file; a write never makes the file longer than
+   its last byte.
+ - With ``direct`` the page cache is passed by; what the alignment forbids goes through the bounce
+   arena, the last partial block of a file through the page cache.
 """
 
 from __future__ import annotations
@@ -128,7 +129,8 @@ def _direct_constraints(fd: int, block: bool) -> Constraints:
     except OSError:  # a kernel before 5.17
         memory = offset = 0
     if not memory or not offset:
-        # The kernel does not say: a block device's logical block, else what every file system takes.
+        # The kernel does not say: a block device's logical block, else what every file system
+        # takes.
         size = 4096
         if block:
             size = struct.unpack("i", fcntl.ioctl(fd, _BLKSSZGET, bytes(4)))[0]

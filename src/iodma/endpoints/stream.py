@@ -2,7 +2,8 @@
 """Stream sockets: TCP and unix.
 
 Invariants
- - One request is in flight in each direction, so that two sends never interleave; others wait their turn, in order.
+ - One request is in flight in each direction, so that two sends never interleave; others wait their
+   turn, in order.
  - A read of a stream whose other end is gone ends with PEER_GONE, after what was received before.
 """
 
@@ -45,8 +46,8 @@ class Socket(Endpoint):
 
     Args:
         sock: a `socket.socket` or a descriptor.
-        zero_copy: send straight from guest memory, without a copy into the kernel.  A send then completes when the
-            other end has acknowledged it, and holds its pages until then.
+        zero_copy: send straight from guest memory, without a copy into the kernel.  A send then
+            completes when the other end has acknowledged it, and holds its pages until then.
     """
 
     def __new__(cls, sock: socket.socket | int, *, zero_copy: bool = False) -> Self:

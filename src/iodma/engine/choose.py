@@ -40,7 +40,7 @@ def choose(kind: str) -> str:
     if kind == "uring":
         name = errno.errorcode.get(error, str(error))
         raise UnsupportedError(
-            f"io_uring cannot be used here ({name}: {os.strerror(error)}); `iodma doctor` says more,"
-            " and the threads engine does the same work"
+            f"io_uring cannot be used here ({name}: {os.strerror(error)}); `iodma doctor` says"
+            " more, and the threads engine does the same work"
         )
     return "threads"

@@ -3,8 +3,8 @@
 
 Invariants
  - A clock never goes backwards.
- - With any clock but the system's, the engine sleeps for completions only; when nothing is in flight it tells the clock
-   what it waits for, and the clock says whether that time has come.
+ - With any clock but the system's, the engine sleeps for completions only; when nothing is in
+   flight it tells the clock what it waits for, and the clock says whether that time has come.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ Invariants
 from __future__ import annotations
 
 import collections
+import contextlib
 import heapq
 import logging
 import os
@@ -235,10 +236,8 @@ class Engine(_core.Engine):
     def remove_reader(self, fd: int) -> None:
         """Watch ``fd`` no more; nothing happens if it is not watched."""
         if self._readers.pop(fd, None) is not None and self._epoll is not None:
-            try:
+            with contextlib.suppress(OSError):  # closed already: the kernel took it out
                 self._epoll.unregister(fd)
-            except OSError:  # closed already: the kernel took it out
-                pass
 
     def _do_python_work(self, why: int) -> None:
         if why & _WATCHED and self._epoll is not None:
@@ -319,8 +318,7 @@ class Engine(_core.Engine):
         self._wake()
 
     def pump(self, limit: int = 64) -> bool:
-        """For other loops: submit, deliver, resume at most ``limit`` coroutines; never sleeps or
-        spins.
+        """For other loops: submit, deliver, resume at most ``limit`` coroutines; never sleep.
 
         Returns whether work remains; `fileno` is readable then.
         """
@@ -334,7 +332,10 @@ class Engine(_core.Engine):
         return bool(more)
 
     def fileno(self) -> int:
-        """One descriptor that is readable when `pump` has something to do: completions, timers, foreign descriptors."""
+        """One descriptor that is readable when `pump` has something to do.
+
+        That is: a completion came, a timer is due, or a foreign descriptor is readable.
+        """
         if self._outer is None:
             self._outer = select.epoll()
             self._outer.register(self._fileno(), select.EPOLLIN)
@@ -361,13 +362,19 @@ class Engine(_core.Engine):
         return [TransferInfo.of(row) for row in self._rows()]
 
     def register(self, region: _core.Region | None = None) -> bool:
-        """Pin a region's memory (None: the bounce arena's) and register it with the kernel, which
-        saves work a request.
+        """Pin a region's memory and register it with the kernel, which saves work a request.
 
-        Only for RAM that this process made and nobody discards pages of: a balloon would orphan the
-            pinned pages.
-        Returns False when it was registered already. Raises OSError when the kernel refuses (see
-        RLIMIT_MEMLOCK).
+        Only for RAM that this process made and nobody discards pages of: a balloon would orphan
+        the pinned pages.
+
+        Args:
+            region: None: the bounce arena.
+
+        Returns:
+            False when it was registered already.
+
+        Raises:
+            OSError: the kernel refuses (see RLIMIT_MEMLOCK).
         """
         return self._register(region)
 

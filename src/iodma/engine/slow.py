@@ -2,7 +2,8 @@
 """Tells of steps that keep an engine from everybody else.
 
 Invariants
- - It only looks: a thread of its own reads a time that the core notes, and the stack of the engine's thread.
+ - It only looks: a thread of its own reads a time that the core notes, and the stack of the
+   engine's thread.
  - While the engine sleeps it sleeps too; the engine's next turn wakes it.
 """
 
@@ -22,7 +23,7 @@ log = logging.getLogger("iodma.engine.slow")
 
 
 class SlowStepWatch:
-    """Logs the stack of a turn that takes longer than ``limit`` seconds, once for each such turn."""
+    """Logs the stack of a turn that takes longer than ``limit`` seconds, once each."""
 
     def __init__(self, engine: Engine, limit: float) -> None:
         self._engine = weakref.ref(engine)

@@ -2,7 +2,8 @@
 """What an engine counted.
 
 Invariants
- - Every figure is a count of what happened, taken where it happens; none is derived from what should have.
+ - Every figure is a count of what happened, taken where it happens; none is derived from what
+   should have.
 """
 
 from __future__ import annotations
@@ -13,6 +14,12 @@ from typing import Any
 __all__ = ["Bounced", "Stats", "TransferInfo"]
 
 _KINDS = ("transfer", "copy", "load", "store", "flush", "discard", "write_zeroes")
+_COUNTERS = (
+    *("submitted", "delivered", "bytes_from_memory", "bytes_to_memory", "copied", "python_bytes"),
+    *("pending", "requests", "splits", "pieces", "messages", "revocations", "revocations_failed"),
+    *("tasks", "turns", "resumed", "lock_released"),
+)
+_BACKEND_COUNTERS = ("enters", "sleeps", "spins", "spin_hits", "cancels")
 _WAITS = (None, "budget", "ring", "order", "range")
 
 
@@ -88,7 +95,8 @@ class Stats:
         bytes_from_memory, bytes_to_memory: payload moved.
         bounced: payload copied, and why.
         copied: payload that the core moved itself: bounces, memory endpoints, copies.
-        python_bytes: bytes that became Python objects or came from them: load, store, scripted endpoints.
+        python_bytes: bytes that became Python objects or came from them: load, store, scripted
+            endpoints.
         waited: how often a transfer waited, by what for.
         pending: how often one waited for a translation.
         requests: handed to the kernel (or the worker threads).
@@ -145,11 +153,6 @@ class Stats:
             return {k.removeprefix(prefix): v for k, v in raw.items() if k.startswith(prefix)}
 
         bounced = under("bounced_")
-        plain = (
-            "submitted delivered bytes_from_memory bytes_to_memory copied python_bytes pending requests splits"
-            " pieces messages revocations revocations_failed tasks turns resumed lock_released"
-        ).split()
-        backend = "enters sleeps spins spin_hits cancels".split()
         return cls(
             kind=kind,
             completed=under("completed_"),
@@ -157,6 +160,6 @@ class Stats:
             waited=under("waited_"),
             in_flight=raw["in_use"],
             arena=(raw["arena_bytes"], raw["arena_used"], raw["arena_peak"]),
-            **{name: raw[name] for name in plain},
-            **{name: raw.get(name, 0) for name in backend},
+            **{name: raw[name] for name in _COUNTERS},
+            **{name: raw.get(name, 0) for name in _BACKEND_COUNTERS},
         )

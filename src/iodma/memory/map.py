@@ -2,7 +2,8 @@
 """The physical address space: which region is where.
 
 Invariants
- - Regions do not overlap.  Neighbours that lie side by side in one region are one piece to a transfer.
+ - Regions do not overlap.  Neighbours that lie side by side in one region are one piece to a
+   transfer.
  - A region that is removed is revoked: what is in flight there ends first.
 """
 
@@ -69,7 +70,8 @@ class Memory(Space):
     def remove(
         self, base: int, *, cancel: bool = False, deadline: float | None = DEADLINE_S
     ) -> Revocation:
-        """Take away what was put at ``base``; await the result before the region's memory is used otherwise.
+        """Take away what was put at ``base``; await the result before the region's memory is used
+        otherwise.
 
         Args:
             base: as it was given to `add`.

@@ -3,7 +3,8 @@
 
 Invariants
  - A region owns its descriptor (one passed in is duplicated) and its mapping.
- - `close` lets nothing new reach it; the mapping goes when no transfer, map or view needs it any more, and not before.
+ - `close` lets nothing new reach it; the mapping goes when no transfer, map or view needs it any
+   more, and not before.
  - A view is a lease: as long as it exists, the mapping does.
 """
 
@@ -35,7 +36,7 @@ class _Mapped(Region):
         return self._fd
 
     def view(self, offset: int = 0, length: int | None = None) -> memoryview:
-        """A view of ``length`` bytes at ``offset`` (to the end when None): a lease until it is released."""
+        """``length`` bytes at ``offset`` (None: to the end): a lease until it is released."""
         if length is None:
             length = self.size - offset
         if offset < 0 or length < 0 or offset + length > self.size:
@@ -96,10 +97,11 @@ class Ram(_Mapped):
 
     @classmethod
     def from_fd(cls, fd: int, offset: int = 0, size: int | None = None) -> Self:
-        """RAM that somebody else made: ``size`` bytes at ``offset`` (a multiple of 4096) of a memory file.
+        """RAM that somebody else made: ``size`` bytes at ``offset`` (a multiple of 4096) of a
+        memory file.
 
-        The descriptor is duplicated.  The size is checked against the file's; a file that shrinks later makes
-        accesses to what is gone fault.
+        The descriptor is duplicated.  The size is checked against the file's; a file that shrinks
+        later makes accesses to what is gone fault.
 
         Raises:
             AddressRangeError: the file is smaller than that.
@@ -147,7 +149,7 @@ class Ram(_Mapped):
 
 
 class Rom(_Mapped):
-    """Memory that devices may only read; ``data`` is its content, rounded up to whole pages with zeroes."""
+    """Memory that devices may only read, with ``data`` in it."""
 
     def __new__(cls, data: bytes) -> Self:
         if not data:
@@ -168,7 +170,10 @@ class WindowTarget(Protocol):
 
 
 class DeviceWindow(Region):
-    """A window of ``size`` bytes onto a device's registers: DMA that hits it is a message, not a copy."""
+    """A window of ``size`` bytes onto a device's registers.
+
+    DMA that hits it is a message - register accesses, in order - and not a copy.
+    """
 
     def __new__(cls, target: WindowTarget, size: int) -> Self:
         for method in ("read", "write"):

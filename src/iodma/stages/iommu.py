@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An IOMMU: pages of bus addresses, each mapped with permissions - by the program, or by a walk of page tables.
+"""An IOMMU: pages of bus addresses, mapped by the program, or by a walk of page tables.
 
 Invariants
- - Mappings do not overlap.  One that is taken away is revoked: what is in flight through it ends first.
- - With a walker, the mappings are a translation cache: a miss makes a transfer *pending*, and it starts again from its
-   bus addresses when the walker, or whoever it asked, has answered.  Each missing page is asked for once.
+ - Mappings do not overlap.  One that is taken away is revoked: what is in flight through it ends
+   first.
+ - With a walker, the mappings are a translation cache: a miss makes a transfer *pending*, and it
+   starts again from its bus addresses when the walker, or whoever it asked, has answered.  Each
+   missing page is asked for once.
  - The walker runs in a turn of the engine, never inside a submit.
 """
 
@@ -30,7 +32,7 @@ _PASS, _REFUSE, _PENDING = 0, 1, 2
 
 @dataclass(frozen=True, slots=True)
 class Mapping:
-    """What a walk found: ``length`` bytes at bus address ``address`` are ``target`` of the next space."""
+    """What a walk found: ``length`` bytes at ``address`` are at ``target`` of the next space."""
 
     address: int
     target: int
@@ -38,8 +40,8 @@ class Mapping:
     access: Access
 
 
-#: Asked with (address, access) on a miss.  A `Mapping` answers; False refuses (a fault); None: the answer comes later,
-#: with `Iommu.update` or `Iommu.refuse`.
+#: Asked with (address, access) on a miss.  A `Mapping` answers; False refuses (a fault); None: the
+#: answer comes later, with `Iommu.update` or `Iommu.refuse`.
 Walk = Callable[[int, Access], "Mapping | bool | None"]
 
 
@@ -87,7 +89,8 @@ class Iommu(Space):
         """Map ``length`` bytes at bus address ``address`` to ``target`` of the next space.
 
         Raises:
-            AddressRangeError: it overlaps what is mapped, is not made of pages, or runs past 2^64 - 1.
+            AddressRangeError: it overlaps what is mapped, is not made of pages, or runs past
+                2^64 - 1.
         """
         self._check(address=address, target=target, length=length)
         if not Access.NONE < access <= Access.RW:
@@ -102,7 +105,10 @@ class Iommu(Space):
         cancel: bool = False,
         deadline: float | None = DEADLINE_S,
     ) -> Revocation:
-        """Take away what is mapped in the range (holes are allowed); await the result before it is used otherwise."""
+        """Take away what is mapped in the range; await the result before it is used otherwise.
+
+        Holes in the range are allowed.
+        """
         self._check(address=address, length=length)
         if length <= 0:
             raise AddressRangeError(f"{self.name}: length is {length}; it must be at least a page")
@@ -170,8 +176,8 @@ class Iommu(Space):
     def update(self, mapping: Mapping) -> Revocation | None:
         """Answer a miss, or put a translation into the cache before it is asked for.
 
-        A miss that asked for more than ``mapping.access`` is refused.  Where something else was mapped there before,
-        that is revoked, and the revocation returned.
+        A miss that asked for more than ``mapping.access`` is refused.  Where something else was
+        mapped there before, that is revoked, and the revocation returned.
         """
         self._check(address=mapping.address, target=mapping.target, length=mapping.length)
         end = mapping.address + mapping.length

@@ -2,10 +2,12 @@
 """Byte lanes: a bus whose bytes are wired in another order.
 
 Invariants
- - Only the payload's bytes change places, never an address: the byte that the device sees at bus address ``a`` is the
-   memory's at ``a ^ (width - 1)``.
- - The swap is lazy: two stages that undo each other cost nothing, and only what really moves is swapped.
- - A unit of ``width`` bytes that a segment's end cuts is moved as it is, so that no byte outside the list is touched.
+ - Only the payload's bytes change places, never an address: the byte that the device sees at bus
+   address ``a`` is the memory's at ``a ^ (width - 1)``.
+ - The swap is lazy: two stages that undo each other cost nothing, and only what really moves is
+   swapped.
+ - A unit of ``width`` bytes that a segment's end cuts is moved as it is, so that no byte outside
+   the list is touched.
 """
 
 from __future__ import annotations
@@ -36,8 +38,8 @@ class ByteLanes(Space):
         while below is not None:
             if below._offset % 8:
                 raise ArgumentError(
-                    f"{below.name} moves addresses by {below._offset:#x}, which is not a multiple of 8:"
-                    " byte lanes above it would not be those of a bus"
+                    f"{below.name} moves addresses by {below._offset:#x}, which is not a multiple"
+                    " of 8: byte lanes above it would not be those of a bus"
                 )
             below = below.next
         return super().__new__(cls, _LANES, next, name, lanes=width - 1)

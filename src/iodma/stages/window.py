@@ -2,7 +2,8 @@
 """A bus window: an offset and a limit.
 
 Invariants
- - Bus address ``a`` with ``a < limit`` is address ``a + offset`` of the next space; all others fault.
+ - Bus address ``a`` with ``a < limit`` is address ``a + offset`` of the next space; all others
+   fault.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class Window(Space):
             limit = (1 << 64) - offset
         if not 0 < limit <= (1 << 64) - offset:
             raise AddressRangeError(
-                f"a window of {limit:#x} bytes at {offset:#x}; 1 to {(1 << 64) - offset:#x} fit there"
+                f"a window of {limit:#x} bytes at {offset:#x};"
+                f" 1 to {(1 << 64) - offset:#x} fit there"
             )
         return super().__new__(cls, _WINDOW, next, name, offset=offset, last=limit - 1)
 
