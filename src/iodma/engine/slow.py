@@ -56,6 +56,8 @@ class SlowStepWatch:
                     self._go.clear()
                     engine._set("watcher_parked", 1)
                     del engine
+                    if self._stop.is_set():  # close came before the clear, which undid its set
+                        return
                     self._go.wait()
                     idle = 0
                 continue
