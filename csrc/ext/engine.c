@@ -224,29 +224,38 @@ static void engine_dealloc(Engine *self)
 	Py_DECREF(type);
 }
 
-/* _spawn(coro, owner, name, generation) -> Task */
-static PyObject *engine_spawn(Engine *self, PyObject *args)
+/* _spawn_task(coro, owner | None, name | None, notify) -> Task.  Unless `notify`, the owner is not told of a task that
+ * simply returned. */
+static PyObject *engine_spawn(Engine *self, PyObject *const *args, Py_ssize_t n)
 {
-	PyObject *coroutine, *owner, *name, *generation = Py_None;
-	if (!PyArg_ParseTuple(args, "OOO|O", &coroutine, &owner, &name, &generation) || ext_check(self))
-		return NULL;
-	if (!PyObject_HasAttrString(coroutine, "send") || !PyObject_HasAttrString(coroutine, "throw"))
+	if (n != 4)
+		return PyErr_Format(PyExc_TypeError, "_spawn_task takes 4 arguments, not %zd", n);
+	PyObject *coroutine = args[0];
+	if ((PyObject *)Py_TYPE(coroutine) != CoroutineType &&
+	    (!PyObject_HasAttrString(coroutine, "send") || !PyObject_HasAttrString(coroutine, "throw")))
 		return PyErr_Format(ArgumentTypeErrorType, "%R is not a coroutine; call an `async def` for one", coroutine);
-	Task *task = (Task *)PyType_GenericAlloc(TaskType, 0);
-	if (!task)
+	Task *task = ext_check(self) ? NULL : (Task *)PyType_GenericAlloc(TaskType, 0);
+	if (!task) { /* it will never run: no warning about that beside the error */
+		PyObject *type, *value, *trace;
+		PyErr_Fetch(&type, &value, &trace);
+		Py_XDECREF(PyObject_CallMethod(coroutine, "close", NULL));
+		PyErr_Clear();
+		PyErr_Restore(type, value, trace);
 		return NULL;
+	}
 	ext_wait_init(&task->wait, self);
 	task->wait.is_task = true;
 	Py_INCREF(coroutine);
 	task->coroutine = coroutine;
-	if (owner != Py_None) {
-		Py_INCREF(owner);
-		task->owner = owner;
+	if (args[1] != Py_None) {
+		Py_INCREF(args[1]);
+		task->owner = args[1];
 	}
-	Py_INCREF(name);
-	task->name = name;
-	Py_INCREF(generation);
-	task->generation = generation;
+	if (args[2] != Py_None) {
+		Py_INCREF(args[2]);
+		task->name = args[2];
+	}
+	task->notify = args[3] == Py_True;
 	task->depth = self->core.depth;
 	self->tasks++;
 	Py_INCREF(task);
@@ -256,6 +265,18 @@ static PyObject *engine_spawn(Engine *self, PyObject *args)
 	self->all = task;
 	ext_task_ready(task);
 	return (PyObject *)task;
+}
+
+/* _tasks_of(owner) -> those that are not over, the oldest first */
+static PyObject *engine_tasks_of(Engine *self, PyObject *owner)
+{
+	PyObject *list = PyList_New(0);
+	for (Task *task = self->all; list && task; task = task->later)
+		if (task->owner == owner && PyList_Append(list, (PyObject *)task))
+			Py_CLEAR(list);
+	if (list)
+		PyList_Reverse(list);
+	return list;
 }
 
 /* wake(): from any thread. */
@@ -602,7 +623,8 @@ static PyMethodDef engine_methods[] = {
 	{"_cancel_all", EXT_METHOD(engine_cancel_all), METH_NOARGS, NULL},
 	{"_run", EXT_METHOD(ext_engine_run), METH_O, NULL},
 	{"_pump", EXT_METHOD(ext_engine_pump), METH_O, NULL},
-	{"_spawn_task", EXT_METHOD(engine_spawn), METH_VARARGS, NULL},
+	{"_spawn_task", EXT_METHOD(engine_spawn), METH_FASTCALL, NULL},
+	{"_tasks_of", EXT_METHOD(engine_tasks_of), METH_O, NULL},
 	{"_wake", EXT_METHOD(engine_wake), METH_NOARGS, NULL},
 	{"_nudge", EXT_METHOD(engine_nudge), METH_NOARGS, NULL},
 	{"_fileno", EXT_METHOD(engine_fileno), METH_NOARGS, NULL},

@@ -81,13 +81,13 @@ typedef struct {
 typedef struct Task {
 	Wait wait;
 	PyObject *coroutine, *name, *owner;
-	PyObject *generation; /* the owner's, free to use */
+	PyObject *ended;      /* the owner's, free to use */
 	Wait *waiting;
 	PyObject *throwing; /* to be thrown at the next step */
 	struct Task *next;	  /* on the engine's ready list */
 	struct Task *next_waiter; /* of what it waits for */
 	struct Task *later, *earlier; /* among all that are not over */
-	bool queued, started, cancelled, running, stale;
+	bool queued, started, cancelled, running, stale, notify;
 	uint8_t depth;
 } Task;
 
@@ -180,7 +180,7 @@ extern PyTypeObject *RegionType, *SpaceType, *TargetType, *WaitType, *TransferTy
 	*ScatterListType, *ColumnsType, *PortType, *StreamType, *RevocationType, *EngineType;
 extern PyObject *ErrorType, *ArgumentErrorType, *ArgumentTypeErrorType, *AddressRangeErrorType, *ClosedErrorType,
 	*StaleErrorType, *BusyErrorType, *WrongThreadErrorType, *UnsupportedErrorType, *DmaFaultType, *CancelledType;
-extern PyObject *StatusMembers[5], *AccessClass, *FaultClass;
+extern PyObject *CoroutineType, *StatusMembers[5], *AccessClass, *FaultClass;
 
 /* Raise (with the value named) and return NULL or -1. */
 int ext_u64(PyObject *, const char *what, uint64_t *out);
@@ -209,6 +209,7 @@ PyObject *ext_completion(const struct iod_row *);
 PyObject *ext_completion_make(enum iod_status, uint64_t moved, const struct iod_fault *);
 int ext_task_add(PyObject *module);
 int ext_task_cancel(Task *);
+PyObject *ext_task_name(Task *); /* borrowed; made when it is first asked for */
 PyObject *ext_transfer(Port *, const struct iod_request *, PyObject *convert, PyObject *payload);
 PySendResult ext_wait_send(PyObject *wait, PyObject *sent, PyObject **result); /* not inherited: in each type */
 bool ext_stream_ready(Stream *);

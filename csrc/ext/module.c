@@ -11,7 +11,7 @@
 
 PyObject *ErrorType, *ArgumentErrorType, *ArgumentTypeErrorType, *AddressRangeErrorType, *ClosedErrorType, *StaleErrorType,
 	*BusyErrorType, *WrongThreadErrorType, *UnsupportedErrorType, *DmaFaultType, *CancelledType;
-PyObject *StatusMembers[5], *AccessClass, *FaultClass;
+PyObject *CoroutineType, *StatusMembers[5], *AccessClass, *FaultClass;
 
 int ext_u64(PyObject *object, const char *what, uint64_t *out)
 {
@@ -227,6 +227,11 @@ static int execute(PyObject *module)
 	Py_XDECREF(members);
 	Py_DECREF(errors);
 	Py_DECREF(types);
+	PyObject *python_types = PyImport_ImportModule("types");
+	CoroutineType = take(python_types, "CoroutineType");
+	Py_XDECREF(python_types);
+	if (!CoroutineType)
+		return -1;
 	static bool once;
 	if (!once) {
 		pthread_atfork(NULL, NULL, forked);

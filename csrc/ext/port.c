@@ -101,7 +101,7 @@ static int may_submit(Port *self)
 		return -1;
 	if (engine->current && engine->current->stale) {
 		PyErr_Format(StaleErrorType, "%S is of a generation that was reset: it can start nothing more",
-			     engine->current->name);
+			     ext_task_name(engine->current));
 		return -1;
 	}
 	if (self->port.closed) {

@@ -218,7 +218,7 @@ PySendResult ext_wait_send(PyObject *object, PyObject *sent, PyObject **result)
 			return PYGEN_ERROR;
 		}
 		PyErr_Format(StaleErrorType, "%S is of a generation that was reset: it can wait for nothing more",
-			     engine->current->name);
+			     ext_task_name(engine->current));
 		return PYGEN_ERROR;
 	}
 	if (!self->done && self->is_stream && ext_stream_ready((Stream *)self))
@@ -436,6 +436,25 @@ int ext_task_cancel(Task *task)
 	return 0;
 }
 
+PyObject *ext_task_name(Task *task)
+{
+	if (task->name && task->name != Py_None)
+		return task->name;
+	PyObject *error_type, *error, *trace;
+	PyErr_Fetch(&error_type, &error, &trace);
+	PyObject *own = task->coroutine ? PyObject_GetAttrString(task->coroutine, "__name__") : NULL;
+	PyObject *owner = task->owner ? PyObject_GetAttrString(task->owner, "name") : NULL;
+	PyErr_Clear();
+	PyObject *name = owner && own ? PyUnicode_FromFormat("%S.%S", owner, own)
+			 : own	      ? PyUnicode_FromFormat("%S", own)
+				      : PyUnicode_FromString("task");
+	Py_XDECREF(own);
+	Py_XDECREF(owner);
+	PyErr_Restore(error_type, error, trace);
+	EXT_SET(task->name, name);
+	return name ? name : Py_None;
+}
+
 static PyObject *task_cancel(Task *self, PyObject *unused)
 {
 	(void)unused;
@@ -450,6 +469,8 @@ static void task_over(Task *task, PyObject *value)
 	Engine *engine = task->wait.engine;
 	bool failed = value == NULL;
 	engine->tasks--;
+	if (failed)
+		ext_task_name(task); /* while it still has its coroutine */
 	if (task->earlier)
 		task->earlier->later = task->later;
 	else
@@ -471,7 +492,11 @@ static void task_over(Task *task, PyObject *value)
 	ext_wait_done(&task->wait, value, failed);
 	PyObject *owner = task->owner;
 	PyObject *result = NULL;
-	if (owner) {
+	if (owner && !failed && !task->stale && !task->notify && (!task->ended || task->ended == Py_None)) {
+		/* It returned, and its owner has nothing to do then. */
+		result = Py_None;
+		Py_INCREF(result);
+	} else if (owner) {
 		task->owner = NULL;
 		result = PyObject_CallMethod(owner, "_task_done", "O", (PyObject *)task);
 		task->owner = owner;
@@ -595,7 +620,7 @@ static void task_dealloc(Task *self)
 	Py_XDECREF(self->coroutine);
 	Py_XDECREF(self->name);
 	Py_XDECREF(self->owner);
-	Py_XDECREF(self->generation);
+	Py_XDECREF(self->ended);
 	Py_XDECREF(self->throwing);
 	Py_XDECREF(self->waiting);
 	freefunc release = PyType_GetSlot(type, Py_tp_free);
@@ -608,13 +633,13 @@ static PyObject *task_get(Task *self, void *what)
 	PyObject *value;
 	switch ((char)(intptr_t)what) {
 	case 'n':
-		value = self->name;
+		value = ext_task_name(self);
 		break;
 	case 'o':
 		value = self->owner;
 		break;
 	case 'g':
-		value = self->generation;
+		value = self->ended;
 		break;
 	case 'c':
 		return PyBool_FromLong(self->cancelled);
@@ -631,11 +656,11 @@ static PyObject *task_get(Task *self, void *what)
 	return value;
 }
 
-static int task_set_generation(Task *self, PyObject *value, void *unused)
+static int task_set_ended(Task *self, PyObject *value, void *unused)
 {
 	(void)unused;
 	Py_XINCREF(value);
-	EXT_SET(self->generation, value);
+	EXT_SET(self->ended, value);
 	return 0;
 }
 
@@ -657,7 +682,7 @@ static int task_set_stale(Task *self, PyObject *value, void *unused)
 
 static PyObject *task_repr(Task *self)
 {
-	return PyUnicode_FromFormat("<Task %S %s>", self->name ? self->name : Py_None,
+	return PyUnicode_FromFormat("<Task %S %s>", ext_task_name(self),
 				    self->wait.done ? "done" : self->waiting ? "waiting" : "ready");
 }
 
@@ -667,7 +692,7 @@ static PyMethodDef task_methods[] = {
 static PyGetSetDef task_getset[] = {
 	{"name", (getter)task_get, NULL, "What it is called.", (void *)'n'},
 	{"owner", (getter)task_get, NULL, "The device whose scope it runs in, or None.", (void *)'o'},
-	{"generation", (getter)task_get, (setter)task_set_generation, "The owner's, when it was started.", (void *)'g'},
+	{"ended", (getter)task_get, (setter)task_set_ended, "The owner's, to find when the task has ended.", (void *)'g'},
 	{"cancelled", (getter)task_get, NULL, "Whether cancel was called.", (void *)'c'},
 	{"stale", (getter)task_get_stale, (setter)task_set_stale,
 	 "Of a generation that was reset: it may only end.", NULL},

@@ -179,12 +179,12 @@ class Device:
             Error: the device is not attached to an engine.
             StaleError: the device is in reset or has failed.
         """
-        title = name or getattr(coro, "__name__", "task")
         if not self._open:
+            title = name or getattr(coro, "__name__", "task")
             if hasattr(coro, "close"):
                 coro.close()
             self._refuse_closed(f"start({title})")
-        return self._scope.start(coro, f"{self.name}.{title}")
+        return self._scope.start(coro, name and f"{self.name}.{name}")
 
     def interrupt_line(self, name: str) -> Interrupt:
         """Makes one more line, or MSI-X vector. A reset lowers it, as it does `interrupt`."""

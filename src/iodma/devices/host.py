@@ -24,9 +24,11 @@ class TaskLike(Protocol):
         exception: what it raised, once done; None if it returned.
         stale: set by the scope, never cleared: from then on the engine refuses its awaits and its
             submits with `StaleError`.
+        ended: the owner's, to find again in `_task_done`.
     """
 
     stale: bool
+    ended: Any
 
     @property
     def done(self) -> bool: ...
@@ -46,8 +48,21 @@ class EngineLike(Protocol):
     def current_task(self) -> TaskLike | None:
         """The task being stepped now, or None."""
 
-    def _spawn(self, coro: Coroutine[Any, Any, Any], *, owner: Any, name: str) -> Any:
+    def _spawn(
+        self, coro: Coroutine[Any, Any, Any], *, owner: Any, name: str | None = None
+    ) -> Any:
         """Starts a task, never inside the call. At its end, however: `owner._task_done(task)`."""
+
+    def _spawn_task(
+        self, coro: Coroutine[Any, Any, Any], owner: Any, name: str | None, notify: bool, /
+    ) -> Any:
+        """The same; without `notify`, an owner that has nothing to do is not told of a return.
+
+        It has something to do for a task that raised, is stale, or has `ended` set.
+        """
+
+    def _tasks_of(self, owner: Any, /) -> list[Any]:
+        """The owner's tasks that have not ended, the oldest first."""
 
     def _device_failed(self, device: Any, error: BaseException) -> None:
         """Told of every failure; raises it again if the engine is strict."""

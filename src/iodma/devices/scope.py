@@ -6,19 +6,17 @@ thrown into each where it waits, its ``finally`` blocks run, and everything else
 register writes, interrupts, submits, starting tasks - is refused with `StaleError`.
 
 Invariants
- - A task is in exactly one of `_present` and `_stale` from its start until the engine says that it
-   has ended; then in neither.
+ - The engine keeps the list of the tasks; only the stale ones are kept here, until they have ended.
  - While the device runs, `_stale` is empty: a reset is not over before it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from inspect import iscoroutine
 from typing import Any
 
 from iodma.devices.host import EngineLike, TaskLike
-from iodma.errors import ArgumentTypeError, Cancelled, Error
+from iodma.errors import Cancelled, Error
 
 __all__ = ["Scope"]
 
@@ -35,23 +33,22 @@ class Scope:
         generation: counts resets and failures.
     """
 
-    __slots__ = ("_owner", "_present", "_stale", "engine", "generation")
+    __slots__ = ("_owner", "_stale", "engine", "generation")
 
     def __init__(self, owner: Any) -> None:
         self._owner = owner
-        self._present: dict[TaskLike, Callable[[], None] | None] = {}
         self._stale: set[TaskLike] = set()
         self.engine: EngineLike | None = None
         self.generation = 0
 
     def __len__(self) -> int:
         """Tasks that have not ended, stale ones included."""
-        return len(self._present) + len(self._stale)
+        return 0 if self.engine is None else len(self.engine._tasks_of(self._owner))
 
     def start(
         self,
         coro: Coroutine[Any, Any, Any],
-        name: str,
+        name: str | None = None,
         ended: Callable[[], None] | None = None,
     ) -> Any:
         """Starts a task of the present generation; `ended` is for `forget` to give back.
@@ -60,22 +57,18 @@ class Scope:
             ArgumentTypeError: `coro` is not a coroutine object.
             Error: the device has no engine yet.
         """
-        if not iscoroutine(coro):
-            raise ArgumentTypeError(
-                f"{self._owner.name}: start takes a coroutine, what calling an async def gives, "
-                f"not {coro!r}"
+        engine = self.engine
+        if engine is None:
+            name = name or f"{self._owner.name}.{getattr(coro, '__name__', 'task')}"
+            if hasattr(coro, "close"):
+                coro.close()
+            raise Error(
+                f"{self._owner.name} has no engine to run {name} in: "
+                "engine.attach(device) comes first"
             )
-        try:
-            if self.engine is None:
-                raise Error(
-                    f"{self._owner.name} has no engine to run {name} in: "
-                    "engine.attach(device) comes first"
-                )
-            task = self.engine._spawn(coro, owner=self._owner, name=name)
-        except BaseException:
-            coro.close()
-            raise
-        self._present[task] = ended
+        task = engine._spawn_task(coro, self._owner, name, False)
+        if ended is not None:
+            task.ended = ended
         return task
 
     def is_stale(self) -> bool:
@@ -91,13 +84,14 @@ class Scope:
         if task in self._stale:
             self._stale.remove(task)
             return True, None
-        return False, self._present.pop(task, None)
+        return False, task.ended
 
     def next_generation(self) -> None:
         """Makes every task stale and cancels it."""
         self.generation += 1
-        present = list(self._present)
-        self._present.clear()
+        if self.engine is None:
+            return
+        present = [task for task in self.engine._tasks_of(self._owner) if not task.stale]
         self._stale.update(present)
         for task in present:
             task.stale = True

@@ -165,8 +165,7 @@ class Engine(_core.Engine):
     def _spawn(
         self, coro: Coroutine[Any, Any, Any], *, owner: Any, name: str | None = None
     ) -> Task[Any]:
-        title = name or getattr(coro, "__qualname__", "coroutine")
-        return self._spawn_task(coro, owner, str(title))
+        return self._spawn_task(coro, owner, name, True)
 
     def attach(self, device: Any) -> None:
         """Bind a device to this engine: its scope opens and its `reset` hook runs."""
