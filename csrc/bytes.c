@@ -199,8 +199,49 @@ struct list_run {
 	const uint8_t *lanes, *phases;
 	bool to_range;
 	volatile size_t moved;
+	volatile size_t index, start; /* plain_run: where it is */
 	struct piece piece;
 };
+
+/* list_run without lanes, which is the usual case and the one where a list of small pieces must be quick: what a fault
+ * needs is put together only then. */
+static void plain_run(void *arg)
+{
+	struct list_run *l = arg;
+	const struct iovec *iov = l->iov;
+	unsigned char *linear = l->linear;
+	size_t skip = l->skip, left = l->n, i = 0, niov = l->niov;
+	bool to_range = l->to_range;
+
+	while (i < niov && skip >= iov[i].iov_len)
+		skip -= iov[i++].iov_len;
+	for (; i < niov && left; i++, skip = 0) {
+		size_t have = iov[i].iov_len - skip, n = have < left ? have : left;
+		unsigned char *there = (unsigned char *)iov[i].iov_base + skip;
+		l->index = i;
+		l->start = skip;
+		l->moved = l->n - left;
+		__asm__ volatile("" ::: "memory");
+		memcpy(to_range ? there : linear, to_range ? linear : there, n);
+		linear += n;
+		left -= n;
+	}
+	l->moved = l->n - left;
+}
+
+static struct piece plain_piece(const struct list_run *l)
+{
+	const struct iovec *iov = &l->iov[l->index];
+	size_t left = l->n - l->moved, have = iov->iov_len - l->start;
+	return (struct piece){
+		.linear = l->linear + l->moved,
+		.range = iov->iov_base,
+		.size = iov->iov_len,
+		.start = l->start,
+		.count = have < left ? have : left,
+		.to_range = l->to_range,
+	};
+}
 
 static void list_run(void *arg)
 {
@@ -232,6 +273,11 @@ static void list_run(void *arg)
 static int run_list(struct list_run *l, size_t *done)
 {
 	uintptr_t fault;
+	if (!l->lanes) {
+		if (guarded(plain_run, l, &fault))
+			return finish(0, l->moved, done);
+		return finish(-EFAULT, l->moved + piece_prefix(plain_piece(l), fault), done);
+	}
 	if (guarded(list_run, l, &fault))
 		return finish(0, l->moved, done);
 	return finish(-EFAULT, l->moved + piece_prefix(l->piece, fault), done);

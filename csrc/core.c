@@ -92,22 +92,36 @@ int iod_submit(struct iod_core *core, const struct iod_request *request, uint64_
 
 /* ---- leases ---- */
 
+/* Neighbours mostly lie in one region: count the run, then touch the region once. */
+static uint32_t same_region(const struct iod_translation *t, uint32_t i)
+{
+	uint32_t n = 1;
+	while (i + n < t->count && t->piece[i + n].region == t->piece[i].region)
+		n++;
+	return n;
+}
+
 static void lease(struct iod_translation *t)
 {
-	for (uint32_t i = 0; i < t->count; i++) {
-		t->piece[i].region->leases++;
-		iod_region_get(t->piece[i].region);
+	for (uint32_t i = 0, n; i < t->count; i += n) {
+		n = same_region(t, i);
+		t->piece[i].region->leases += n;
+		t->piece[i].region->references += n;
 	}
 }
 
 static void unlease(struct iod_translation *t, bool written)
 {
-	for (uint32_t i = 0; i < t->count; i++) {
+	for (uint32_t i = 0, n; i < t->count; i += n) {
 		struct iod_region *region = t->piece[i].region;
+		n = same_region(t, i);
 		if (written && region->dirty && region->kind == IOD_RAM)
-			iod_region_mark_dirty(region, (uint64_t)((uint8_t *)t->iov[i].iov_base - region->host),
-					      t->iov[i].iov_len);
-		region->leases--;
+			for (uint32_t k = i; k < i + n; k++)
+				iod_region_mark_dirty(region,
+						      (uint64_t)((uint8_t *)t->iov[k].iov_base - region->host),
+						      t->iov[k].iov_len);
+		region->leases -= n;
+		region->references -= n - 1;
 		iod_region_put(region);
 	}
 	iod_translation_clear(t);
@@ -441,9 +455,13 @@ static void row_step(struct iod_core *core, struct iod_row *row)
 		return;
 	}
 	if (row->total > INT64_MAX || (row->count2 && iod_list_bytes(row->list2, row->count2) > INT64_MAX)) {
-		row->fault = (struct iod_fault){.space = row->port->space, .address = UINT64_MAX,
-						.access = row->access, .cause = IOD_C_WRAP};
-		iod_row_fault(core, row);
+		/* No host maps as much, so the walk refuses it, and says at which byte; unless the list names
+		 * the same memory over and over. */
+		if (translate(core, row)) {
+			row->fault = (struct iod_fault){.space = row->port->space, .address = UINT64_MAX,
+							.access = row->access, .cause = IOD_C_WRAP};
+			iod_row_fault(core, row);
+		}
 		return;
 	}
 	if (row->count2)

@@ -13,40 +13,24 @@
 #include <errno.h>
 #include <string.h>
 
-static int copy(uint8_t *memory, uint8_t *flat, size_t n, bool write, size_t *done)
-{
-	return write ? iod_copy(memory, flat, n, done) : iod_copy(flat, memory, n, done);
-}
+#define RUN 64 /* pieces whose lanes are handed on at a time */
 
-/* n bytes of one piece, from `from` on. */
-static int lanes_piece(uint8_t *base, uint64_t size, const struct iod_piece *piece, uint64_t from, uint8_t *flat,
-		       uint64_t n, bool write, uint64_t *done)
+/* A run of pieces that are host memory: `count` of them, from `skip` bytes into the first, at most n bytes. */
+static int memory_run(struct iod_translation *t, uint32_t cursor, uint32_t count, uint64_t skip, bool plain,
+		      uint8_t *flat, uint64_t n, bool write, uint64_t *done)
 {
-	unsigned unit = piece->lanes > 3 ? 8 : piece->lanes > 1 ? 4 : 2;
+	const struct iovec *iov = &t->iov[cursor];
+	uint8_t lanes[RUN], phases[RUN];
+	size_t moved = 0;
 
-	*done = 0;
-	while (n) {
-		uint64_t k = from + *done;
-		unsigned in_unit = (unsigned)(piece->phase + k) & (unit - 1);
-		size_t moved = 0;
-		int error;
-		if (in_unit == 0 && n >= unit && size - k >= unit) {
-			uint64_t run = iod_min64(n, size - k) & ~(uint64_t)(unit - 1);
-			unsigned phase = (unsigned)(piece->phase + k) & 7;
-			error = write ? iod_copy_lanes(base + k, flat + *done, run, piece->lanes, phase, &moved)
-				      : iod_copy_lanes(flat + *done, base + k, run, piece->lanes, phase, &moved);
-			n -= moved;
-		} else {
-			bool whole = k >= in_unit && size - (k - in_unit) >= unit;
-			uint64_t at = whole ? (k - in_unit) + (in_unit ^ piece->lanes) : k;
-			error = copy(base + at, flat + *done, 1, write, &moved);
-			n -= moved;
-		}
-		*done += moved;
-		if (error)
-			return error;
+	for (uint32_t i = 0; !plain && i < count; i++) {
+		lanes[i] = t->piece[cursor + i].lanes;
+		phases[i] = t->piece[cursor + i].phase;
 	}
-	return 0;
+	int error = write ? iod_scatter(iov, count, skip, flat, n, plain ? NULL : lanes, plain ? NULL : phases, &moved)
+			  : iod_gather(flat, iov, count, skip, n, plain ? NULL : lanes, plain ? NULL : phases, &moved);
+	*done = moved;
+	return error;
 }
 
 static int device_piece(struct iod_core *core, struct iod_row *row, struct iod_region *region, uint64_t offset,
@@ -93,43 +77,49 @@ static uint64_t bus_address(const struct iod_segment *list, uint32_t count, uint
 	return 0;
 }
 
+static void refused(struct iod_row *row, const struct iod_translation *t, uint64_t offset, bool write)
+{
+	struct iod_space *space = row->port->space;
+
+	while (space->next)
+		space = space->next;
+	row->fault = (struct iod_fault){.offset = offset,
+					.address = t == &row->t ? bus_address(row->list, row->count, offset)
+								: bus_address(row->list2, row->count2, offset),
+					.space = space,
+					.access = write ? IOD_WRITE : IOD_READ,
+					.cause = IOD_C_MESSAGE};
+}
+
 static int move(struct iod_core *core, struct iod_row *row, struct iod_translation *t, uint32_t cursor, uint64_t skip,
 		uint8_t *flat, uint64_t n, bool write, uint64_t *done)
 {
 	*done = 0;
 	row->fault.space = NULL;
-	for (; n && cursor < t->count; cursor++, skip = 0) {
-		struct iod_piece *piece = &t->piece[cursor];
-		uint8_t *base = t->iov[cursor].iov_base;
-		uint64_t size = t->iov[cursor].iov_len, m = iod_min64(n, size - skip), moved = 0;
+	if (t->plain)
+		return memory_run(t, cursor, t->count - cursor, skip, true, flat, n, write, done);
+	while (n && cursor < t->count) {
+		uint64_t moved = 0;
+		uint32_t count = 1;
 		int error;
-		if (piece->region->kind == IOD_DEVICE) {
-			error = device_piece(core, row, piece->region, (uint64_t)(uintptr_t)base + skip, flat + *done, m,
-					     write, &moved);
-			if (error) {
-				struct iod_space *space = row->port->space;
-				while (space->next)
-					space = space->next;
-				row->fault = (struct iod_fault){
-					.offset = row->moved + *done + moved,
-					.address = t == &row->t
-							   ? bus_address(row->list, row->count, row->moved + *done + moved)
-							   : bus_address(row->list2, row->count2, row->moved + *done + moved),
-					.space = space,
-					.access = write ? IOD_WRITE : IOD_READ,
-					.cause = IOD_C_MESSAGE};
-			}
-		} else if (piece->lanes) {
-			error = lanes_piece(base, size, piece, skip, flat + *done, m, write, &moved);
+		if (t->piece[cursor].region->kind == IOD_DEVICE) {
+			uint64_t offset = (uint64_t)(uintptr_t)t->iov[cursor].iov_base + skip;
+			uint64_t most = iod_min64(n, t->iov[cursor].iov_len - skip);
+			error = device_piece(core, row, t->piece[cursor].region, offset, flat + *done, most, write, &moved);
+			if (error)
+				refused(row, t, row->moved + *done + moved, write);
 		} else {
-			size_t plain = 0;
-			error = copy(base + skip, flat + *done, m, write, &plain);
-			moved = plain;
+			while (count < RUN && cursor + count < t->count &&
+			       t->piece[cursor + count].region->kind != IOD_DEVICE)
+				count++;
+			error = memory_run(t, cursor, count, skip, false, flat + *done, n, write, &moved);
 		}
 		*done += moved;
 		n -= moved;
 		if (error)
 			return error;
+		cursor += count;
+		skip = 0;
 	}
 	return 0;
 }

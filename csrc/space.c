@@ -132,6 +132,19 @@ static inline bool add_extent(struct iod_translation *t, struct iod_space *space
 	return true;
 }
 
+static inline bool hold_range(struct iod_translation *t, struct iod_space *space, uint64_t first, uint64_t last)
+{
+	for (uint32_t back = 1; back <= 2 && back <= t->extents; back++) {
+		const struct iod_extent *e = &t->extent[t->extents - back];
+		if (e->space == space && e->first == first)
+			return true;
+	}
+	if (t->extents == t->extents_room && !more_extents(t))
+		return false;
+	t->extent[t->extents++] = (struct iod_extent){space, first, last};
+	return true;
+}
+
 static inline bool add_piece(struct iod_translation *t, struct iod_region *region, uint64_t offset, uint64_t length,
 			     uint8_t lanes, uint8_t phase)
 {
@@ -231,13 +244,67 @@ static inline enum iod_walk_result walk_piece(struct iod_space *space, uint64_t 
 	for (unsigned i = 0; i < ways; i++)
 		if (!add_extent(out, way[i].space, way[i].first, way[i].first + (n - 1)))
 			return IOD_WALK_NO_MEMORY;
-	if (!add_extent(out, space, address, address + (n - 1)) ||
+	/* A memory gives back whole ranges only, so the range is what is held. */
+	if (!hold_range(out, space, space->map.first[at], range->last) ||
 	    !add_piece(out, region, range->base + (address - space->map.first[at]), n, lanes, phase))
 		return IOD_WALK_NO_MEMORY;
 	if (lanes || region->kind == IOD_DEVICE)
 		out->plain = false;
 	*length = n;
 	return IOD_WALK_OK;
+}
+
+/* Straight onto a memory: as long as segments stay in one range of RAM, each is two comparisons and one piece.  Stops
+ * at the first segment that is anything else, which the general walk takes from there.  Returns segments done. */
+static size_t walk_memory(struct iod_space *space, const struct iod_segment *list, size_t count, uint8_t access,
+			  struct iod_translation *out)
+{
+	const struct iod_map *map = &space->map;
+	uint64_t first = 1, last = 0, bytes = 0;
+	uint8_t *base = NULL;
+	struct iod_region *region = NULL;
+	size_t i;
+
+	for (i = 0; i < count; i++) {
+		uint64_t address = list[i].address, length = list[i].length;
+		if (address < first || address > last) {
+			ptrdiff_t at = iod_map_find(&space->map, address);
+			if (at < 0)
+				break;
+			const struct iod_range *range = &map->range[at];
+			region = range->region;
+			if (region->kind == IOD_DEVICE || region->closed || region->quarantined ||
+			    (range->access & access) != access)
+				break;
+			if (length == 0 || length - 1 > range->last - address)
+				break;
+			first = map->first[at];
+			last = range->last;
+			base = region->host + range->base;
+			if (!hold_range(out, space, first, last))
+				break;
+		} else if (length == 0 || length - 1 > last - address) {
+			break;
+		}
+		uint8_t *host = base + (address - first);
+		if (out->count) {
+			struct iovec *previous = &out->iov[out->count - 1];
+			if ((uint8_t *)previous->iov_base + previous->iov_len == host &&
+			    out->piece[out->count - 1].region == region) {
+				previous->iov_len += length;
+				bytes += length;
+				continue;
+			}
+		}
+		if (out->count == out->room && !more_pieces(out))
+			break;
+		out->iov[out->count] = (struct iovec){host, length};
+		out->piece[out->count] = (struct iod_piece){region, 0, 0};
+		out->count++;
+		bytes += length;
+	}
+	out->bytes += bytes;
+	return i;
 }
 
 enum iod_walk_result iod_walk(struct iod_space *top, const struct iod_segment *list, size_t count, uint64_t skip,
@@ -247,7 +314,12 @@ enum iod_walk_result iod_walk(struct iod_space *top, const struct iod_segment *l
 
 	iod_translation_clear(out);
 	fault->access = access;
-	for (size_t i = 0; i < count; i++) {
+	size_t begin = 0;
+	if (top->kind == IOD_MEMORY && skip == 0) {
+		begin = walk_memory(top, list, count, access, out);
+		offset = out->bytes;
+	}
+	for (size_t i = begin; i < count; i++) {
 		uint64_t address = list[i].address, left = list[i].length;
 		if (skip) {
 			uint64_t cut = iod_min64(skip, left);
