@@ -217,7 +217,7 @@ static PyMethodDef list_methods[] = {
 	{"slice", EXT_METHOD(list_slice), METH_VARARGS, "slice(offset, length) -> ScatterList of just those bytes"},
 	{"_from_arrays", EXT_METHOD(list_from_arrays), METH_VARARGS | METH_CLASS, NULL},
 	{0}};
-static PyGetSetDef list_getset[] = {{"total_bytes", (getter)list_bytes, NULL, "The sum of the lengths.", NULL}, {0}};
+static PyGetSetDef list_getset[] = {{"total_bytes", (getter)list_bytes, NULL, "The sum of the lengths; 2^64 - 1 when it is 2^63 or more.", NULL}, {0}};
 static PyType_Slot list_slots[] = {{Py_tp_new, list_new},
 				   {Py_tp_dealloc, list_dealloc},
 				   {Py_tp_methods, list_methods},

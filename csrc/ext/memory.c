@@ -45,8 +45,8 @@ static PyObject *region_new(PyTypeObject *type, PyObject *args, PyObject *kw)
 	if (kind != IOD_DEVICE) {
 		if (offset % 4096)
 			return PyErr_Format(ArgumentErrorType,
-					    "offset is %#llx; a mapping's offset must be a multiple of 4096",
-					    (unsigned long long)offset);
+					    "offset is %p; a mapping's offset must be a multiple of 4096",
+					    (void *)(uintptr_t)offset);
 		int flags = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
 		int protection = kind == IOD_ROM && fd >= 0 ? PROT_READ : PROT_READ | PROT_WRITE;
 		void *at = mmap(NULL, size, protection, flags | MAP_NORESERVE, fd, (off_t)offset);
@@ -338,8 +338,8 @@ static PyObject *space_map(Space *self, PyObject *const *args, Py_ssize_t n)
 	}
 	int error = iod_map_insert(&self->space.map, first, first + (length - 1), base, region, (uint32_t)access);
 	if (error == -EEXIST)
-		return PyErr_Format(AddressRangeErrorType, "%s: %llu bytes at %#llx overlap what is mapped there",
-				    self->space.name, (unsigned long long)length, (unsigned long long)first);
+		return PyErr_Format(AddressRangeErrorType, "%s: %llu bytes at %p overlap what is mapped there",
+				    self->space.name, (unsigned long long)length, (void *)(uintptr_t)first);
 	if (error)
 		return PyErr_NoMemory();
 	self->space.change++;

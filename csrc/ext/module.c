@@ -43,8 +43,9 @@ int ext_range(uint64_t address, uint64_t length, const char *what)
 		return -1;
 	}
 	if (length - 1 > UINT64_MAX - address) {
-		PyErr_Format(AddressRangeErrorType, "%s %#llx and length %llu run past 2^64 - 1", what,
-			     (unsigned long long)address, (unsigned long long)length);
+		PyErr_Format(AddressRangeErrorType, "%s %p and length %llu run past 2^64 - 1", what,
+			     (void *)(uintptr_t)address, /* %llx is not to be had before Python 3.12 */
+			     (unsigned long long)length);
 		return -1;
 	}
 	return 0;

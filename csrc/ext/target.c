@@ -158,7 +158,7 @@ static struct iod_row *scripted(Target *self, unsigned long long ticket)
 	}
 	struct iod_row *row = iod_find(&self->engine->core, ticket);
 	if (!row || row->phase != IOD_P_SCRIPT || row->target != &self->target) {
-		PyErr_Format(StaleErrorType, "no request %#llx is waiting here", ticket);
+		PyErr_Format(StaleErrorType, "no request %p is waiting here", (void *)(uintptr_t)ticket);
 		return NULL;
 	}
 	if (self->engine->in_step) {
