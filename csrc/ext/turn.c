@@ -196,7 +196,10 @@ int ext_turn(Engine *engine, int64_t timeout, uint32_t limit)
 		PyErr_SetObject((PyObject *)Py_TYPE(raised), raised);
 		Py_DECREF(raised);
 	}
-	return PyErr_Occurred() ? -1 : 0;
+	if (!PyErr_Occurred())
+		return 0;
+	engine->step_started = 0; /* whatever the caller does with the error is no step */
+	return -1;
 }
 
 /* run(deadline): turns until something is Python's to do.  A set of: 1 woken, 2 watched descriptor, 4 deadline, 8 stop. */
@@ -223,8 +226,10 @@ PyObject *ext_engine_run(Engine *self, PyObject *arg)
 		ext_arm_watch(self);
 		if (ext_turn(self, timeout, UINT32_MAX))
 			return NULL;
-		if (PyErr_CheckSignals())
+		if (PyErr_CheckSignals()) {
+			self->step_started = 0;
 			return NULL;
+		}
 		if (__atomic_exchange_n(&self->woken, 0, __ATOMIC_ACQ_REL))
 			why |= 1;
 		if (self->watch_result) {

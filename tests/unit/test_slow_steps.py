@@ -35,3 +35,15 @@ def test_a_close_at_the_moment_it_goes_to_sleep_ends_it() -> None:
         watch._go = Late()
         watch._thread.join(timeout=10)
         assert not watch._thread.is_alive()
+
+
+def test_what_follows_an_error_is_no_step(caplog: pytest.LogCaptureFixture) -> None:
+    async def fail() -> None:
+        await engine.sleep(0)
+        raise KeyboardInterrupt
+
+    with caplog.at_level(logging.WARNING, "iodma.engine.slow"), iodma.Engine() as engine:
+        with pytest.raises(KeyboardInterrupt):
+            engine.run(fail())
+        time.sleep(0.3)
+    assert caplog.records == []
