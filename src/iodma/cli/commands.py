@@ -28,10 +28,14 @@ def tell(line: str) -> None:
 
 
 def demo(args: argparse.Namespace) -> int:
-    from iodma.tools.demo import run_from_args
+    from iodma.cli.progress import Bar
+    from iodma.tools.demo import Options, render, run
 
-    status: int = run_from_args(args)
-    return status
+    with Bar() as progress:
+        options = Options(args.file, args.engine, args.direct, args.swap, args.trace)
+        result = run(options, progress)
+    show(render(result), result.as_dict(), args.json)
+    return 0
 
 
 def doctor(args: argparse.Namespace) -> int:

@@ -48,9 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             return finish(COMMANDS[args.command](args))
         except KeyboardInterrupt:
-            print(file=sys.stderr)
+            print("\niodma: interrupted", file=sys.stderr)
             return INTERRUPTED
         except Terminated:
+            print("iodma: terminated", file=sys.stderr)
             return TERMINATED
         except BrokenPipeError:
             # Nobody reads on. The interpreter must not try again when it flushes at its end.
