@@ -95,7 +95,7 @@ int iod_submit(struct iod_core *core, const struct iod_request *request, uint64_
 /* Neighbours mostly lie in one region: count the run, then touch the region once. */
 static uint32_t same_region(const struct iod_translation *t, uint32_t i)
 {
-	uint32_t n = 1;
+	uint32_t n = t->only ? t->count - i : 1;
 	while (i + n < t->count && t->piece[i + n].region == t->piece[i].region)
 		n++;
 	return n;

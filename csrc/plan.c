@@ -65,6 +65,8 @@ static void set_request(struct iod_row *row, struct iod_op *op, int fd)
 static int registered(const struct iod_row *row, uint32_t pieces)
 {
 	int index = row->t.piece[row->cursor].region->buffer_index;
+	if (row->t.only || index < 0)
+		return index;
 	for (uint32_t i = 1; i < pieces; i++)
 		if (row->t.piece[row->cursor + i].region->buffer_index != index)
 			return -1;

@@ -46,7 +46,15 @@ void iod_region_mark_dirty(struct iod_region *region, uint64_t offset, uint64_t 
 
 uint64_t iod_list_bytes(const struct iod_segment *list, size_t count)
 {
-	uint64_t sum = 0;
+	uint64_t sum = 0, bits = 0;
+
+	for (size_t i = 0; i < count; i++) {
+		sum += list[i].length;
+		bits |= list[i].length;
+	}
+	if (bits < (uint64_t)1 << 38 && count < (size_t)1 << 25) /* nothing can have wrapped */
+		return sum;
+	sum = 0;
 	for (size_t i = 0; i < count; i++) {
 		if (list[i].length > (uint64_t)INT64_MAX - sum)
 			return UINT64_MAX;
@@ -60,6 +68,7 @@ void iod_translation_clear(struct iod_translation *t)
 	t->count = 0;
 	t->extents = 0;
 	t->bytes = 0;
+	t->only = NULL;
 	t->plain = true;
 }
 
@@ -162,6 +171,7 @@ static inline bool add_piece(struct iod_translation *t, struct iod_region *regio
 	}
 	if (t->count == t->room && !more_pieces(t))
 		return false;
+	t->only = t->count == 0 || t->only == region ? region : NULL;
 	t->iov[t->count] = (struct iovec){base, length};
 	t->piece[t->count] = (struct iod_piece){region, lanes, phase};
 	t->count++;
@@ -281,6 +291,7 @@ static size_t walk_memory(struct iod_space *space, const struct iod_segment *lis
 			first = map->first[at];
 			last = range->last;
 			base = region->host + range->base;
+			out->only = out->count == 0 || out->only == region ? region : NULL;
 			if (!hold_range(out, space, first, last))
 				break;
 		} else if (length == 0 || length - 1 > last - address) {

@@ -106,7 +106,8 @@ struct iod_translation {
 	uint32_t count, room;
 	uint32_t extents, extents_room;
 	uint64_t bytes;
-	bool plain; /* all RAM, no lanes */
+	struct iod_region *only; /* the region of all its pieces; NULL: of several */
+	bool plain;		 /* all RAM, no lanes */
 	bool heap_pieces, heap_extents;
 };
 void iod_translation_clear(struct iod_translation *);

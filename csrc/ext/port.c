@@ -122,6 +122,7 @@ static int submit_row(Port *self, const struct iod_request *request, uint64_t *t
 	if (!error) {
 		if (first)
 			Py_INCREF(self);
+		ext_poke(self->engine);
 		return 0;
 	}
 	if (error == -EBUSY)
@@ -411,83 +412,118 @@ static void cut(const Columns *columns, struct batch *b)
 	b->direction = (uint8_t *)(b->count + n);
 }
 
-/* _submit(batch, endpoint, positions | None, unit) -> None; the tickets are in the batch */
-static PyObject *port_submit(Port *self, PyObject *const *args, Py_ssize_t n)
+/* A buffer of at least `count` 64-bit integers. */
+static int words_of(PyObject *object, const char *what, Py_ssize_t count, Py_buffer *view)
 {
-	Target *target;
-	uint64_t unit;
-	struct batch b;
-	Engine *engine = self->engine;
+	if (PyObject_GetBuffer(object, view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)) {
+		PyErr_Clear();
+		view->obj = NULL;
+	} else {
+		const char *format = view->format ? view->format : "B";
+		if (view->itemsize == 8 && view->len / 8 >= count && strchr("LQlq", format[strlen(format) - 1]))
+			return 0;
+		PyBuffer_Release(view);
+		view->obj = NULL;
+	}
+	PyErr_Format(ArgumentTypeErrorType, "%s is %R; a contiguous array of %zd 64-bit integers would be right", what,
+		     object, count);
+	return -1;
+}
 
-	if (n != 4)
-		return PyErr_Format(PyExc_TypeError, "_submit takes 4 arguments, not %zd", n);
-	if (!PyObject_TypeCheck(args[0], ColumnsType))
-		return PyErr_Format(ArgumentTypeErrorType, "%R is not a Batch", args[0]);
-	if (may_submit(self) || ext_u64(args[3], "unit", &unit))
-		return NULL;
-	Columns *columns = (Columns *)args[0];
-	Py_ssize_t rows = columns->n;
-	cut(columns, &b);
-	if (rows > (Py_ssize_t)(self->port.depth - self->port.rows))
-		return PyErr_Format(BusyErrorType, "port %s has %u transfers outstanding and cannot take %zd more: its depth is %u",
-				    self->port.name, self->port.rows, rows, self->port.depth);
-	for (Py_ssize_t i = 0; i < rows; i++)
-		if (b.first[i] > columns->segments || b.count[i] > columns->segments - b.first[i] || b.direction[i] > 1)
-			return PyErr_Format(ArgumentErrorType,
-					    "request %zd: first %u, count %u, direction %u; the batch has %zd segments, and "
-					    "a direction is 0 or 1",
-					    i, b.first[i], b.count[i], b.direction[i], columns->segments);
-	Py_buffer positions = {0};
-	const uint64_t *position = b.position;
-	if (args[2] != Py_None) {
-		if (PyObject_GetBuffer(args[2], &positions, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT))
-			return NULL;
-		if (positions.itemsize != 8 || positions.len / 8 < rows || !positions.format ||
-		    !strchr("LQlq", positions.format[positions.format[0] == '<' || positions.format[0] == '=' ||
-						     positions.format[0] == '@'])) {
-			PyErr_Format(ArgumentTypeErrorType, "position must be an array of %zd 64-bit integers", rows);
-			PyBuffer_Release(&positions);
-			return NULL;
-		}
-		position = positions.buf;
-	}
-	PyObject *result = NULL;
+/* Every request that is asked for names segments that the batch has.  The most segments of one, or -1. */
+static Py_ssize_t check_batch(const Columns *columns, const struct batch *b, const uint64_t *rows, Py_ssize_t n)
+{
 	uint32_t most = 0;
-	for (Py_ssize_t i = 0; i < rows; i++)
-		if (b.count[i] > most)
-			most = b.count[i];
-	if (columns->scratch_room < most) {
-		free(columns->scratch);
-		columns->scratch = malloc(most * sizeof *columns->scratch);
-		columns->scratch_room = columns->scratch ? most : 0;
-		if (!columns->scratch) {
-			PyErr_NoMemory();
-			goto out;
+	for (Py_ssize_t k = 0; k < n; k++) {
+		uint64_t i = rows ? rows[k] : (uint64_t)k;
+		if (i >= (uint64_t)columns->requests) {
+			PyErr_Format(ArgumentErrorType, "rows[%zd] is %llu; the batch holds %zd requests", k,
+				     (unsigned long long)i, columns->requests);
+			return -1;
 		}
+		if (b->first[i] > columns->segments || b->count[i] > columns->segments - b->first[i] ||
+		    b->direction[i] > 1) {
+			PyErr_Format(ArgumentErrorType,
+				     "request %llu: first %u, count %u, direction %u; the batch has %zd segments, and a "
+				     "direction is 0 or 1",
+				     (unsigned long long)i, b->first[i], b->count[i], b->direction[i], columns->segments);
+			return -1;
+		}
+		if (b->count[i] > most)
+			most = b->count[i];
 	}
-	if (rows && target_of(self, args[1], &target))
-		goto out;
-	for (Py_ssize_t i = 0; i < rows; i++) {
+	return most;
+}
+
+static PyObject *submit_batch(Port *self, Columns *columns, PyObject *endpoint, const uint64_t *positions, uint64_t unit,
+			      const uint64_t *rows, Py_ssize_t n)
+{
+	struct batch b;
+	Target *target;
+
+	cut(columns, &b);
+	if (n > (Py_ssize_t)(self->port.depth - self->port.rows))
+		return PyErr_Format(BusyErrorType,
+				    "port %s has %u transfers outstanding and cannot take %zd more: its depth is %u",
+				    self->port.name, self->port.rows, n, self->port.depth);
+	Py_ssize_t most = check_batch(columns, &b, rows, n);
+	if (most < 0)
+		return NULL;
+	if (columns->scratch_room < (size_t)most) {
+		free(columns->scratch);
+		columns->scratch = malloc((size_t)most * sizeof *columns->scratch);
+		columns->scratch_room = columns->scratch ? (size_t)most : 0;
+		if (!columns->scratch)
+			return PyErr_NoMemory();
+	}
+	if (n && target_of(self, endpoint, &target))
+		return NULL;
+	for (Py_ssize_t k = 0; k < n; k++) {
+		uint64_t i = rows ? rows[k] : (uint64_t)k;
 		struct iod_request request = {.kind = IOD_R_TRANSFER, .direction = b.direction[i], .port = &self->port,
 					      .target = &target->target, .list = columns->scratch, .count = b.count[i],
-					      .id = b.id[i], .minimum = UINT64_MAX, .depth = engine->core.depth};
-		for (uint32_t k = 0; k < b.count[i]; k++)
-			columns->scratch[k] =
-				(struct iod_segment){b.address[b.first[i] + k], b.length[b.first[i] + k]};
+					      .id = b.id[i], .minimum = UINT64_MAX, .depth = self->engine->core.depth};
+		for (uint32_t s = 0; s < b.count[i]; s++)
+			columns->scratch[s] = (struct iod_segment){b.address[b.first[i] + s], b.length[b.first[i] + s]};
 		/* What a guest asked for cannot be an exception: a position that does not fit is refused as a request. */
-		if (__builtin_mul_overflow(position[i], unit, &request.position))
+		if (__builtin_mul_overflow(positions ? positions[k] : b.position[i], unit, &request.position))
 			request.position = UINT64_MAX;
 		if (submit_row(self, &request, &b.ticket[i])) {
 			if (target->target.references == 0)
 				Py_DECREF(target);
-			goto out;
+			return NULL;
 		}
 	}
-	result = Py_None;
-	Py_INCREF(result);
-out:
+	return PyObject_GetAttrString((PyObject *)columns, "ticket");
+}
+
+static PyObject *port_submit(Port *self, PyObject *const *args, Py_ssize_t n, PyObject *names)
+{
+	struct keyword k[] = {{"batch", NULL}, {"endpoint", NULL}, {"position", NULL}, {"unit", NULL}, {"rows", NULL},
+			      {NULL, NULL}};
+	Py_buffer rows = {0}, positions = {0};
+	PyObject *result = NULL;
+	uint64_t unit = 1;
+
+	if (keywords(args, n, 3, names, k) || may_submit(self))
+		return NULL;
+	if (!k[0].value || !PyObject_TypeCheck(k[0].value, ColumnsType))
+		return PyErr_Format(ArgumentTypeErrorType, "%R is not a Batch", k[0].value ? k[0].value : Py_None);
+	if (k[3].value && ext_u64(k[3].value, "unit", &unit))
+		return NULL;
+	Columns *columns = (Columns *)k[0].value;
+	Py_ssize_t count = columns->n;
+	if (k[4].value && k[4].value != Py_None) {
+		if (words_of(k[4].value, "rows", 0, &rows))
+			return NULL;
+		count = rows.len / 8;
+	}
+	if (!k[2].value || k[2].value == Py_None || !words_of(k[2].value, "position", count, &positions))
+		result = submit_batch(self, columns, k[1].value, positions.buf, unit, rows.buf, count);
 	if (positions.obj)
 		PyBuffer_Release(&positions);
+	if (rows.obj)
+		PyBuffer_Release(&rows);
 	return result;
 }
 
@@ -496,6 +532,7 @@ static PyObject *port_cancel(Port *self, PyObject *arg)
 	uint64_t ticket;
 	if (ext_check(self->engine) || ext_u64(arg, "ticket", &ticket))
 		return NULL;
+	ext_poke(self->engine);
 	return PyBool_FromLong(iod_cancel(&self->engine->core, ticket));
 }
 
@@ -557,6 +594,10 @@ static PyMethodDef port_methods[] = {
 	 "from_memory(segments, *, to, offset=0) -> Transfer: the device reads memory, the endpoint is written."},
 	{"to_memory", EXT_METHOD(port_to_memory), METH_FASTCALL | METH_KEYWORDS,
 	 "to_memory(segments, *, source, offset=0, minimum=None) -> Transfer: the endpoint is read into memory."},
+	{"submit", EXT_METHOD(port_submit), METH_FASTCALL | METH_KEYWORDS,
+	 "submit(batch, endpoint, position=None, *, unit=1, rows=None): the requests of a batch, with one call.\n\n"
+	 "position: where in the endpoint, in `unit`s, one for each request; None: batch.position. rows: which\n"
+	 "requests of the batch; None: the first batch.n. Gives batch.ticket, written for those requests."},
 	{"copy", EXT_METHOD(port_copy), METH_FASTCALL | METH_KEYWORDS,
 	 "copy(source, target) -> Transfer: from one list to another of as many bytes."},
 	{"cancel", EXT_METHOD(port_cancel), METH_O, "cancel(ticket): ask that it ends soon. False: it was over."},
@@ -565,7 +606,6 @@ static PyMethodDef port_methods[] = {
 	{"_load", EXT_METHOD(port_load), METH_FASTCALL, NULL},
 	{"_store", EXT_METHOD(port_store), METH_FASTCALL, NULL},
 	{"_control", EXT_METHOD(port_control), METH_VARARGS, NULL},
-	{"_submit", EXT_METHOD(port_submit), METH_FASTCALL, NULL},
 	{"_close", EXT_METHOD(port_close), METH_NOARGS, NULL},
 	{0}};
 static PyGetSetDef port_getset[] = {

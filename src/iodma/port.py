@@ -131,32 +131,6 @@ class Port(_core.Port):
         """Write ``length`` zero bytes at ``offset``."""
         return self._control(_ZEROES, endpoint, offset, length)
 
-    def submit(
-        self,
-        batch: Batch,
-        endpoint: Target,
-        position: npt.NDArray[np.uint64] | None = None,
-        unit: int = 1,
-    ) -> npt.NDArray[np.uint64]:
-        """Submit the first ``batch.n`` requests of a batch with one call.
-
-        Args:
-            position: where in the endpoint, one for each request, in ``unit``; None:
-                ``batch.position``.
-            unit: bytes. ``position * unit`` that does not fit 64 bits ends that request, not the
-                call.
-
-        Returns:
-            the tickets: `Batch.ticket`, which the next submit of that batch overwrites.
-
-        Raises:
-            BusyError: more would be outstanding than the port's depth; nothing was submitted.
-            ArgumentError: a request names segments that the batch does not have; nothing was
-                submitted.
-        """
-        self._submit(batch, endpoint, position, unit)
-        return batch.ticket
-
     def completions(
         self, limit: int = 16, *, at_least: int = 1, forever: bool = False
     ) -> _core.Stream[Completions]:

@@ -62,21 +62,20 @@ class Stream:
         self._at_least = at_least
         self._segments = segments
         self._depth = len(table) // segments
-        # The segments of all requests are written once; a request names its first.
-        self._batch = iodma.Batch(requests=batch, segments=len(table))
+        # What every request is, is written once; a request is submitted again by its row.
+        depth = self._depth
+        self._batch = iodma.Batch(requests=depth, segments=len(table))
         self._batch.address[:] = table[:, 0]
         self._batch.length[:] = table[:, 1]
+        self._batch.id[:] = np.arange(depth)
+        self._batch.first[:] = np.arange(depth) * segments
         self._batch.count[:] = segments
         self._batch.direction[:] = iodma.Direction.TO_MEMORY
 
-    def _submit(self, ids: np.ndarray[Any, np.dtype[np.uint64]]) -> None:
-        """Submits one request for each id: the next position, into the id's own segments."""
-        batch, count = self._batch, len(ids)
-        batch.n = count
-        batch.id[:count] = ids
-        batch.first[:count] = ids if self._segments == 1 else ids * np.uint64(self._segments)
-        batch.position[:count] = self._positions.take(count)
-        self._port.submit(batch, self._endpoint)
+    def _submit(self, rows: np.ndarray[Any, np.dtype[np.uint64]]) -> None:
+        """Submits requests again: each at the next position, into its own segments."""
+        positions = self._positions.take(len(rows))
+        self._port.submit(self._batch, self._endpoint, positions, rows=rows)
 
     async def run(self, seconds: float) -> float:
         """Keeps all requests in flight for a while: requests a second."""
