@@ -314,6 +314,7 @@ static void row_continue(struct iod_core *core, struct iod_row *row)
 			return;
 		}
 		in_flight(core, row);
+		iod_row_mark(core, row, IOD_M_REQUEST, row->op_bytes);
 		return;
 	case IOD_PLAN_WORK: {
 		bool plain = row->t.plain && (row->count2 == 0 || row->t2.plain);
@@ -322,12 +323,14 @@ static void row_continue(struct iod_core *core, struct iod_row *row)
 		/* Lanes alone need no lock, but are rare enough to take the same way. */
 		if (plain)
 			core->work_bytes += row->total - row->moved;
+		iod_row_mark(core, row, IOD_M_REQUEST, row->total - row->moved);
 		iod_queue_add(plain ? &core->work : &core->glue, row);
 		return;
 	}
 	case IOD_PLAN_SCRIPT:
 		row->phase = IOD_P_SCRIPT;
 		in_flight(core, row);
+		iod_row_mark(core, row, IOD_M_REQUEST, row->op_bytes);
 		core->hooks.script(core->hooks.context, row);
 		return;
 	case IOD_PLAN_WAIT_BUDGET:
@@ -401,6 +404,7 @@ static bool take_order(struct iod_core *core, struct iod_row *row)
 static bool translate(struct iod_core *core, struct iod_row *row)
 {
 	struct iod_space *space = row->port->space;
+	iod_row_mark(core, row, IOD_M_WALK, 0);
 	enum iod_walk_result result =
 		iod_walk(space, row->list, row->count, row->moved, row->access, &row->t, &row->fault);
 
@@ -433,6 +437,7 @@ static bool translate(struct iod_core *core, struct iod_row *row)
 	if (row->count2)
 		lease(&row->t2);
 	row->leased = true;
+	iod_row_mark(core, row, IOD_M_WALKED, row->t.count);
 	row->cursor = row->cursor2 = 0;
 	row->skip = row->skip2 = 0;
 	return true;
@@ -533,6 +538,7 @@ void iod_core_work(struct iod_core *core, struct iod_queue *queue)
 	for (uint32_t left = queue->count; left > 0 && queue->head; left--) {
 		struct iod_row *row = queue->head;
 		iod_queue_remove(row);
+		iod_row_mark(core, row, IOD_M_RESULT, row->total - row->moved);
 		iod_row_work(core, row);
 	}
 	if (queue == &core->work)
@@ -621,6 +627,7 @@ static void row_result(struct iod_core *core, struct iod_row *row, int32_t resul
 {
 	uint8_t phase = row->phase;
 
+	iod_row_mark(core, row, IOD_M_RESULT, (uint64_t)(int64_t)result);
 	iod_plan_end(row);
 	row->phase = IOD_P_NONE;
 	if (result == -EINTR && !row->cancel_wanted) {
@@ -636,6 +643,8 @@ static void row_result(struct iod_core *core, struct iod_row *row, int32_t resul
 		if (!hand_over(core, row, &op)) {
 			row->phase = IOD_P_NONE;
 			iod_row_wait(core, row, IOD_W_RING, &core->ring);
+		} else {
+			iod_row_mark(core, row, IOD_M_REQUEST, 0);
 		}
 		return;
 	}

@@ -41,7 +41,7 @@ static uint64_t clock_ns(void)
 	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
-static void trace(struct iod_core *core, const struct iod_row *row, enum iod_state to)
+void iod_trace_note(struct iod_core *core, const struct iod_row *row, uint8_t to, uint64_t bytes)
 {
 	struct iod_trace *t = core->trace;
 	if (t->count == t->room) {
@@ -51,12 +51,13 @@ static void trace(struct iod_core *core, const struct iod_row *row, enum iod_sta
 	t->event[t->count++] = (struct iod_trace_event){
 		.when = clock_ns(),
 		.ticket = row->ticket,
-		.bytes = to == IOD_S_DESCRIBED ? row->total : row->moved,
+		.bytes = bytes,
 		.from = row->state,
-		.to = (uint8_t)to,
+		.to = to,
 		.status = row->status,
 		.kind = (uint8_t)(row->kind << 1 | row->direction),
 		.port = row->port->trace_id,
+		.target = row->target ? row->target->trace_id : 0,
 	};
 }
 
@@ -68,7 +69,7 @@ void iod_row_to(struct iod_core *core, struct iod_row *row, enum iod_state to)
 		abort();
 	}
 	if (core->trace)
-		trace(core, row, to);
+		iod_trace_note(core, row, (uint8_t)to, to == IOD_S_DESCRIBED ? row->total : row->moved);
 	if (core->edges)
 		core->edges[row->state * IOD_STATE_COUNT + to]++;
 	row->state = (uint8_t)to;

@@ -83,6 +83,7 @@ struct iod_target {
 	struct iod_row *writers;   /* direct FILE: writes under way, by their block ranges */
 	struct iod_queue range_wait;
 	uint32_t references; /* rows */
+	uint32_t trace_id;
 	void (*idle)(struct iod_target *); /* the last one is gone */
 	void *owner;
 };
@@ -187,10 +188,18 @@ struct iod_counters {
 	uint64_t copied; /* bytes that the core moved itself: memory endpoints, copies, bounces */
 };
 
+/* What is noted of a transfer beside its changes of state. */
+enum iod_mark {
+	IOD_M_WALK = 0x80, /* its translation begins */
+	IOD_M_WALKED,	   /* translated and leased; bytes: pieces of host memory */
+	IOD_M_REQUEST,	   /* handed to the backend, or to the core's own moving; bytes: of this request */
+	IOD_M_RESULT,	   /* the backend's answer is here, or the core begins to move; bytes: as a signed result */
+};
 struct iod_trace_event {
 	uint64_t when, ticket, bytes;
-	uint8_t from, to, status, kind;
-	uint32_t port;
+	uint8_t from, to, status, kind; /* states; from: also the state that a mark (in `to`) was made in */
+	uint32_t port, target;		/* their trace_id; target 0: none */
+	uint32_t spare;
 };
 struct iod_trace {
 	struct iod_trace_event *event;
@@ -271,6 +280,12 @@ int iod_access(struct iod_core *, struct iod_space *, uint64_t address, void *da
 
 /* For core.c, plan.c and revoke.c. */
 void iod_row_to(struct iod_core *, struct iod_row *, enum iod_state);
+void iod_trace_note(struct iod_core *, const struct iod_row *, uint8_t to, uint64_t bytes);
+static inline void iod_row_mark(struct iod_core *core, const struct iod_row *row, enum iod_mark mark, uint64_t bytes)
+{
+	if (core->trace)
+		iod_trace_note(core, row, (uint8_t)mark, bytes);
+}
 void iod_queue_add(struct iod_queue *, struct iod_row *);
 void iod_queue_remove(struct iod_row *);
 void iod_row_wait(struct iod_core *, struct iod_row *, enum iod_wait_reason, struct iod_queue *);

@@ -219,6 +219,7 @@ static void engine_dealloc(Engine *self)
 		free(self->core.trace);
 	}
 	free(self->core.edges);
+	Py_XDECREF(self->trace_names);
 	freefunc release = PyType_GetSlot(type, Py_tp_free);
 	release(self);
 	Py_DECREF(type);
@@ -489,11 +490,27 @@ static PyObject *engine_stats(Engine *self, PyObject *unused)
 	return d;
 }
 
+int ext_trace_name(Engine *self, uint32_t *traced, uint32_t *id, PyObject *object, const char *name)
+{
+	if (!self->core.trace || *traced == self->trace_number)
+		return 0;
+	PyObject *text = name ? PyUnicode_FromString(name) : PyObject_Repr(object);
+	PyObject *key = text ? PyLong_FromUnsignedLong(*id ? *id : ++self->trace_ids) : NULL;
+	int error = key ? PyDict_SetItem(self->trace_names, key, text) : -1;
+	if (key && !*id)
+		*id = self->trace_ids;
+	Py_XDECREF(text);
+	Py_XDECREF(key);
+	if (!error)
+		*traced = self->trace_number;
+	return error;
+}
+
 /* _trace(room): keep up to `room` events from now on; 0 stops. */
 static PyObject *engine_trace(Engine *self, PyObject *arg)
 {
 	uint64_t room;
-	if (ext_u64(arg, "room", &room))
+	if (ext_check(self) || ext_u64(arg, "room", &room))
 		return NULL;
 	if (self->core.trace) {
 		free(self->core.trace->event);
@@ -510,22 +527,44 @@ static PyObject *engine_trace(Engine *self, PyObject *arg)
 		return PyErr_NoMemory();
 	}
 	trace->room = room;
+	EXT_SET(self->trace_names, PyDict_New());
+	if (!self->trace_names) {
+		free(trace->event);
+		free(trace);
+		return NULL;
+	}
+	self->trace_number++;
 	self->core.trace = trace;
+	/* Those that are there already; others get their names as they submit. */
+	int error = 0;
+	for (uint32_t i = 0; !error && i < self->ports; i++)
+		error = ext_trace_name(self, &self->port[i]->traced, &self->port[i]->port.trace_id, NULL,
+				       self->port[i]->port.name);
+	for (uint32_t i = 0; !error && i < self->core.rows; i++) {
+		struct iod_row *row = iod_row_at(&self->core, i);
+		Target *target = row->state != IOD_S_FREE && row->target ? row->target->owner : NULL;
+		if (target)
+			error = ext_trace_name(self, &target->traced, &target->target.trace_id, (PyObject *)target, NULL);
+	}
+	if (error)
+		return NULL;
 	Py_RETURN_NONE;
 }
 
-/* _take_trace() -> (events as bytes, events lost): QQQ BBBB I each */
+/* _take_trace() -> (events as bytes, events lost, {id: name}): <QQQBBBBIII each, see struct iod_trace_event */
 static PyObject *engine_take_trace(Engine *self, PyObject *unused)
 {
 	(void)unused;
 	struct iod_trace *trace = self->core.trace;
 	if (!trace)
-		return Py_BuildValue("y#K", "", (Py_ssize_t)0, 0ULL);
-	PyObject *result = Py_BuildValue("y#K", (const char *)trace->event,
+		return Py_BuildValue("y#K{}", "", (Py_ssize_t)0, 0ULL);
+	PyObject *result = Py_BuildValue("y#KO", (const char *)trace->event,
 					 (Py_ssize_t)(trace->count * sizeof *trace->event),
-					 (unsigned long long)trace->lost);
-	trace->count = 0;
-	trace->lost = 0;
+					 (unsigned long long)trace->lost, self->trace_names);
+	if (result) {
+		trace->count = 0;
+		trace->lost = 0;
+	}
 	return result;
 }
 

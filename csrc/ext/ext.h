@@ -55,6 +55,7 @@ typedef struct {
 	PyObject *region;      /* BUFFER */
 	PyObject *script;      /* SCRIPT: called with (ticket, direction, offset, length) */
 	PyObject *script_cancel;
+	uint32_t traced; /* the trace that knows its name */
 } Target;
 
 /* What a coroutine can wait for. */
@@ -125,6 +126,7 @@ typedef struct {
 	PyObject *reset_wait; /* Wait, or NULL */
 	struct Stream *stream; /* the one that waits, borrowed */
 	PyObject *name;
+	uint32_t traced; /* the trace that knows its name */
 } Port;
 
 typedef struct Stream {
@@ -172,6 +174,8 @@ typedef struct Engine {
 	PyObject *spaces; /* list: those that know this engine's core */
 	Revocation *revoked; /* done, to be delivered */
 	bool in_step;
+	uint32_t trace_number, trace_ids; /* traces begun; ids given to ports and targets */
+	PyObject *trace_names;		  /* dict: id -> name, of the ports and targets that the trace has met */
 	int next_buffer;
 	bool file_taken[IOD_MAX_FILES];
 } Engine;
@@ -214,6 +218,9 @@ PyObject *ext_transfer(Port *, const struct iod_request *, PyObject *convert, Py
 PySendResult ext_wait_send(PyObject *wait, PyObject *sent, PyObject **result); /* not inherited: in each type */
 bool ext_stream_ready(Stream *);
 PyObject *ext_stream_take(Stream *);
+
+/* engine.c: give the trace a name for an id, once a trace.  Nothing while there is none. */
+int ext_trace_name(Engine *, uint32_t *traced, uint32_t *id, PyObject *object, const char *name);
 
 /* turn.c */
 void ext_deliver(Engine *);

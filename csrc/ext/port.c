@@ -58,7 +58,7 @@ static PyObject *port_new(PyTypeObject *type, PyObject *args, PyObject *kw)
 	self->space = space;
 	self->name = PyUnicode_FromString(name);
 	self->port = (struct iod_port){.core = &engine->core, .space = &((Space *)space)->space, .depth = depth,
-				       .owner = self, .trace_id = engine->ports};
+				       .owner = self};
 	strncpy(self->port.name, name, sizeof self->port.name - 1);
 	engine->port[engine->ports++] = self;
 	return (PyObject *)self;
@@ -112,7 +112,7 @@ static int may_submit(Port *self)
 		PyErr_Format(StaleErrorType, "port %s is being reset; submit when the reset is done", self->port.name);
 		return -1;
 	}
-	return 0;
+	return ext_trace_name(engine, &self->traced, &self->port.trace_id, NULL, self->port.name);
 }
 
 static int submit_row(Port *self, const struct iod_request *request, uint64_t *ticket)

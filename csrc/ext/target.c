@@ -110,6 +110,7 @@ int ext_target_use(Target *self, Engine *engine)
 		Py_INCREF(engine);
 		Py_XDECREF(self->engine);
 		self->engine = engine;
+		self->traced = target->trace_id = 0; /* those are the other engine's */
 		target->file_index = -1;
 		if (target->kind == IOD_T_FILE || target->kind == IOD_T_STREAM || target->kind == IOD_T_PACKET)
 			for (int i = 0; i < IOD_MAX_FILES; i++)
@@ -121,6 +122,8 @@ int ext_target_use(Target *self, Engine *engine)
 					break;
 				}
 	}
+	if (ext_trace_name(engine, &self->traced, &target->trace_id, (PyObject *)self, NULL))
+		return -1;
 	if (target->references == 0) /* dropped by target_idle */
 		Py_INCREF(self);
 	return 0;

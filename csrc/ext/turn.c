@@ -190,6 +190,8 @@ int ext_turn(Engine *engine, int64_t timeout, uint32_t limit)
 		ext_deliver(engine);
 	}
 	ext_run_ready(engine, limit);
+	if (core->trace && core->trace->count > core->trace->room / 2) /* Python takes them before they are lost */
+		__atomic_store_n(&engine->woken, 1, __ATOMIC_RELEASE);
 	if (engine->raised && !PyErr_Occurred()) {
 		PyObject *raised = engine->raised;
 		engine->raised = NULL;

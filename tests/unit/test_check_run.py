@@ -209,6 +209,13 @@ def test_run_on_the_command_line(
     assert err == ""
 
 
+def test_run_writes_a_trace(file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "trace.json"
+    assert main(["run", str(file), "--ram", "1", "--trace", str(out)]) == 0
+    records = json.loads(out.read_text())["traceEvents"]
+    assert {record["ph"] for record in records} >= {"X", "b", "e", "s", "f"}
+
+
 def test_an_endpoint_that_the_device_has_not(
     file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

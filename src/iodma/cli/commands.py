@@ -57,7 +57,7 @@ def check(args: argparse.Namespace) -> int:
 def run(args: argparse.Namespace) -> int:
     from iodma.tools.run import Options, render, run
 
-    result = run(Options(args.target, args.engine, args.ram, dict(args.endpoints)))
+    result = run(Options(args.target, args.engine, args.ram, dict(args.endpoints), args.trace))
     show(render(result), result.as_dict(), args.json)
     return 0
 
@@ -75,6 +75,7 @@ def bench(args: argparse.Namespace) -> int:
         directory=args.dir,
         only=args.only,
         output=args.json,
+        trace=args.trace,
     )
     report = run(options, tell)
     print(table(report.rows))

@@ -121,6 +121,15 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_trace(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trace",
+        metavar="OUT",
+        type=Path,
+        help="write every transfer's states to a file for https://ui.perfetto.dev",
+    )
+
+
 def add_target(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "target",
@@ -145,9 +154,7 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
         choices=(2, 4, 8),
         help="put a bus that swaps the bytes of this many lanes into the chain",
     )
-    parser.add_argument(
-        "--trace", metavar="OUT", type=Path, help="write every transfer's states to a Perfetto file"
-    )
+    add_trace(parser)
     add_json(parser)
 
 
@@ -177,6 +184,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         default=64,
         help="guest RAM, from address 0 (default: 64)",
     )
+    add_trace(parser)
     add_json(parser)
 
 
@@ -185,6 +193,7 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", metavar="OUT", type=Path, help="write rows, peers and machine to this file"
     )
+    add_trace(parser)
     parser.add_argument(
         "--only",
         metavar="TEXT",

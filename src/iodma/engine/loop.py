@@ -21,7 +21,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Coroutine
 from itertools import count
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 from iodma import _core
 from iodma._core import Space, Task, Wait
@@ -44,6 +44,16 @@ SMALL_FROM_MEMORY = 1024
 #: Those that are open, for whoever prints them.
 engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 _numbers = count()
+
+
+class Tracer(Protocol):
+    """Who takes the events of a trace; see `iodma.trace`."""
+
+    def drain(self) -> None:
+        """Take what there is."""
+
+    def stop(self) -> None:
+        """The engine closes."""
 
 
 class Timer:
@@ -138,6 +148,7 @@ class Engine(_core.Engine):
         self._timer_fd = -1
         self._stopping = False
         self._devices: list[Any] = []
+        self._tracer: Tracer | None = None
         self._slow: SlowStepWatch | None = None
         self._slow_step = slow_step
         self._set("failed", self._task_failed)
@@ -239,6 +250,8 @@ class Engine(_core.Engine):
                 self._epoll.unregister(fd)
 
     def _do_python_work(self, why: int) -> None:
+        if self._tracer is not None:
+            self._tracer.drain()
         if why & _WATCHED and self._epoll is not None:
             for fd, _ in self._epoll.poll(0):
                 callback = self._readers.get(fd)
@@ -395,6 +408,8 @@ class Engine(_core.Engine):
             if self._owned:
                 self._drain(deadline)
         finally:
+            if self._tracer is not None and self._owned:
+                self._tracer.stop()
             if self._close():
                 self._let_go()
             else:

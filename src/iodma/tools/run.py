@@ -25,6 +25,7 @@ from typing import Any
 
 import iodma
 from iodma.tools.load import Loaded, LoadError, load, made, told
+from iodma.trace import attach
 
 __all__ = ["BASE", "Options", "Result", "render", "run"]
 
@@ -43,12 +44,14 @@ class Options:
         engine: "auto", "uring" or "threads".
         ram_mib: of guest RAM.
         endpoints: name -> file.
+        trace: the file to write a trace to; None: no trace.
     """
 
     target: str
     engine: str = "auto"
     ram_mib: int = 64
     endpoints: Mapping[str, Path] = field(default_factory=dict)
+    trace: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,8 @@ def run(options: Options) -> Result:
                 raise LoadError(
                     f"{loaded.path}: driver asks for {missing[0]}; there are {', '.join(there)}"
                 )
+            if options.trace is not None:
+                attach(engine, options.trace)  # until the engine is closed, whatever ends it
             begin = perf_counter()
             try:
                 returned = engine.run(driver(**{name: there[name] for name in wanted}))

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import numpy
@@ -27,12 +28,15 @@ from iodma.tools.bench.fio import STARTUP_S, Fio, FioJob, find_fio
 from iodma.tools.bench.harness import LEAST_PAIRS, Pair, Report, Row, run_pairs, summarize
 from iodma.tools.bench.workers import Case, Fresh, Worker
 from iodma.tools.machine import kernel_release, processor
+from iodma.trace import merge
 
 __all__ = ["Options", "run"]
 
 #: Estimates of what a side costs beside its samples.
 WORKER_START_S = 0.5
 FILE_S = 2.0
+#: Of each row, for its trace.
+TRACED_S = 0.002
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,7 @@ class Options:
         directory: where the file that is read is made; default: one that will do.
         only: rows whose name contains one of these; default: all.
         output: the file that the report is written to; default: none.
+        trace: the file for a trace of each row, taken when it was measured; default: none.
     """
 
     name: str
@@ -58,6 +63,7 @@ class Options:
     directory: Path | None = None
     only: Sequence[str] = ()
     output: Path | None = None
+    trace: Path | None = None
 
 
 class Side(Protocol):
@@ -96,12 +102,16 @@ def run(options: Options, tell: Callable[[str], None]) -> Report:
         tell(f"note: others use this machine (load {load:.1f}): expect the pairs to differ more")
     rows = []
     peers = {}
-    with data_file(options.directory, core.FILE_BYTES) as file:
+    with ExitStack() as opened:
+        file = opened.enter_context(data_file(options.directory, core.FILE_BYTES))
+        traces = Traces(options.trace, opened) if options.trace else None
         machine["filesystem"] = file.filesystem
         for number, work in enumerate(works, 1):
             heading = f"[{number}/{len(works)}] {work.name}"
-            row, peers[work.name] = measure(work, file, fio, cpu, budget, tell, heading)
+            row, peers[work.name] = measure(work, file, fio, cpu, budget, tell, heading, traces)
             rows.append(row)
+        if traces is not None:
+            traces.write()
     report = Report(options.name, rows, peers, machine)
     if options.output:
         report.write(options.output)
@@ -116,6 +126,7 @@ def measure(
     budget: Budget,
     tell: Callable[[str], None],
     heading: str,
+    traces: Traces | None = None,
 ) -> tuple[Row, str]:
     """One row, and its peer's command."""
     file.warm()
@@ -147,7 +158,29 @@ def measure(
             compare=work.compare,
             unit=work.unit,
         )
+        if traces is not None and isinstance(ours, Worker):
+            traces.take(work.name, ours)
         return row, peer.command
+
+
+class Traces:
+    """A short trace of each row, outside of what is measured, and all of them as one file."""
+
+    def __init__(self, output: Path, opened: ExitStack) -> None:
+        output.touch()
+        self._output = output
+        self._directory = Path(opened.enter_context(TemporaryDirectory(prefix="iodma-trace-")))
+        self._parts: list[tuple[str, str]] = []
+
+    def take(self, name: str, worker: Worker) -> None:
+        """Trace one row."""
+        path = self._directory / f"{len(self._parts)}.json"
+        if worker.trace(TRACED_S, path):
+            self._parts.append((name, str(path)))
+
+    def write(self) -> None:
+        """Write the file."""
+        merge(str(self._output), self._parts)
 
 
 def side(what: Case | FioJob, work: core.Work, file: DataFile, fio: str, cpu: int) -> Side:

@@ -20,6 +20,8 @@ from typing import Any
 __all__ = ["main"]
 
 Sample = Callable[[float], float]
+#: Of one row: enough to look at, and few enough for all rows to be opened at once.
+TRACE_EVENTS = 20_000
 
 
 def open_case(name: str, options: dict[str, Any]) -> AbstractContextManager[Sample]:
@@ -28,6 +30,18 @@ def open_case(name: str, options: dict[str, Any]) -> AbstractContextManager[Samp
     case: Callable[..., AbstractContextManager[Sample]]
     case = getattr(importlib.import_module(module), function)
     return case(**options)
+
+
+def traced(sample: Sample, seconds: float, path: str) -> int:
+    """A sample with a trace: how many engines there were to trace, 0 or 1."""
+    from iodma.engine.loop import engines
+    from iodma.trace import trace_to
+
+    for engine in engines:
+        with trace_to(engine, path, limit=TRACE_EVENTS):
+            sample(seconds)
+        return 1
+    return 0
 
 
 def main(arguments: list[str]) -> int:
@@ -47,6 +61,8 @@ def main(arguments: list[str]) -> int:
                     reply = {"value": 0}
                 elif sample is None:
                     reply = {"error": "no case is open"}
+                elif "trace" in request:
+                    reply = {"value": traced(sample, request["sample"], request["trace"])}
                 else:
                     reply = {"value": sample(request["sample"])}
             except Exception as error:

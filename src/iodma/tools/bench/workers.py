@@ -9,6 +9,7 @@ The conversation is lines of JSON over the worker's standard input and output:
 
     {"open": "iodma.tools.bench.ours:reads", "options": {...}}  ->  {"value": 0}
     {"sample": 0.4}                                            ->  {"value": 731000.0}
+    {"sample": 0.002, "trace": "FILE"}                         ->  {"value": 1}  (0: no engine)
 
 and an error is {"error": "what went wrong", "traceback": "..."}.
 
@@ -96,6 +97,14 @@ class Worker:
             BenchError: the worker failed, died or did not answer in time.
         """
         return self._ask({"sample": seconds}, seconds)
+
+    def trace(self, seconds: float, path: Path) -> bool:
+        """A sample that is not measured, with a trace of it. False: the case runs no engine.
+
+        Raises:
+            BenchError: as `sample`.
+        """
+        return bool(self._ask({"sample": seconds, "trace": str(path)}, PATIENCE_S))
 
     def close(self) -> None:
         """Ends the process."""
