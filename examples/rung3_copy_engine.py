@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rung 3: a copy engine with a ring of descriptors in guest memory, errors, and a reset.
+
+A descriptor is 32 bytes, little-endian:
+
+    0x00  u64  SOURCE    bus address
+    0x08  u64  TARGET    bus address
+    0x10  u32  LENGTH    bytes; what is above 2^20 is cut off
+    0x14  u32  FLAGS     bit 0: interrupt when it is done
+    0x18  u32  RESULT    written back: bit 31 done, bits 7..0 iodma.Status
+    0x1c  u32  MOVED     written back: bytes
+
+The guest fills descriptors and writes TAIL, the index behind the last one; the engine works from
+HEAD to TAIL and writes back each result.  A descriptor that faults is one that has failed: the
+engine goes on with the next.  A ring that cannot be read or written is a fault of the engine: it
+halts until it is reset.
+
+iodma check examples/rung3_copy_engine.py
+iodma run examples/rung3_copy_engine.py
+"""
+
+from enum import IntFlag
+
+import iodma
+
+DESCRIPTOR = "<QQII"
+DESCRIPTOR_BYTES = 32
+RESULT = 0x18
+DONE = 1 << 31
+LONGEST = 1 << 20
+
+
+class State(IntFlag):
+    """Bits of STATUS."""
+
+    HALTED = 1
+    RESETTING = 2
+
+
+class Cause(IntFlag):
+    """Bits of IRQ and IRQ_ENABLE."""
+
+    DONE = 1
+    FAILED = 2
+    HALTED = 4
+
+
+class CopyEngine(iodma.Device):
+    """Copies memory to memory, as a ring of descriptors says."""
+
+    ring = iodma.Register(0x00, 8, doc="bus address of the ring")
+    entries = iodma.Register(0x08, mask=0xFFFF, doc="descriptors in it")
+    control = iodma.Register(0x0C, access="wo", write="command", always=True, doc="1: reset")
+    status = iodma.Register(0x10, access="ro", read="tell", always=True, doc="1 halted, 2 in reset")
+    head = iodma.Register(0x14, access="ro", doc="the next descriptor to be done")
+    tail = iodma.Doorbell(0x18, run="work", doc="the first descriptor not to be done")
+    irq = iodma.Register(0x1C, access="w1c", write="update", doc="1 done, 2 failed, 4 halted")
+    irq_enable = iodma.Register(0x20, write="update", doc="causes that interrupt")
+    fault = iodma.Register(0x28, 8, "ro", doc="the address that was refused last")
+
+    # --- registers ----------------------------------------------------------------------------
+
+    def command(self, value: int) -> None:
+        if value & 1:
+            self.request_reset()
+
+    def tell(self) -> int:
+        return self.status | (State.RESETTING if self.state == "resetting" else 0)
+
+    def update(self, value: int) -> None:
+        self.interrupt.set(self.irq & self.irq_enable != 0)
+
+    def cause(self, cause: Cause) -> None:
+        self.irq |= cause
+        self.interrupt.set(self.irq & self.irq_enable != 0)
+
+    # --- the ring -----------------------------------------------------------------------------
+
+    async def work(self, tail: int) -> None:
+        """TAIL was written.  Doorbells are served one at a time, in their order."""
+        if self.status & State.HALTED:
+            return
+        try:
+            if tail >= self.entries:
+                raise ValueError
+            while self.head != tail:
+                await self.one(self.ring + self.head * DESCRIPTOR_BYTES)
+                self.head = (self.head + 1) % self.entries
+        except iodma.DmaFault as refused:
+            self.halt(refused.completion)
+        except ValueError:  # a tail outside the ring, or a ring outside the address space
+            self.halt(None)
+
+    async def one(self, descriptor: int) -> None:
+        source, target, length, flags = await self.port.load(DESCRIPTOR, descriptor)
+        done = await self.port.copy((source, min(length, LONGEST)), (target, min(length, LONGEST)))
+        if done.fault is not None:
+            self.fault = done.fault.address
+        # What was copied is in memory before the descriptor says so.
+        await self.port.store("<II", descriptor + RESULT, DONE | done.status, done.moved)
+        if not done.ok:
+            self.cause(Cause.FAILED)
+        elif flags & 1:
+            self.cause(Cause.DONE)
+
+    def halt(self, completion: iodma.Completion | None) -> None:
+        if completion is not None and completion.fault is not None:
+            self.fault = completion.fault.address
+        self.status = State.HALTED
+        self.cause(Cause.HALTED)
+
+
+# --- its driver -------------------------------------------------------------------------------
+
+
+class Guest:
+    """What a driver does with a copy engine at ``base``."""
+
+    RING, ENTRIES = 0x1000, 8
+
+    def __init__(self, bus, base, device, engine, ram) -> None:
+        self.bus, self.base, self.ram = bus, base, ram
+        self.raised = iodma.Event(engine)
+        device.interrupt.connect(lambda level: self.raised.set() if level else None)
+
+    def set_up(self) -> None:
+        self.bus.write64(self.base + 0x00, self.RING)
+        self.bus.write32(self.base + 0x08, self.ENTRIES)
+        self.bus.write32(self.base + 0x20, Cause.DONE | Cause.FAILED | Cause.HALTED)
+
+    def describe(self, index, source, target, length, flags=0) -> None:
+        words = source.to_bytes(8, "little") + target.to_bytes(8, "little")
+        words += length.to_bytes(4, "little") + flags.to_bytes(4, "little") + bytes(8)
+        with self.ram.view(self.RING + 32 * index, 32) as view:
+            view[:] = words
+
+    def result(self, index) -> tuple[int, int]:
+        with self.ram.view(self.RING + 32 * index + 0x18, 8) as view:
+            return int.from_bytes(view[:4], "little"), int.from_bytes(view[4:], "little")
+
+    async def ring(self, tail) -> Cause:
+        """Writes TAIL, waits for the interrupt, acknowledges and returns its causes."""
+        self.raised.clear()
+        self.bus.write32(self.base + 0x18, tail)
+        await self.raised.wait()
+        causes = self.bus.read32(self.base + 0x1C)
+        self.bus.write32(self.base + 0x1C, causes)
+        return Cause(causes)
+
+
+async def driver(bus, base, device, engine, ram):
+    guest = Guest(bus, base, device, engine, ram)
+    guest.set_up()
+    with ram.view(0x8000, 4096) as view:
+        view[:] = bytes(range(256)) * 16
+
+    # Two copies, one interrupt.
+    guest.describe(0, 0x8000, 0x10000, 4096)
+    guest.describe(1, 0x8100, 0x20003, 77, flags=1)
+    assert await guest.ring(2) == Cause.DONE
+    assert guest.result(0) == (DONE | iodma.Status.OK, 4096)
+    assert guest.result(1) == (DONE | iodma.Status.OK, 77)
+    assert ram.view(0x10000, 4096) == ram.view(0x8000, 4096)
+    assert ram.view(0x20003, 77) == ram.view(0x8100, 77)
+
+    # One that faults, between two that do not.
+    nowhere = 0xDEAD_0000_0000
+    guest.describe(2, 0x8000, 0x30000, 16)
+    guest.describe(3, 0x8000, nowhere, 16)
+    guest.describe(4, 0x8000, 0x30010, 16, flags=1)
+    assert await guest.ring(5) == Cause.FAILED
+    while bus.read32(base + 0x14) != 5:
+        await engine.sleep(0.001)
+    assert guest.result(3) == (DONE | iodma.Status.FAULT, 0)
+    assert guest.result(4) == (DONE | iodma.Status.OK, 16)
+    assert bus.read64(base + 0x28) == nowhere
+    bus.write32(base + 0x1C, Cause.DONE)
+
+    # A ring that is not there: it halts, and only a reset brings it back.
+    bus.write64(base + 0x00, nowhere)
+    assert await guest.ring(6) == Cause.HALTED
+    assert bus.read32(base + 0x10) == State.HALTED
+    bus.write32(base + 0x18, 7)
+    bus.write32(base + 0x0C, 1)
+    assert bus.read32(base + 0x10) & State.RESETTING
+    while bus.read32(base + 0x10) & State.RESETTING:
+        await engine.sleep(0.001)
+    assert bus.read64(base + 0x00) == bus.read32(base + 0x14) == bus.read32(base + 0x10) == 0
+
+    # A reset in the middle of work: nothing of the old ring is done after it.
+    guest.set_up()
+    for index in range(7):
+        guest.describe(index, 0x8000, 0x40000, LONGEST)
+    bus.write32(base + 0x18, 7)
+    bus.write32(base + 0x0C, 1)
+    while bus.read32(base + 0x10) & State.RESETTING:
+        await engine.sleep(0.001)
+    results = [guest.result(index) for index in range(7)]
+    await engine.sleep(0.01)
+    assert results == [guest.result(index) for index in range(7)]
+
+    # And it works as on the first day.
+    guest.set_up()
+    guest.describe(0, 0x8000, 0x50000, 4096, flags=1)
+    assert await guest.ring(1) == Cause.DONE
+    assert ram.view(0x50000, 4096) == ram.view(0x8000, 4096)
+    return device.counts.resets
+
+
+def test_the_copy_engine() -> None:
+    with iodma.Engine(strict=True) as engine, iodma.Ram(4 << 20) as ram:
+        device = CopyEngine(engine.port(iodma.Memory({0: ram})))
+        bus = iodma.Bus()
+        bus.attach(device, 0x1000_0000)
+        assert engine.run(driver(bus, 0x1000_0000, device, engine, ram)) == 2
