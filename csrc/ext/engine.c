@@ -174,6 +174,8 @@ static PyObject *engine_close(Engine *self, PyObject *unused)
 	(void)unused;
 	if (self->closed)
 		Py_RETURN_TRUE;
+	if (ext_refuse_nested(self))
+		return NULL;
 	if (self->fork_generation == ext_forks && self->core.with_backend)
 		Py_RETURN_FALSE;
 	for (Py_ssize_t i = 0; i < PyList_Size(self->spaces); i++) {
@@ -296,7 +298,13 @@ static PyObject *engine_fileno(Engine *self, PyObject *unused)
 	(void)unused;
 	if (ext_check(self))
 		return NULL;
-	return PyLong_FromLong(self->backend->ops->fileno(self->backend));
+	self->bridged = true;
+	int fd = self->backend->ops->fileno(self->backend);
+	if (fd < 0) {
+		errno = -fd;
+		return PyErr_SetFromErrno(PyExc_OSError);
+	}
+	return PyLong_FromLong(fd);
 }
 
 static PyObject *engine_nudge(Engine *self, PyObject *unused)
@@ -332,9 +340,13 @@ static PyObject *engine_cancel_all(Engine *self, PyObject *unused)
 	(void)unused;
 	if (ext_check(self))
 		return NULL;
+	/* Once: what they do to end, they may do. */
 	for (Task *task = self->all; task; task = task->later)
-		if (ext_task_cancel(task))
-			return NULL;
+		if (!task->closing) {
+			task->closing = true;
+			if (ext_task_cancel(task))
+				return NULL;
+		}
 	for (uint32_t i = 0; i < self->core.rows; i++) {
 		struct iod_row *row = iod_row_at(&self->core, i);
 		if (row->state != IOD_S_FREE)

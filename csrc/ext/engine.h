@@ -9,6 +9,7 @@
 #define EXT_WATCH (UINT64_MAX - 1) /* user_data of the poll on the watched descriptor: no ticket is that large */
 
 void ext_arm_watch(Engine *);
+int ext_refuse_nested(const Engine *);
 int ext_turn(Engine *, int64_t timeout, uint32_t limit);
 PyObject *ext_engine_run(Engine *, PyObject *deadline);
 PyObject *ext_engine_pump(Engine *, PyObject *limit);

@@ -88,7 +88,7 @@ typedef struct Task {
 	struct Task *next;	  /* on the engine's ready list */
 	struct Task *next_waiter; /* of what it waits for */
 	struct Task *later, *earlier; /* among all that are not over */
-	bool queued, started, cancelled, running, stale, notify;
+	bool queued, started, cancelled, running, stale, notify, closing;
 	uint8_t depth;
 } Task;
 
@@ -176,6 +176,8 @@ typedef struct Engine {
 	bool in_step;
 	uint32_t trace_number, trace_ids; /* traces begun; ids given to ports and targets */
 	PyObject *trace_names;		  /* dict: id -> name, of the ports and targets that the trace has met */
+	bool in_turn;
+	bool bridged, poked; /* another loop sleeps on fileno(); it was woken since the last turn */
 	int next_buffer;
 	bool file_taken[IOD_MAX_FILES];
 } Engine;
@@ -224,6 +226,7 @@ int ext_trace_name(Engine *, uint32_t *traced, uint32_t *id, PyObject *object, c
 
 /* turn.c */
 void ext_deliver(Engine *);
+void ext_poke(Engine *); /* there is something to do, and it may be outside a turn */
 uint64_t ext_clock(void);
 
 int ext_memory_add(PyObject *module);

@@ -343,8 +343,10 @@ static PyObject *space_map(Space *self, PyObject *const *args, Py_ssize_t n)
 	if (error)
 		return PyErr_NoMemory();
 	self->space.change++;
-	if (self->space.core)
+	if (self->space.core) {
 		iod_resume_pending(self->space.core, &self->space);
+		ext_poke((Engine *)((char *)self->space.core - offsetof(Engine, core)));
+	}
 	Py_RETURN_NONE;
 }
 
@@ -415,8 +417,10 @@ static PyObject *space_set_hook(Space *self, PyObject *args)
 static PyObject *space_resume(Space *self, PyObject *unused)
 {
 	(void)unused;
-	if (self->space.core)
+	if (self->space.core) {
 		iod_resume_pending(self->space.core, &self->space);
+		ext_poke((Engine *)((char *)self->space.core - offsetof(Engine, core)));
+	}
 	Py_RETURN_NONE;
 }
 

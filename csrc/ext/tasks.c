@@ -6,7 +6,7 @@
  *  - A coroutine is resumed only from ext_run_ready: never inside a submit, a cancel, a set or another coroutine's step.
  *  - A wait has one waiter and is done once.  A coroutine that awaits what is done goes on without a turn, but not
  *    more than MOST_IMMEDIATE times in one step, so that no device can keep the engine from the others.
- *  - A task that was cancelled is thrown Cancelled once, at the place where it waits. */
+ *  - A task that was cancelled is thrown Cancelled once for each time, at the place where it waits or waits next. */
 #include "ext.h"
 
 #include <string.h>
@@ -359,6 +359,7 @@ static PyObject *transfer_cancel(Transfer *self, PyObject *unused)
 	(void)unused;
 	if (ext_check(self->wait.engine))
 		return NULL;
+	ext_poke(self->wait.engine);
 	return PyBool_FromLong(!self->wait.done && iod_cancel(&self->wait.engine->core, self->ticket));
 }
 
@@ -397,6 +398,7 @@ void ext_task_ready(Task *task)
 		engine->ready_head = task;
 	engine->ready_tail = task;
 	engine->ready_count++;
+	ext_poke(engine);
 }
 
 /* Take it off what it waits for. */
@@ -420,14 +422,13 @@ static void stop_waiting(Task *task)
 
 int ext_task_cancel(Task *task)
 {
-	if (task->wait.done || task->cancelled)
+	if (task->wait.done || (task->cancelled && task->throwing))
 		return 0;
 	PyObject *cancelled = PyObject_CallNoArgs(CancelledType);
 	if (!cancelled)
 		return -1;
 	task->cancelled = true;
-	Py_XDECREF(task->throwing);
-	task->throwing = cancelled;
+	EXT_SET(task->throwing, cancelled);
 	Py_INCREF(task);
 	stop_waiting(task);
 	if (!task->running)

@@ -106,9 +106,20 @@ static uint32_t least_wanted(const Engine *engine)
 	return 1;
 }
 
+void ext_poke(Engine *engine)
+{
+	if (engine->bridged && !engine->in_turn && !engine->poked && !engine->closed) {
+		engine->poked = true;
+		engine->backend->ops->wake(engine->backend);
+	}
+}
+
 static bool has_work(const Engine *engine)
 {
 	const struct iod_core *core = &engine->core;
+	for (uint32_t i = 0; i < engine->ports; i++)
+		if (engine->port[i]->port.resetting && engine->port[i]->port.busy == 0)
+			return true;
 	return engine->ready_head || core->done.head || core->ready.head || core->work.head || core->glue.head ||
 	       engine->revoked || core->cancel_again || (core->ring.head && !core->with_backend) ||
 	       (core->budget_again && core->budget.head);
@@ -140,7 +151,7 @@ static void sleep_for_completions(Engine *engine, int64_t timeout)
 	}
 }
 
-int ext_turn(Engine *engine, int64_t timeout, uint32_t limit)
+static int turn(Engine *engine, int64_t timeout, uint32_t limit)
 {
 	struct iod_core *core = &engine->core;
 	struct iod_backend *backend = engine->backend;
@@ -204,6 +215,23 @@ int ext_turn(Engine *engine, int64_t timeout, uint32_t limit)
 	return -1;
 }
 
+int ext_turn(Engine *engine, int64_t timeout, uint32_t limit)
+{
+	engine->in_turn = true;
+	engine->poked = false;
+	int result = turn(engine, timeout, limit);
+	engine->in_turn = false;
+	return result;
+}
+
+int ext_refuse_nested(const Engine *engine)
+{
+	if (!engine->in_turn)
+		return 0;
+	PyErr_SetString(ErrorType, "the engine runs already: what runs in it can neither run nor close it");
+	return -1;
+}
+
 /* run(deadline): turns until something is Python's to do.  A set of: 1 woken, 2 watched descriptor, 4 deadline, 8 stop. */
 PyObject *ext_engine_run(Engine *self, PyObject *arg)
 {
@@ -212,10 +240,8 @@ PyObject *ext_engine_run(Engine *self, PyObject *arg)
 		return NULL;
 	if (ext_check(self))
 		return NULL;
-	if (self->current) {
-		PyErr_SetString(ErrorType, "the engine runs already: a coroutine cannot run it again");
+	if (ext_refuse_nested(self))
 		return NULL;
-	}
 	int why = 0;
 	while (!why) {
 		int64_t timeout = -1;
@@ -251,10 +277,8 @@ PyObject *ext_engine_pump(Engine *self, PyObject *arg)
 	uint64_t limit;
 	if (ext_u64(arg, "limit", &limit) || ext_check(self))
 		return NULL;
-	if (self->current) {
-		PyErr_SetString(ErrorType, "the engine runs already: a coroutine cannot run it again");
+	if (ext_refuse_nested(self))
 		return NULL;
-	}
 	int why = 0;
 	ext_arm_watch(self);
 	if (ext_turn(self, 0, limit < UINT32_MAX ? (uint32_t)limit : UINT32_MAX))

@@ -191,7 +191,7 @@ class Transfer(Wait[_T]):
 @final
 class Task(Wait[_T]):
     stale: bool
-    generation: Any
+    ended: Any
     @property
     def name(self) -> str: ...
     @property
@@ -354,10 +354,11 @@ class Engine:
         self,
         coroutine: Coroutine[Any, Any, _T],
         owner: object,
-        name: str,
-        generation: object = None,
+        name: str | None,
+        notify: bool,
         /,
     ) -> Task[_T]: ...
+    def _tasks_of(self, owner: object, /) -> list[Task[Any]]: ...
     def _wake(self) -> None: ...
     def _nudge(self) -> None: ...
     def _fileno(self) -> int: ...

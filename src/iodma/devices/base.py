@@ -39,7 +39,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from itertools import count
 from threading import get_ident
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeGuard
 
 from iodma.devices.doorbell import Bell
 from iodma.devices.host import EngineLike, PortLike, TaskLike
@@ -48,7 +48,14 @@ from iodma.devices.registers import ones
 from iodma.devices.regmap import RegisterMap
 from iodma.devices.scope import Scope
 from iodma.devices.state import Counts, DeviceState
-from iodma.errors import ArgumentError, BusyError, Error, StaleError, WrongThreadError
+from iodma.errors import (
+    ArgumentError,
+    BusyError,
+    Cancelled,
+    Error,
+    StaleError,
+    WrongThreadError,
+)
 from iodma.ratelimit import RateLimit
 
 __all__ = ["Device"]
@@ -316,6 +323,8 @@ class Device:
             self._fail(error)
         elif ended is not None:
             ended()
+        if is_for_the_program(error):
+            raise error
 
     # --- the states -------------------------------------------------------------------------------
 
@@ -441,6 +450,13 @@ class _Reset:
         self._device._reset = None
         if isinstance(task.exception, Exception):
             self._device._fail(task.exception)
+        if is_for_the_program(task.exception):
+            raise task.exception
+
+
+def is_for_the_program(error: BaseException | None) -> TypeGuard[BaseException]:
+    """Whether it is nothing of the device's: Ctrl-C, or an exit, that came while it ran."""
+    return error is not None and not isinstance(error, Exception | Cancelled)
 
 
 Device.registers = RegisterMap(Device)

@@ -3,6 +3,7 @@
 
 Invariants
  - `set` wakes everybody who waits, in a later turn; it never runs anybody.
+ - Who waits keeps nothing here: a coroutine that is cancelled leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -22,30 +23,22 @@ class Event:
 
     def __init__(self, engine: _core.Engine) -> None:
         self._engine = engine
-        self._waits: list[Wait[None]] = []
-        self._set = False
+        self._wait: Wait[None] = Wait(engine)
 
     @property
     def is_set(self) -> bool:
         """Whether it is set."""
-        return self._set
+        return self._wait.done
 
     def set(self) -> None:
         """Set it, and wake who waits."""
-        self._set = True
-        waits, self._waits = self._waits, []
-        for wait in waits:
-            wait._resolve(None)
+        self._wait._resolve(None)
 
     def clear(self) -> None:
         """Clear it: who waits from now on waits."""
-        self._set = False
+        if self._wait.done:
+            self._wait = Wait(self._engine)
 
     def wait(self) -> Wait[None]:
         """Await it to go on when the event is set."""
-        wait: Wait[None] = Wait(self._engine)
-        if self._set:
-            wait._resolve(None)
-        else:
-            self._waits.append(wait)
-        return wait
+        return self._wait

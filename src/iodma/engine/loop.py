@@ -29,7 +29,15 @@ from iodma.engine.choose import choose
 from iodma.engine.clock import Clock, SystemClock
 from iodma.engine.slow import SlowStepWatch
 from iodma.engine.stats import Stats, TransferInfo
-from iodma.errors import ArgumentError, ArgumentTypeError, BusyError, Cancelled, ClosedError
+from iodma.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    BusyError,
+    Cancelled,
+    ClosedError,
+    Error,
+    WrongThreadError,
+)
 
 __all__ = ["Engine", "Task", "Timer", "engines"]
 
@@ -105,7 +113,7 @@ class Engine(_core.Engine):
         in_flight: int = 4096,
         workers: int | None = None,
         spin_us: float = 50,
-        bounce_bytes: int = 16 << 20,
+        bounce_bytes: int = 8 << 20,
         small: tuple[int, int] | None = None,
         strict: bool = False,
         slow_step: float | None = 0.1,
@@ -147,6 +155,9 @@ class Engine(_core.Engine):
         self._outer: select.epoll | None = None
         self._timer_fd = -1
         self._stopping = False
+        self._running = False
+        self._main: Task[Any] | None = None
+        self._pid = os.getpid()
         self._devices: list[Any] = []
         self._tracer: Tracer | None = None
         self._slow: SlowStepWatch | None = None
@@ -194,7 +205,7 @@ class Engine(_core.Engine):
 
     def _task_failed(self, task: Task[Any], error: BaseException) -> None:
         """A task of nobody's ended with an exception that nobody waits for."""
-        if isinstance(error, Cancelled):
+        if task is self._main or isinstance(error, Cancelled):
             return
         if isinstance(error, KeyboardInterrupt | SystemExit) or self.strict:
             raise error
@@ -210,12 +221,15 @@ class Engine(_core.Engine):
         timer = Timer(self.clock.now_ns() + int(seconds * 1e9), callback)
         heapq.heappush(self._timers, (timer.when_ns, next(self._sequence), timer))
         if self._timers[0][2] is timer:
-            self._set("return", 1)  # the loop has to look at the time again
+            self._return_soon()  # the loop has to look at the time again
         return timer
 
     def call_soon(self, callback: Callable[..., object], *args: Any) -> None:
         """Call ``callback(*args)`` in the next turn."""
         self._soon.append((callback, args))
+        self._return_soon()
+
+    def _return_soon(self) -> None:
         self._set("return", 1)
         if self._outer is not None:
             self._nudge()
@@ -256,16 +270,24 @@ class Engine(_core.Engine):
             for fd, _ in self._epoll.poll(0):
                 callback = self._readers.get(fd)
                 if callback is not None:
-                    callback()
+                    self._call(callback)
         for _ in range(len(self._soon)):
             function, args = self._soon.popleft()
-            function(*args)
+            self._call(function, *args)
         if self._timers:
             now = self.clock.now_ns()
             while self._timers and self._timers[0][0] <= now:
                 timer = heapq.heappop(self._timers)[2]
                 if timer.callback is not None:
-                    timer.callback()
+                    self._call(timer.callback)
+
+    def _call(self, callback: Callable[..., object], *args: Any) -> None:
+        try:
+            callback(*args)
+        except Exception:
+            if self.strict:
+                raise
+            log.exception("%s: %r failed", self.name, callback)
 
     def _next_timer(self) -> int:
         """When the next timer is due, ns; -1: there is none."""
@@ -276,35 +298,59 @@ class Engine(_core.Engine):
     # -- running --------------------------------------------------------------
 
     def run(self, main: Any = None) -> Any:
-        """Run until ``main`` is over, or until `stop`.
+        """Run until ``main`` is over, or until `stop`; a `stop` since the last run counts.
 
         Args:
-            main: a coroutine, whose result is returned; a device, which is attached; or None.
+            main: a coroutine, whose result is returned (None if `stop` cancelled it); a device,
+                which is attached; or None.
+
+        Raises:
+            Error: it runs already: a coroutine, handler or callback cannot run it again.
+            ArgumentTypeError: ``main`` is something else.
         """
-        task: Task[Any] | None = None
-        if isinstance(main, Coroutine):
-            task = self.start(main, name="main")
-        elif main is not None:
-            self.attach(main)
-        if task is None:
+        coroutine = main if isinstance(main, Coroutine) else None
+        try:
+            self._begin()
+        except BaseException:
+            if coroutine is not None:
+                coroutine.close()
+            raise
+        try:
+            if coroutine is not None:
+                return self._run_main(coroutine)
+            if main is not None:
+                self.attach(main)
             self._loop(lambda: self._stopping)
             return None
+        finally:
+            self._running = self._stopping = False
+
+    def _begin(self) -> None:
+        if self._running:
+            raise Error(f"{self.name} runs already: what runs in it can neither run nor close it")
+        if not self._owned:
+            self._run(0)  # raises what is wrong
+        if self._slow is None and self._slow_step is not None:
+            self._slow = SlowStepWatch(self, self._slow_step)
+        self._running = True
+
+    def _run_main(self, main: Coroutine[Any, Any, Any]) -> Any:
+        task = self._main = self.start(main, name="main")
         task._when_done(lambda _: self._set("stop", 1))
         try:
             self._loop(lambda: self._stopping or task.done)
-        except BaseException:
             if not task.done:
                 task.cancel()
+                self._loop(lambda: task.done)
+                if isinstance(task.exception, Cancelled):
+                    return None
+        except BaseException:
+            if not task.done:
+                task.cancel()  # it ends in the next run, or as the engine is closed
             raise
-        if not task.done:
-            task.cancel()
-            self._loop(lambda: task.done)
         return task.result
 
     def _loop(self, over: Callable[[], bool]) -> None:
-        if self._slow is None and self._slow_step is not None:
-            self._slow = SlowStepWatch(self, self._slow_step)
-        self._stopping = False
         try:
             while not over():
                 self._set("stop", 0)
@@ -334,19 +380,27 @@ class Engine(_core.Engine):
 
         Returns whether work remains; `fileno` is readable then.
         """
+        if self._running:
+            raise Error(f"{self.name} runs already: what runs in it cannot pump it")
         why, more = self._pump(limit)
-        self._do_python_work(why)
-        if not more:
-            more = bool(self._soon)
+        self._running = True
+        try:
+            self._do_python_work(why)
+        finally:
+            self._running = False
+        more = more or bool(self._soon)
+        if not self._system_clock and self._deadline() == 0:
+            more = True
         if more:
             self._nudge()
         self._arm_timer()
-        return bool(more)
+        return more
 
     def fileno(self) -> int:
         """One descriptor that is readable when `pump` has something to do.
 
-        That is: a completion came, a timer is due, or a foreign descriptor is readable.
+        That is: a completion came, a timer is due, a foreign descriptor is readable, or something
+        was started, submitted or set since the last pump.
         """
         if self._outer is None:
             self._outer = select.epoll()
@@ -359,7 +413,7 @@ class Engine(_core.Engine):
         return self._outer.fileno()
 
     def _arm_timer(self) -> None:
-        if self._timer_fd >= 0:
+        if self._timer_fd >= 0 and self._system_clock:
             when = self._next_timer()
             _core.timer_set(self._timer_fd, 0 if when < 0 else max(1, when))
 
@@ -401,37 +455,47 @@ class Engine(_core.Engine):
         """
         if self.closed:
             return
-        if self._slow is not None:
+        if self._running:
+            raise Error(f"{self.name} runs: what runs in it can stop it, and not close it")
+        forked = self._pid != os.getpid()  # all of it is the parent's; what is a copy goes
+        if not self._owned and not forked:
+            raise WrongThreadError(f"{self.name} belongs to the thread that made it")
+        if self._slow is not None and not forked:
             self._slow.close()
             self._slow = None
-        try:
-            if self._owned:
-                self._drain(deadline)
-        finally:
-            if self._tracer is not None and self._owned:
-                self._tracer.stop()
-            if self._close():
-                self._let_go()
-            else:
-                held = self._with_backend
-                log.error("%s: closed with %d requests still with the kernel", self.name, held)
-                if self._owned:
-                    raise BusyError(
-                        f"{self.name}: the kernel still holds {held} requests after {deadline} s"
-                    )
+        failed = None if forked else self._drain(deadline)
+        if self._tracer is not None and not forked:
+            self._tracer.stop()
+        if self._close():
+            self._let_go()
+        else:
+            held = self._with_backend
+            log.error("%s: closed with %d requests still with the kernel", self.name, held)
+            raise BusyError(
+                f"{self.name}: the kernel still holds {held} requests after {deadline} s"
+            ) from failed
+        if failed is not None:
+            raise failed
 
-    def _drain(self, deadline: float) -> None:
+    def _drain(self, deadline: float) -> BaseException | None:
+        """Until nothing is left, or until the deadline; gives the first of what is raised."""
         end = _core.clock_ns() + int(deadline * 1e9)
+        failed: BaseException | None = None
         self._readers.clear()
+        self._running = True
         self._cancel_all()
         self._settle()
+        turns = 0
         while (self._with_backend or self._in_use or self._tasks) and _core.clock_ns() < end:
-            before = self._turns
-            self._set("stop", 1 if not self._with_backend else 0)
-            self._do_python_work(self._run(min(end, _core.clock_ns() + 10_000_000)))
-            if self._turns == before:
-                break
+            turns += 1  # a few without a sleep: tasks that end at once are most of it
+            self._set("stop", 1 if not self._with_backend and turns < 32 else 0)
+            try:
+                self._do_python_work(self._run(min(end, _core.clock_ns() + 10_000_000)))
+            except BaseException as error:
+                failed = failed or error
             self._cancel_all()
+        self._running = False
+        return failed
 
     def _let_go(self) -> None:
         for each in (self._epoll, self._outer):
@@ -454,7 +518,9 @@ class Engine(_core.Engine):
         self.close()
 
     def __del__(self) -> None:
-        if not self.closed and threading.main_thread().is_alive():
+        if self.closed or self._pid != os.getpid():
+            return
+        if threading.main_thread().is_alive():
             warnings.warn(f"{self!r} was not closed", ResourceWarning, stacklevel=2, source=self)
 
     def __repr__(self) -> str:
