@@ -306,7 +306,15 @@ static void row_continue(struct iod_core *core, struct iod_row *row)
 	struct iod_op op;
 	int error = 0;
 
-	switch (iod_plan_next(core, row, &op, &error)) {
+	enum iod_plan plan = iod_plan_next(core, row, &op, &error);
+	if (row->cancel_wanted && plan == IOD_PLAN_REQUEST) {
+		/* By a device window that the plan read from; nothing was handed over yet. */
+		iod_plan_end(row);
+		row->phase = IOD_P_NONE;
+		iod_row_complete(core, row, IOD_CANCELLED, 0);
+		return;
+	}
+	switch (plan) {
 	case IOD_PLAN_REQUEST:
 		if (!hand_over(core, row, &op)) {
 			iod_plan_end(row);
@@ -539,6 +547,7 @@ void iod_core_work(struct iod_core *core, struct iod_queue *queue)
 		struct iod_row *row = queue->head;
 		iod_queue_remove(row);
 		iod_row_mark(core, row, IOD_M_RESULT, row->total - row->moved);
+		row->phase = IOD_P_NONE; /* a cancel from one of its messages finds it under way */
 		iod_row_work(core, row);
 	}
 	if (queue == &core->work)
@@ -555,11 +564,12 @@ static bool peer_gone(int error)
 
 static void row_failed(struct iod_core *core, struct iod_row *row, int error)
 {
-	if (error == ECANCELED && row->cancel_wanted)
+	/* A request that a cancel broke off says so in one of three ways. */
+	if (row->cancel_wanted && (error == ECANCELED || error == EINTR || error == EAGAIN))
 		iod_row_complete(core, row, IOD_CANCELLED, 0);
 	else if (error == EFAULT && row->kind == IOD_R_TRANSFER)
 		fault_gone(core, row);
-	else if (row->target && on_wire(row->target) && peer_gone(error))
+	else if (row->target && (on_wire(row->target) || row->target->kind == IOD_T_SCRIPT) && peer_gone(error))
 		iod_row_complete(core, row, IOD_PEER_GONE, error);
 	else
 		iod_row_complete(core, row, IOD_IO_ERROR, error);
