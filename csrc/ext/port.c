@@ -353,9 +353,12 @@ static PyObject *port_store(Port *self, PyObject *const *args, Py_ssize_t n)
 		return PyErr_Format(PyExc_TypeError, "_store takes 2 arguments, not %zd", n);
 	if (may_submit(self) || ext_u64(args[0], "address", &address))
 		return NULL;
-	PyObject *bytes = PyBytes_FromObject(args[1]);
-	if (!bytes)
+	PyObject *bytes = PyObject_CheckBuffer(args[1]) ? PyBytes_FromObject(args[1]) : NULL;
+	if (!bytes) {
+		if (!PyErr_Occurred())
+			PyErr_Format(ArgumentTypeErrorType, "data is %R; bytes, or what has a buffer, would be right", args[1]);
 		return NULL;
+	}
 	uint8_t *data = (uint8_t *)PyBytes_AsString(bytes);
 	size_t size = (size_t)PyBytes_Size(bytes);
 	int error = iod_access(&self->engine->core, self->port.space, address, data, size, true, &fault, &done);
@@ -378,12 +381,13 @@ static PyObject *port_store(Port *self, PyObject *const *args, Py_ssize_t n)
 static PyObject *port_control(Port *self, PyObject *args)
 {
 	int kind;
-	PyObject *endpoint;
-	unsigned long long offset, length;
+	PyObject *endpoint, *offset_object, *length_object;
+	uint64_t offset, length;
 	Target *target;
-	if (!PyArg_ParseTuple(args, "iOKK", &kind, &endpoint, &offset, &length))
+	if (!PyArg_ParseTuple(args, "iOOO", &kind, &endpoint, &offset_object, &length_object))
 		return NULL;
-	if (may_submit(self) || target_of(self, endpoint, &target))
+	if (may_submit(self) || ext_u64(offset_object, "offset", &offset) || ext_u64(length_object, "length", &length) ||
+	    target_of(self, endpoint, &target))
 		return NULL;
 	struct iod_request request = {.kind = (uint8_t)kind, .target = &target->target, .position = offset,
 				      .length = length, .direction = IOD_FROM_MEMORY};
