@@ -39,8 +39,12 @@ class Memory(Space):
         AddressRangeError: a region reaches past 2^64 - 1 or overlaps another.
     """
 
+    #: What is mapped at each base: a region that nobody else names lives as long as it is mapped.
+    _regions: dict[int, Region]
+
     def __new__(cls, regions: Mapping[int, Placed] | None = None, *, name: str = "memory") -> Self:
         self = super().__new__(cls, _MEMORY, None, name)
+        self._regions = {}
         for base, placed in (regions or {}).items():
             if isinstance(placed, tuple):
                 self.add(base, *placed)
@@ -66,6 +70,7 @@ class Memory(Space):
             length = region.size - offset
         access = Access.READ if read_only or isinstance(region, Rom) else Access.RW
         self._map(base, length, offset, region, access)
+        self._regions[base] = region
 
     def remove(
         self, base: int, *, cancel: bool = False, deadline: float | None = DEADLINE_S
@@ -86,6 +91,7 @@ class Memory(Space):
             raise AddressRangeError(f"{self.name}: no region begins at {base:#x}")
         length = found[1]
         self._unmap(base, length)
+        self._regions.pop(base, None)
         return revoke(self, base, length, cancel=cancel, deadline=deadline)
 
     def __repr__(self) -> str:

@@ -13,6 +13,7 @@ Invariants
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
@@ -75,7 +76,14 @@ class Iommu(Space):
         self._queue = []
         self._refused = set()
         if walk is not None:
-            self._set_hook(self._miss, True)
+            # The core's references cannot be followed by the garbage collector: it must not hold this object.
+            weak = weakref.ref(self)
+
+            def missed(address: int, length: int, access: int) -> int:
+                stage = weak()
+                return _REFUSE if stage is None else stage._miss(address, length, access)
+
+            self._set_hook(missed, True)
         return self
 
     def _check(self, **values: int) -> None:
