@@ -19,6 +19,7 @@ from typing import (
     overload,
 )
 
+import numpy as np
 import numpy.typing as npt
 from typing_extensions import Buffer as _Buffer
 from typing_extensions import disjoint_base
@@ -268,6 +269,15 @@ class Port:
     def to_memory(
         self, segments: _Segments, *, source: Target, offset: int = 0, minimum: int | None = None
     ) -> Transfer[Completion]: ...
+    def submit(
+        self,
+        batch: Columns,
+        endpoint: Target,
+        position: _Buffer | _Array | None = None,
+        *,
+        unit: int = 1,
+        rows: _Buffer | _Array | None = None,
+    ) -> npt.NDArray[np.uint64]: ...
     def copy(self, source: _Segments, target: _Segments) -> Transfer[Completion]: ...
     def cancel(self, ticket: int, /) -> bool: ...
     def reset(self) -> Wait[None]: ...
@@ -279,9 +289,6 @@ class Port:
     def _control(
         self, kind: int, endpoint: Target, offset: int, length: int, /
     ) -> Transfer[Completion]: ...
-    def _submit(
-        self, batch: Columns, endpoint: Target, position: _Buffer | _Array | None, unit: int, /
-    ) -> None: ...
     def _close(self) -> None: ...
 
 @final

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from iodma.devices import Device, Doorbell, Register
+from tests.unit.engines import Held
 
 
 class Mover(Device):
@@ -17,6 +18,7 @@ class Mover(Device):
     status = Register(0x04, access="ro", reset=1)
     control = Register(0x08, always=True, write="controlled")
     ring = Doorbell(0x0C, run="move")
+    held: Held
 
     def __init__(self, port: Any = None, **endpoints: Any) -> None:
         self.log: list[object] = []
@@ -32,7 +34,7 @@ class Mover(Device):
     async def move(self, value: int) -> None:
         self.log.append(("begin", value))
         try:
-            await self.port.transfer()
+            await self.port.from_memory((0, 16), to=self.held)
             self.status = 2
             self.log.append(("moved", value))
         finally:

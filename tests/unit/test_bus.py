@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from iodma.devices import Device, Register
 from iodma.errors import AddressRangeError, ArgumentError, ArgumentTypeError
 from iodma.transports import Bus
-from tests.unit.fake_engine import FakeEngine, FakePort, device_engine
+from tests.unit.engines import WatchedEngine, device_engine, held_port
 
 
 class Four(Device):
@@ -22,7 +22,7 @@ class Four(Device):
 
 
 @pytest.fixture
-def engine() -> Iterator[FakeEngine]:
+def engine() -> Iterator[WatchedEngine]:
     with device_engine() as engine:
         yield engine
 
@@ -150,10 +150,11 @@ def test_a_window_is_a_target_for_dma() -> None:
     assert bus.unmapped == 6
 
 
-def test_a_device_with_a_port_is_attached_to_its_engine(engine: FakeEngine) -> None:
-    bus, port = Bus(), FakePort(engine)
-    device = Four(port)
-    bus.attach(device, 0)
+def test_a_device_with_a_port_is_attached_to_its_engine(engine: WatchedEngine) -> None:
+    bus = Bus()
+    with held_port(engine) as (port, _):
+        device = Four(port)
+        bus.attach(device, 0)
     assert device.engine is engine
     other = Four()
     bus.attach(other, 0x100)

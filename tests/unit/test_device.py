@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from iodma import Port
 from iodma.devices import Device, Register
 from iodma.errors import (
     ArgumentError,
@@ -16,26 +17,37 @@ from iodma.errors import (
     Error,
     WrongThreadError,
 )
-from tests.unit.fake_engine import FakeEngine, FakePort, device_engine, settle
+from tests.unit.engines import Held, WatchedEngine, device_engine, held_port, settle
 from tests.unit.mover import Mover
 
 ONES = 0xFFFF_FFFF
 
 
 @pytest.fixture
-def engine() -> Iterator[FakeEngine]:
+def engine() -> Iterator[WatchedEngine]:
     with device_engine() as engine:
         yield engine
 
 
 @pytest.fixture
-def port(engine: FakeEngine) -> FakePort:
-    return FakePort(engine)
+def port_and_held(engine: WatchedEngine) -> Iterator[tuple[Port, Held]]:
+    with held_port(engine) as both:
+        yield both
 
 
 @pytest.fixture
-def mover(engine: FakeEngine, port: FakePort) -> Mover:
-    device = Mover(port)
+def port(port_and_held: tuple[Port, Held]) -> Port:
+    return port_and_held[0]
+
+
+@pytest.fixture
+def held(port_and_held: tuple[Port, Held]) -> Held:
+    return port_and_held[1]
+
+
+@pytest.fixture
+def mover(engine: WatchedEngine, port: Port, held: Held) -> Mover:
+    device = Mover(port, held=held)
     engine.attach(device)
     device.log.clear()
     return device
@@ -68,7 +80,7 @@ def test_what_is_missing_is_named() -> None:
         device.start(Mover().move(1))
 
 
-def test_power_on_calls_the_hook_once_and_one_engine_is_enough(engine: FakeEngine) -> None:
+def test_power_on_calls_the_hook_once_and_one_engine_is_enough(engine: WatchedEngine) -> None:
     device = Mover()
     assert device.log == []
     engine.attach(device)
@@ -79,7 +91,7 @@ def test_power_on_calls_the_hook_once_and_one_engine_is_enough(engine: FakeEngin
         other.attach(device)
 
 
-def test_a_port_of_another_engine_is_refused(engine: FakeEngine, port: FakePort) -> None:
+def test_a_port_of_another_engine_is_refused(port: Port) -> None:
     with device_engine() as other, pytest.raises(ArgumentError, match="another engine"):
         other.attach(Mover(port))
 
@@ -88,30 +100,30 @@ def test_a_port_of_another_engine_is_refused(engine: FakeEngine, port: FakePort)
 
 
 def test_a_handler_starts_work_that_runs_later(
-    engine: FakeEngine, port: FakePort, mover: Mover
+    engine: WatchedEngine, held: Held, mover: Mover
 ) -> None:
     mover.bus_write(0, 4, 7)
     assert (mover.log, mover.tasks) == ([], 1)
     settle(engine)
     assert mover.log == [("begin", 7)]
-    port.finish()
+    held.finish()
     settle(engine)
     assert mover.log == [("begin", 7), ("moved", 7), ("end", 7)]
     assert (mover.bus_read(4, 4), mover.tasks) == (2, 0)
 
 
 def test_start_takes_a_coroutine(mover: Mover) -> None:
-    with pytest.raises(ArgumentTypeError, match="what calling an async def gives, not <bound"):
+    with pytest.raises(ArgumentTypeError, match="is not a coroutine; call an `async def`"):
         mover.start(mover.move)  # type: ignore[arg-type]
 
 
-def test_a_cancelled_task_is_no_failure(engine: FakeEngine, port: FakePort, mover: Mover) -> None:
+def test_a_cancelled_task_is_no_failure(engine: WatchedEngine, held: Held, mover: Mover) -> None:
     task = mover.start(mover.move(1))
     settle(engine)
     task.cancel()
     settle(engine)
     assert (mover.log, mover.state) == ([("begin", 1), ("end", 1)], "running")
-    port.finish()
+    held.finish()
 
 
 # --- failure --------------------------------------------------------------------------------------
@@ -154,13 +166,14 @@ class Fallible(Mover):
 
 @pytest.mark.parametrize("cause", [write_handler, read_handler, coroutine, doorbell])
 def test_an_uncaught_exception_fails_the_device_alone_and_is_logged_once(
-    engine: FakeEngine,
-    port: FakePort,
+    engine: WatchedEngine,
+    port: Port,
+    held: Held,
     mover: Mover,
     caplog: pytest.LogCaptureFixture,
     cause: Callable[[Fallible], None],
 ) -> None:
-    device = Fallible(port)
+    device = Fallible(engine.port(port.space, "its own"), held=held)
     engine.attach(device)
     mover.start(mover.move(1))
     device.start(device.move(2))
@@ -173,7 +186,7 @@ def test_an_uncaught_exception_fails_the_device_alone_and_is_logged_once(
     device.bus_write(0x00, 4, 1)
     device.bus_write(0x10, 4, 1)
     assert device.counts.refused_writes == 2
-    assert (device.interrupt.level, port.transfers[0].cancelled) == (False, True)
+    assert (device.interrupt.level, len(held.cancelled)) == (False, 1)
     kind = type(engine.failures[0][1])
     assert device.log[1] == ("begin", 2)
     assert device.log.count(("end", 2)) == 1
@@ -182,12 +195,12 @@ def test_an_uncaught_exception_fails_the_device_alone_and_is_logged_once(
     assert [each.name for each in errors] == ["iodma.devices"]
     assert errors[0].exc_info is not None and errors[0].exc_info[0] is kind
     assert [each for each, _ in engine.failures] == [device]
-    port.finish()
+    held.finish()
     settle(engine)
     assert mover.state == "running"
 
 
-def test_a_reset_brings_a_failed_device_back(engine: FakeEngine) -> None:
+def test_a_reset_brings_a_failed_device_back(engine: WatchedEngine) -> None:
     device = Fallible()
     engine.attach(device)
     device.bus_write(0x10, 4, 0)
@@ -215,7 +228,7 @@ def test_without_an_engine_it_fails_the_same() -> None:
 
 
 def test_a_guest_that_fails_a_device_again_and_again_fills_no_log(
-    engine: FakeEngine, caplog: pytest.LogCaptureFixture
+    engine: WatchedEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
     device = Fallible()
     engine.attach(device)
@@ -227,7 +240,7 @@ def test_a_guest_that_fails_a_device_again_and_again_fills_no_log(
     assert len(caplog.records) < 10
 
 
-def test_the_hook_may_set_registers_whoever_caused_the_failure(engine: FakeEngine) -> None:
+def test_the_hook_may_set_registers_whoever_caused_the_failure(engine: WatchedEngine) -> None:
     async def own_coroutine() -> None:
         write_handler(device)
 
@@ -239,7 +252,7 @@ def test_the_hook_may_set_registers_whoever_caused_the_failure(engine: FakeEngin
     assert [type(error) for _, error in engine.failures] == [ValueError]
 
 
-def test_a_device_that_has_failed_does_not_fail_again(engine: FakeEngine) -> None:
+def test_a_device_that_has_failed_does_not_fail_again(engine: WatchedEngine) -> None:
     class Twice(Fallible):
         last = Register(0x18, always=True, write="broken_by")
 
@@ -250,7 +263,7 @@ def test_a_device_that_has_failed_does_not_fail_again(engine: FakeEngine) -> Non
     assert (device.counts.failures, len(engine.failures)) == (1, 1)
 
 
-def test_a_hook_is_not_re_entered_through_the_bus(engine: FakeEngine) -> None:
+def test_a_hook_is_not_re_entered_through_the_bus(engine: WatchedEngine) -> None:
     class Curious(Mover):
         def reset(self) -> None:
             self.log.append(self.bus_read(0x04, 4))
@@ -261,7 +274,7 @@ def test_a_hook_is_not_re_entered_through_the_bus(engine: FakeEngine) -> None:
     assert (device.log, device.counts.reentered, device.tasks) == ([ONES], 2, 0)
 
 
-def test_a_failure_in_the_hooks(engine: FakeEngine, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failure_in_the_hooks(engine: WatchedEngine, caplog: pytest.LogCaptureFixture) -> None:
     class Worse(Fallible):
         def reset(self) -> None:
             raise ValueError("in reset")
@@ -297,7 +310,7 @@ def test_another_thread_is_refused(mover: Mover) -> None:
     assert mover.state == "running"
 
 
-def test_a_device_moves_to_the_thread_of_its_engine(engine: FakeEngine) -> None:
+def test_a_device_moves_to_the_thread_of_its_engine(engine: WatchedEngine) -> None:
     made: list[Mover] = []
     thread = threading.Thread(target=lambda: made.append(Mover()))
     thread.start()

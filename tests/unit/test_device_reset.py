@@ -3,46 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from iodma import Event, Port
+from iodma._core import Wait
 from iodma.devices import Device, Register
 from iodma.errors import Cancelled, StaleError
-from tests.unit.fake_engine import Event, FakeEngine, FakePort, device_engine, run, settle
+from tests.unit.engines import Held, WatchedEngine, device_engine, held_port, run, settle
 from tests.unit.mover import Mover
 
 ONES = 0xFFFF_FFFF
 
 
 @pytest.fixture
-def engine() -> Iterator[FakeEngine]:
+def engine() -> Iterator[WatchedEngine]:
     with device_engine() as engine:
         yield engine
 
 
 @pytest.fixture
-def port(engine: FakeEngine) -> FakePort:
-    return FakePort(engine)
+def port_and_held(engine: WatchedEngine) -> Iterator[tuple[Port, Held]]:
+    with held_port(engine) as both:
+        yield both
 
 
 @pytest.fixture
-def mover(engine: FakeEngine, port: FakePort) -> Mover:
-    device = Mover(port)
+def port(port_and_held: tuple[Port, Held]) -> Port:
+    return port_and_held[0]
+
+
+@pytest.fixture
+def held(port_and_held: tuple[Port, Held]) -> Held:
+    return port_and_held[1]
+
+
+@pytest.fixture
+def mover(engine: WatchedEngine, port: Port, held: Held) -> Mover:
+    device = Mover(port, held=held)
     engine.attach(device)
     device.log.clear()
     return device
 
 
-def attached(engine: FakeEngine, device: Any) -> Any:
+def attached(engine: WatchedEngine, device: Any) -> Any:
     engine.attach(device)
     return device
 
 
 def test_a_reset_drains_then_ends_tasks_then_resets_then_acknowledges(
-    engine: FakeEngine, port: FakePort, mover: Mover
+    engine: WatchedEngine, held: Held, mover: Mover
 ) -> None:
     mover.bus_write(0, 4, 7)
     settle(engine)
@@ -50,7 +64,9 @@ def test_a_reset_drains_then_ends_tasks_then_resets_then_acknowledges(
     mover.bus_write(0x08, 4, 5)
     ack = mover.request_reset()
     assert (mover.state, mover.generation) == ("resetting", 1)
-    assert port.transfers[0].cancelled
+    settle(engine)
+    assert len(held.cancelled) == 1
+    assert mover.log.pop() == ("end", 7)
     mover.log.append("asked")
 
     async def acknowledged() -> None:
@@ -59,30 +75,30 @@ def test_a_reset_drains_then_ends_tasks_then_resets_then_acknowledges(
 
     engine.start(acknowledged())
     settle(engine)
-    assert mover.log == [("begin", 7), "asked", ("end", 7)], "the DMA has not drained"
+    assert mover.log == [("begin", 7), "asked"], "the DMA has not drained"
     assert (mover.interrupt.level, mover.control) == (True, 5)
-    port.finish()
+    held.finish()
     settle(engine)
-    assert mover.log[3:] == ["reset", "acknowledged"]
+    assert mover.log[2:] == ["reset", "acknowledged"]
     assert (mover.interrupt.level, mover.control, mover.status) == (False, 0, 1)
     assert (mover.state, mover.counts.resets) == ("running", 1)
 
 
-def test_a_reset_waits_for_tasks_as_well_as_for_ports(engine: FakeEngine) -> None:
+def test_a_reset_waits_for_tasks_as_well_as_for_ports(engine: WatchedEngine) -> None:
     class Stubborn(Device):
         async def work(self, event: Event) -> None:
             try:
-                await event
+                await event.wait()
             except Cancelled:
-                other = Event()
+                other = Event(engine)
                 engine.start(self.wake(other))
-                await other  # refused: an old coroutine waits for nothing
+                await other.wait()  # refused: an old coroutine waits for nothing
 
         async def wake(self, event: Event) -> None:
             event.set()
 
     device = attached(engine, Stubborn())
-    device.start(device.work(Event()))
+    device.start(device.work(Event(engine)))
     settle(engine)
     device.request_reset()
     settle(engine)
@@ -90,37 +106,38 @@ def test_a_reset_waits_for_tasks_as_well_as_for_ports(engine: FakeEngine) -> Non
 
 
 def test_a_task_that_is_slow_to_end_holds_the_reset_up(
-    engine: FakeEngine, port: FakePort, mover: Mover
+    engine: WatchedEngine, held: Held, mover: Mover
 ) -> None:
     mover.start(mover.move(1))
     settle(engine)
-    port.finish()
-    engine.ready.clear()  # the task is due, and late
-    task = next(iter(engine.tasks))
+    held.finish()
+    for _ in range(3):
+        engine.start(nothing())  # due before the task is
     mover.request_reset()
-    settle(engine)
-    assert (mover.state, mover.tasks) == ("resetting", 1)
-    engine.ready.append(task)
+    for _ in range(4):
+        assert (mover.state, mover.tasks) == ("resetting", 1)
+        engine.pump(1)
     settle(engine)
     assert mover.log == [("begin", 1), ("end", 1), "reset"]
 
 
 def test_an_engine_that_gives_up_a_reset_leaves_it_unacknowledged(
-    engine: FakeEngine, mover: Mover
+    engine: WatchedEngine, held: Held, mover: Mover
 ) -> None:
     mover.start(mover.move(1))
-    task = engine.ready.pop()
+    settle(engine)
     ack: Any = mover.request_reset()
     settle(engine)
     ack.task.cancel()
     settle(engine)
-    assert (mover.state, mover.log) == ("resetting", [])
-    engine.ready.append(task)
+    assert (mover.state, mover.log) == ("resetting", [("begin", 1), ("end", 1)])
+    held.finish()
     settle(engine)
+    assert mover.state == "resetting"
 
 
 def test_during_a_reset_the_bus_is_refused_but_for_what_always_works(
-    engine: FakeEngine, port: FakePort, mover: Mover
+    engine: WatchedEngine, held: Held, mover: Mover
 ) -> None:
     mover.start(mover.move(1))
     settle(engine)
@@ -134,26 +151,28 @@ def test_during_a_reset_the_bus_is_refused_but_for_what_always_works(
         mover.start(mover.move(2))
     with pytest.raises(StaleError, match="ring while the device is resetting"):
         mover.ring.ring(3)
-    port.finish()
+    held.finish()
     settle(engine)
     assert mover.bus_read(0x04, 4) == 1
 
 
-def test_overlapping_resets_are_one(engine: FakeEngine, port: FakePort, mover: Mover) -> None:
+def test_overlapping_resets_are_one(engine: WatchedEngine, held: Held, mover: Mover) -> None:
     mover.start(mover.move(1))
     settle(engine)
     first = mover.request_reset()
     settle(engine)
     assert mover.request_reset() is first
     mover.bus_write(0x08, 4, 1)
-    port.finish()
+    held.finish()
     settle(engine)
     assert (mover.counts.resets, mover.generation, mover.log.count("reset")) == (1, 1, 1)
     assert mover.request_reset() is not first
     settle(engine)
 
 
-def test_the_rest_of_a_split_access_is_refused_after_a_reset_within_it(engine: FakeEngine) -> None:
+def test_the_rest_of_a_split_access_is_refused_after_a_reset_in_it(
+    engine: WatchedEngine,
+) -> None:
     class Wide(Device):
         control = Register(0, write="controlled", read="leave")
         data = Register(4)
@@ -175,20 +194,20 @@ def test_the_rest_of_a_split_access_is_refused_after_a_reset_within_it(engine: F
 
 
 def test_an_old_coroutine_is_refused_everything(
-    engine: FakeEngine, port: FakePort, mover: Mover
+    engine: WatchedEngine, port: Port, held: Held, mover: Mover
 ) -> None:
     refused = []
 
     async def work() -> None:
         try:
-            await port.transfer()
+            await port.from_memory((0, 16), to=held)
         finally:
             steps = {
                 "register": lambda: setattr(mover, "status", 9),
                 "start": lambda: mover.start(mover.move(9)),
                 "ring": lambda: mover.ring.ring(9),
                 "interrupt": lambda: mover.interrupt.pulse(),
-                "submit": port.transfer,
+                "submit": lambda: port.from_memory((0, 16), to=held),
                 "line": lambda: mover.interrupt.set(True),
             }
             for name, step in steps.items():
@@ -197,22 +216,22 @@ def test_an_old_coroutine_is_refused_everything(
                 refused.append(name)
             mover.bus_write(0x08, 4, 77)
             assert mover.control == 0, "also past the bus"
-            await Event()
+            await Event(engine).wait()
 
     mover.start(work())
     settle(engine)
     mover.request_reset()
     settle(engine)
     assert refused == ["register", "start", "ring", "interrupt", "submit", "line"]
-    port.finish()
+    held.finish()
     settle(engine)
     assert (mover.state, mover.tasks, engine.failures) == ("running", 0, [])
 
 
-def test_a_coroutine_of_another_device_is_not_stale(engine: FakeEngine, mover: Mover) -> None:
+def test_a_coroutine_of_another_device_is_not_stale(engine: WatchedEngine, mover: Mover) -> None:
     async def work(other: Mover) -> None:
         try:
-            await Event()
+            await Event(engine).wait()
         finally:
             other.status = 9
 
@@ -225,7 +244,7 @@ def test_a_coroutine_of_another_device_is_not_stale(engine: FakeEngine, mover: M
 
 
 def test_a_coroutine_that_resets_its_own_device_is_cancelled(
-    engine: FakeEngine, mover: Mover
+    engine: WatchedEngine, mover: Mover
 ) -> None:
     async def work() -> None:
         try:
@@ -239,7 +258,7 @@ def test_a_coroutine_that_resets_its_own_device_is_cancelled(
     assert mover.log == ["cancelled", "reset"]
 
 
-def test_work_that_goes_on_all_the_time_is_begun_by_the_hook(engine: FakeEngine) -> None:
+def test_work_that_goes_on_all_the_time_is_begun_by_the_hook(engine: WatchedEngine) -> None:
     seen: list[object] = []
 
     class Beacon(Device):
@@ -248,10 +267,10 @@ def test_work_that_goes_on_all_the_time_is_begun_by_the_hook(engine: FakeEngine)
 
         async def watch(self) -> None:
             seen.append(self.generation)
-            await asked
+            await asked.wait()
             seen.append("asked")
 
-    asked = Event()
+    asked = Event(engine)
     device = attached(engine, Beacon())
     settle(engine)
     device.request_reset()
@@ -263,7 +282,7 @@ def test_work_that_goes_on_all_the_time_is_begun_by_the_hook(engine: FakeEngine)
 
 
 def test_an_acknowledgement_can_be_awaited_by_many_and_late(
-    engine: FakeEngine, mover: Mover
+    engine: WatchedEngine, mover: Mover
 ) -> None:
     async def twice() -> str:
         ack = mover.request_reset()
@@ -274,12 +293,13 @@ def test_an_acknowledgement_can_be_awaited_by_many_and_late(
     assert run(engine, twice) == "running"
 
 
-def test_all_ports_among_the_endpoints_are_drained(engine: FakeEngine) -> None:
-    ports = [FakePort(engine) for _ in range(3)]
+def test_all_ports_among_the_endpoints_are_drained(engine: WatchedEngine, port: Port) -> None:
+    ports = [engine.port(port.space, f"port{i}") for i in range(3)]
     device = attached(engine, Mover(ports[0], receive=ports[1], other=ports[2], disk="disk"))
+    before = [port.generation for port in ports]
     device.request_reset()
     settle(engine)
-    assert [port.resets for port in ports] == [1, 1, 1]
+    assert [port.generation for port in ports] == [each + 1 for each in before]
 
 
 def test_without_an_engine_it_is_over_at_once() -> None:
@@ -295,22 +315,74 @@ def test_without_an_engine_it_is_over_at_once() -> None:
         run(engine, acknowledged)
 
 
-def test_a_drain_that_fails_is_never_acknowledged(
-    engine: FakeEngine, port: FakePort, mover: Mover
+def test_a_coroutine_that_swallowed_one_cancel_is_ended_by_a_reset(
+    engine: WatchedEngine, mover: Mover
 ) -> None:
+    async def work() -> None:
+        with suppress(Cancelled):
+            await Event(engine).wait()
+        mover.log.append("swallowed")
+        await Event(engine).wait()
+
+    task = mover.start(work())
+    settle(engine)
+    task.cancel()
+    settle(engine)
+    assert not task.done
+    mover.request_reset()
+    settle(engine)
+    assert (mover.state, mover.log) == ("running", ["swallowed", "reset"])
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_what_is_for_the_program_reaches_it(
+    engine: WatchedEngine, mover: Mover, error: type[BaseException]
+) -> None:
+    async def interrupted() -> None:
+        raise error
+
+    mover.start(interrupted())
+    with pytest.raises(error):
+        engine.run()
+    assert (mover.state, mover.tasks) == ("running", 0)
+
+
+class OtherPort:
+    """A port of another make, whose drains may fail."""
+
+    in_flight = 0
+    error: Exception | None = None
+
+    def __init__(self, engine: WatchedEngine) -> None:
+        self.engine = engine
+
+    def reset(self) -> Wait[None]:
+        wait: Wait[None] = Wait(self.engine)
+        if self.error is not None:
+            wait._fail(self.error)
+        else:
+            wait._resolve(None)
+        return wait
+
+
+def test_a_drain_that_fails_is_never_acknowledged(engine: WatchedEngine) -> None:
+    port = OtherPort(engine)
+    mover: Mover = attached(engine, Mover(port))
+
     async def acknowledged() -> None:
         await mover.request_reset()
 
-    port.drain_error = TimeoutError("a request cannot be cancelled")
+    mover.log.clear()
+    port.error = TimeoutError("a request cannot be cancelled")
     with pytest.raises(TimeoutError):
         run(engine, acknowledged)
     assert (mover.state, mover.log, mover.counts.resets) == ("failed", ["TimeoutError"], 0)
-    port.drain_error = None
+    port.error = None
     run(engine, acknowledged)
     assert mover.state == "running"
 
 
-def test_a_hook_that_fails_fails_the_reset(engine: FakeEngine) -> None:
+def test_a_hook_that_fails_fails_the_reset(engine: WatchedEngine) -> None:
     class Broken(Mover):
         def reset(self) -> None:
             if self.generation:
@@ -323,11 +395,11 @@ def test_a_hook_that_fails_fails_the_reset(engine: FakeEngine) -> None:
 
 
 def test_what_an_old_coroutine_raises_is_told_and_the_reset_goes_on(
-    engine: FakeEngine, mover: Mover, caplog: pytest.LogCaptureFixture
+    engine: WatchedEngine, mover: Mover, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def work() -> None:
         try:
-            await Event()
+            await Event(engine).wait()
         finally:
             raise ValueError("in finally")
 
@@ -342,11 +414,15 @@ async def wait(device: Device) -> None:
     await device.request_reset()
 
 
-def test_a_task_that_never_began_does_not_begin(engine: FakeEngine, mover: Mover) -> None:
+def test_a_task_that_never_began_does_not_begin(engine: WatchedEngine, mover: Mover) -> None:
     mover.start(mover.move(1))
     mover.request_reset()
     settle(engine)
     assert (mover.log, mover.state) == (["reset"], "running")
+
+
+async def nothing() -> None:
+    pass
 
 
 STEPS = ["start", "ring", "write", "finish", "pump", "reset", "fail", "step"]
@@ -354,9 +430,8 @@ STEPS = ["start", "ring", "write", "finish", "pump", "reset", "fail", "step"]
 
 @given(st.lists(st.sampled_from(STEPS), max_size=40))
 def test_any_schedule_comes_to_rest_and_nothing_old_survives(steps: list[str]) -> None:
-    with device_engine() as engine:
-        port = FakePort(engine)
-        mover = attached(engine, Mover(port))
+    with device_engine() as engine, held_port(engine) as (port, held):
+        mover = attached(engine, Mover(port, held=held))
         before = mover.generation
         for number, step in enumerate(steps):
             match step:
@@ -367,25 +442,25 @@ def test_any_schedule_comes_to_rest_and_nothing_old_survives(steps: list[str]) -
                 case "write":
                     mover.bus_write(0x00, 4, number)
                 case "finish":
-                    port.finish()
+                    held.finish()
                 case "pump":
                     settle(engine)
-                case "step" if engine.ready:
-                    engine.ready.popleft().step()
+                case "step":
+                    engine.pump(1)
                 case "reset":
                     mover.request_reset()
                 case "fail":
-                    mover._task_done(failed_task(engine))
+                    mover._fail(ValueError())
             assert mover.generation >= before
             before = mover.generation
             assert mover._open is (mover.state == "running")
             if mover._open:
                 assert not mover._scope._stale
-        port.finish()
+        held.finish()
         settle(engine)
         last = mover.request_reset()
         settle(engine)
-        port.finish()
+        held.finish()
         settle(engine)
         assert (mover.state, mover.tasks, mover.status) == ("running", 0, 1)
         assert mover.ring.running == mover.ring.waiting == 0
@@ -397,13 +472,3 @@ def test_any_schedule_comes_to_rest_and_nothing_old_survives(steps: list[str]) -
 
 async def acknowledged(ack: Any) -> None:
     await ack
-
-
-def failed_task(engine: FakeEngine) -> Any:
-    async def fall() -> None:
-        raise ValueError
-
-    task = engine.start(fall())
-    engine.ready.remove(task)
-    task.step()
-    return task

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from iodma import Event
 from iodma.devices import Device, Doorbell
 from iodma.errors import ArgumentError
-from tests.unit.fake_engine import Event, FakeEngine, device_engine, settle
+from tests.unit.engines import WatchedEngine, device_engine, settle
 
 
 class Rung(Device):
@@ -24,7 +25,7 @@ class Rung(Device):
 
     async def work(self, value: int) -> None:
         self.log.append(value)
-        self.gates[value] = Event()
+        self.gates[value] = Event(self.engine)
         try:
             await self.gates[value].wait()
         finally:
@@ -35,26 +36,26 @@ class Rung(Device):
 
 
 @pytest.fixture
-def engine() -> Iterator[FakeEngine]:
+def engine() -> Iterator[WatchedEngine]:
     with device_engine() as engine:
         yield engine
 
 
 @pytest.fixture
-def rung(engine: FakeEngine) -> Rung:
+def rung(engine: WatchedEngine) -> Rung:
     device = Rung()
     engine.attach(device)
     return device
 
 
-def end(engine: FakeEngine, rung: Rung, *values: int) -> None:
+def end(engine: WatchedEngine, rung: Rung, *values: int) -> None:
     for value in values:
         rung.gates[value].set()
         settle(engine)
 
 
 def test_serial_runs_follow_each_other_in_the_order_of_the_writes(
-    engine: FakeEngine, rung: Rung
+    engine: WatchedEngine, rung: Rung
 ) -> None:
     for value in (1, 2, 3):
         rung.bus_write(0, 4, value)
@@ -65,7 +66,7 @@ def test_serial_runs_follow_each_other_in_the_order_of_the_writes(
     assert (rung.serial.running, rung.serial.waiting) == (0, 0)
 
 
-def test_concurrent_runs_start_at_once(engine: FakeEngine, rung: Rung) -> None:
+def test_concurrent_runs_start_at_once(engine: WatchedEngine, rung: Rung) -> None:
     for value in (1, 2, 3):
         rung.bus_write(8, 8, value)
     settle(engine)
@@ -73,7 +74,9 @@ def test_concurrent_runs_start_at_once(engine: FakeEngine, rung: Rung) -> None:
     assert rung.log == [1, 2, 3, -2, -1, -3]
 
 
-def test_a_ring_past_the_depth_is_dropped_counted_and_told(engine: FakeEngine, rung: Rung) -> None:
+def test_a_ring_past_the_depth_is_dropped_counted_and_told(
+    engine: WatchedEngine, rung: Rung
+) -> None:
     for value in range(1, 6):
         rung.bus_write(0, 4, value)
         rung.bus_write(8, 8, 10 + value)
@@ -87,17 +90,17 @@ def test_a_ring_past_the_depth_is_dropped_counted_and_told(engine: FakeEngine, r
     assert rung.log[-4:] == [3, -3, 6, -6]
 
 
-def test_a_cancelled_run_lets_the_next_begin(engine: FakeEngine, rung: Rung) -> None:
+def test_a_cancelled_run_lets_the_next_begin(engine: WatchedEngine, rung: Rung) -> None:
     rung.serial.ring(1)
     rung.serial.ring(2)
     settle(engine)
-    next(iter(engine.tasks)).cancel()
+    engine._tasks_of(rung)[0].cancel()
     settle(engine)
     assert rung.log == [1, -1, 2]
     end(engine, rung, 2)
 
 
-def test_a_reset_forgets_what_waits(engine: FakeEngine, rung: Rung) -> None:
+def test_a_reset_forgets_what_waits(engine: WatchedEngine, rung: Rung) -> None:
     for value in (1, 2, 3):
         rung.serial.ring(value)
         rung.parallel.ring(10 + value)
