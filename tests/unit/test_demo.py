@@ -121,6 +121,26 @@ def test_the_table(tmp_path: Path, rng: random.Random, capsys: pytest.CaptureFix
     assert err == ""
 
 
+@pytest.mark.usefixtures("one_pass")
+def test_a_trace_of_it(tmp_path: Path, rng: random.Random) -> None:
+    out = tmp_path / "trace.json"
+    run(Options(source(tmp_path, rng, 2 * WINDOW), trace=out))
+    events = json.loads(out.read_text())["traceEvents"]
+    names = {
+        each["args"]["name"] for each in events if each["ph"] == "M" and "name" in each["args"]
+    }
+    assert any("disk" in name for name in names), names
+    assert len(events) > 8  # two reads, two sends, with their states
+
+
+def test_a_trace_that_cannot_be_written(
+    tmp_path: Path, rng: random.Random, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, nowhere = str(source(tmp_path, rng, 5000)), f"{tmp_path}/none/trace.json"
+    assert complaint(capsys, path, "--trace", nowhere) == f"{nowhere}: No such file or directory"
+    assert complaint(capsys, path, "--trace", "/dev/full") == "No space left on device"
+
+
 def test_small_files_are_moved_several_times(tmp_path: Path, rng: random.Random) -> None:
     result = run(Options(source(tmp_path, rng, 100_000)))
     assert result.passes > 1
