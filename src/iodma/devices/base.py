@@ -39,7 +39,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from itertools import count
 from threading import get_ident
-from typing import Any, ClassVar, Self, TypeGuard
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeGuard, TypeVar, cast
 
 from iodma.devices.doorbell import Bell
 from iodma.devices.host import EngineLike, PortLike, TaskLike
@@ -58,7 +58,13 @@ from iodma.errors import (
 )
 from iodma.ratelimit import RateLimit
 
+if TYPE_CHECKING:
+    from iodma.engine import Engine, Task
+    from iodma.port import Port
+
 __all__ = ["Device"]
+
+T = TypeVar("T")
 
 logger = logging.getLogger("iodma.devices")
 
@@ -124,7 +130,9 @@ class Device:
         self._refusals = RateLimit(logger)
         self._errors = RateLimit(logger)
 
-    def __init__(self, port: Any = None, *, name: str | None = None, **endpoints: Any) -> None:
+    def __init__(
+        self, port: PortLike | None = None, *, name: str | None = None, **endpoints: Any
+    ) -> None:
         if name is not None:
             self.name = name
             for line in self._lines:
@@ -145,18 +153,20 @@ class Device:
     # --- for the device's own code ----------------------------------------------------------------
 
     @property
-    def port(self) -> Any:
+    def port(self) -> Port:
         """The port. Raises `Error` if the device was made without one."""
-        if self._port is None:
+        port: Port | None = self._port
+        if port is None:
             raise Error(f"{self.name} has no port: give it one, as in Device(engine.port(memory))")
-        return self._port
+        return port
 
     @property
-    def engine(self) -> Any:
+    def engine(self) -> Engine:
         """The engine. Raises `Error` if the device is not attached to one."""
-        if self._scope.engine is None:
+        engine: Any = self._scope.engine
+        if engine is None:
             raise Error(f"{self.name} has no engine yet: engine.attach(device) comes first")
-        return self._scope.engine
+        return cast("Engine", engine)
 
     @property
     def state(self) -> DeviceState:
@@ -173,7 +183,7 @@ class Device:
         """Tasks of the device that have not ended."""
         return len(self._scope)
 
-    def start(self, coro: Coroutine[Any, Any, Any], *, name: str | None = None) -> Any:
+    def start(self, coro: Coroutine[Any, Any, T], *, name: str | None = None) -> Task[T]:
         """Runs a coroutine in the device's scope: a reset cancels it.
 
         It never runs inside this call. What it raises and does not catch fails the device.
@@ -191,7 +201,8 @@ class Device:
             if hasattr(coro, "close"):
                 coro.close()
             self._refuse_closed(f"start({title})")
-        return self._scope.start(coro, name and f"{self.name}.{name}")
+        task = self._scope.start(coro, name and f"{self.name}.{name}")
+        return cast("Task[T]", task)
 
     def interrupt_line(self, name: str) -> Interrupt:
         """Makes one more line, or MSI-X vector. A reset lowers it, as it does `interrupt`."""

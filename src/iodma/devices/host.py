@@ -48,9 +48,7 @@ class EngineLike(Protocol):
     def current_task(self) -> TaskLike | None:
         """The task being stepped now, or None."""
 
-    def _spawn(
-        self, coro: Coroutine[Any, Any, Any], *, owner: Any, name: str | None = None
-    ) -> Any:
+    def _spawn(self, coro: Coroutine[Any, Any, Any], *, owner: Any, name: str | None = None) -> Any:
         """Starts a task, never inside the call. At its end, however: `owner._task_done(task)`."""
 
     def _spawn_task(
