@@ -5,7 +5,8 @@
  * Invariants
  *  - Byte lanes are permuted within whole units of a piece, wherever in it a copy starts or ends: the byte of the device's
  *    that lies at k of the piece is the memory's at (k ^ lanes), where the whole unit is inside the piece, else at k.
- *  - A device window sees each access once, ascending, naturally aligned, at most 8 bytes wide, never merged.
+ *  - A device window sees each access once, ascending, naturally aligned, at most 8 bytes wide, never merged.  (Units
+ *    of byte lanes that a list or a request cuts are seen a byte at a time.)
  *  - Nothing is delivered from here: a window's handler runs, and that is all. */
 #include "bytes.h"
 #include "xfer.h"
@@ -33,37 +34,59 @@ static int memory_run(struct iod_translation *t, uint32_t cursor, uint32_t count
 	return error;
 }
 
-static int device_piece(struct iod_core *core, struct iod_row *row, struct iod_region *region, uint64_t offset,
-			uint8_t *flat, uint64_t n, bool write, uint64_t *done)
+/* One register access, on behalf of the row. */
+static int message(struct iod_core *core, struct iod_row *row, struct iod_region *region, uint64_t offset,
+		   unsigned width, uint8_t *flat, uint8_t lanes, bool write)
 {
-	uint8_t outer = core->depth;
-	int error = 0;
+	uint64_t value = 0; /* little-endian hosts only, as the core is */
+	uint8_t byte[8], outer = core->depth;
 
-	*done = 0;
-	while (n && !error) {
-		unsigned width = 8;
-		while ((offset & (width - 1)) || width > n)
-			width /= 2;
-		uint64_t value = 0;
-		if (row->depth >= IOD_MESSAGE_DEPTH) {
-			error = -EFAULT;
-			break;
-		}
-		if (write)
-			memcpy(&value, flat + *done, width); /* little-endian hosts only, as the core is */
-		core->depth = (uint8_t)(row->depth + 1);
-		core->count.messages++;
-		error = core->hooks.device(core->hooks.context, region, offset, width, write, &value);
-		if (error)
-			break;
-		if (!write)
-			memcpy(flat + *done, &value, width);
-		offset += width;
-		*done += width;
-		n -= width;
-	}
+	if (row->depth >= IOD_MESSAGE_DEPTH)
+		return -EFAULT;
+	for (unsigned i = 0; write && i < width; i++)
+		byte[i] = flat[i ^ lanes];
+	if (write)
+		memcpy(&value, byte, width);
+	core->depth = (uint8_t)(row->depth + 1);
+	core->count.messages++;
+	int error = core->hooks.device(core->hooks.context, region, offset, width, write, &value);
 	core->depth = outer;
-	return error ? -EFAULT : 0;
+	if (error)
+		return -EFAULT;
+	memcpy(byte, &value, width);
+	for (unsigned i = 0; !write && i < width; i++)
+		flat[i ^ lanes] = byte[i];
+	return 0;
+}
+
+/* At most n bytes of a piece that is a device window, from `skip` bytes into it. */
+static int device_piece(struct iod_core *core, struct iod_row *row, const struct iod_translation *t, uint32_t cursor,
+			uint64_t skip, uint8_t *flat, uint64_t n, bool write, uint64_t *done)
+{
+	const struct iod_piece *piece = &t->piece[cursor];
+	uint64_t base = (uint64_t)(uintptr_t)t->iov[cursor].iov_base, size = t->iov[cursor].iov_len;
+	uint8_t lanes = piece->lanes;
+	unsigned unit = lanes > 3 ? 8 : lanes > 1 ? 4 : lanes ? 2 : 1;
+
+	for (*done = 0; *done < n;) {
+		uint64_t k = skip + *done, at = base + k;
+		unsigned width = 8, in_unit = (unsigned)(piece->phase + k) & (unit - 1);
+		int error;
+		while ((at & (width - 1)) || width > n - *done)
+			width /= 2;
+		if (in_unit == 0 && width >= unit) {
+			error = message(core, row, piece->region, at, width, flat + *done, lanes, write);
+		} else { /* part of a unit: each byte in its lane, if the piece holds the whole unit */
+			bool whole = k >= in_unit && size - (k - in_unit) >= unit;
+			width = 1;
+			error = message(core, row, piece->region, whole ? at - in_unit + (in_unit ^ lanes) : at, width,
+					flat + *done, 0, write);
+		}
+		if (error)
+			return error;
+		*done += width;
+	}
+	return 0;
 }
 
 /* The bus address of byte `at` of a list. */
@@ -103,9 +126,8 @@ static int move(struct iod_core *core, struct iod_row *row, struct iod_translati
 		uint32_t count = 1;
 		int error;
 		if (t->piece[cursor].region->kind == IOD_DEVICE) {
-			uint64_t offset = (uint64_t)(uintptr_t)t->iov[cursor].iov_base + skip;
 			uint64_t most = iod_min64(n, t->iov[cursor].iov_len - skip);
-			error = device_piece(core, row, t->piece[cursor].region, offset, flat + *done, most, write, &moved);
+			error = device_piece(core, row, t, cursor, skip, flat + *done, most, write, &moved);
 			if (error)
 				refused(row, t, row->moved + *done + moved, write);
 		} else {

@@ -34,6 +34,32 @@ int ext_check(Engine *self)
 
 /* ---- hooks of the core ---- */
 
+/* A window's handler raised: the engine logs it, or lets it out of run at the end of the turn. */
+static void window_failed(Engine *engine, PyObject *target)
+{
+	PyObject *type, *value, *trace;
+	for (int told = 0; told < 2; told++) {
+		PyErr_Fetch(&type, &value, &trace);
+		PyErr_NormalizeException(&type, &value, &trace);
+		if (trace && value)
+			PyException_SetTraceback(value, trace);
+		Py_XDECREF(type);
+		Py_XDECREF(trace);
+		if (told)
+			break;
+		PyObject *done = PyObject_CallMethod((PyObject *)engine, "_window_failed", "OO", target, value);
+		Py_XDECREF(value);
+		if (done) {
+			Py_DECREF(done);
+			return;
+		}
+	}
+	if (engine->raised)
+		Py_XDECREF(value); /* one is enough */
+	else
+		engine->raised = value;
+}
+
 static int hook_device(void *context, struct iod_region *region, uint64_t offset, unsigned width, bool write,
 		       uint64_t *value)
 {
@@ -45,29 +71,18 @@ static int hook_device(void *context, struct iod_region *region, uint64_t offset
 	else
 		result = PyObject_CallMethod(target, "read", "KI", (unsigned long long)offset, width);
 	if (!result) {
-		/* A strict engine lets it out of run; see ext_turn. */
-		if (!engine->raised) {
-			PyObject *type, *trace;
-			PyErr_Fetch(&type, &engine->raised, &trace);
-			PyErr_NormalizeException(&type, &engine->raised, &trace);
-			if (trace && engine->raised)
-				PyException_SetTraceback(engine->raised, trace);
-			Py_XDECREF(type);
-			Py_XDECREF(trace);
-		} else {
-			PyErr_WriteUnraisable(target);
-		}
+		window_failed(engine, target);
 		return -EFAULT;
 	}
 	int error = 0;
-	if (!write) {
+	if (result == (write ? Py_False : Py_None)) { /* the window refuses: a bus error */
+		error = -EFAULT;
+	} else if (!write) {
 		*value = PyLong_AsUnsignedLongLongMask(result);
 		if (PyErr_Occurred()) {
-			PyErr_WriteUnraisable(target);
+			window_failed(engine, target);
 			error = -EFAULT;
 		}
-	} else if (result == Py_False) { /* the window refuses: a bus error */
-		error = -EFAULT;
 	}
 	Py_DECREF(result);
 	return error;

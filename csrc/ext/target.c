@@ -205,8 +205,10 @@ static PyObject *target_finish(Target *self, PyObject *args)
 		if (data.buf && result > 0) {
 			uint64_t done = 0, n = iod_min64((uint64_t)result, (uint64_t)data.len);
 			n = iod_min64(n, row->total - row->moved);
+			row->phase = IOD_P_NONE; /* a handler's cancel finds it under way */
 			int error = iod_row_scatter(&self->engine->core, row, data.buf, n, &done);
 			self->engine->python_bytes += done;
+			row->phase = IOD_P_SCRIPT;
 			result = error ? -EFAULT : (int)done;
 		}
 		iod_script_done(&self->engine->core, row, result);

@@ -23,7 +23,7 @@ from iodma.errors import (
     WrongThreadError,
 )
 from iodma.lease import Revocation
-from iodma.memory import DeviceWindow, Memory, Ram, Rom
+from iodma.memory import DeviceWindow, Memory, MsiWindow, Ram, Rom
 from iodma.port import Port
 from iodma.sg import Batch, Completions, ScatterList
 from iodma.stages import ByteLanes, Iommu, Mapping, Window
@@ -68,6 +68,7 @@ __all__ = [
     "Iommu",
     "Mapping",
     "Memory",
+    "MsiWindow",
     "Null",
     "Port",
     "Ram",

@@ -15,14 +15,11 @@ import struct
 from collections.abc import Callable
 from typing import Any, Self
 
-import numpy as np
-import numpy.typing as npt
-
 from iodma import _core
 from iodma._core import Target, Transfer
 from iodma.engine import Engine
 from iodma.errors import ArgumentError, ArgumentTypeError, DmaFault
-from iodma.sg import Batch, Completions, ScatterList
+from iodma.sg import Completions, ScatterList
 from iodma.types import Access, Status
 
 __all__ = ["Port"]

@@ -38,6 +38,7 @@ from iodma.errors import (
     Error,
     WrongThreadError,
 )
+from iodma.ratelimit import RateLimit
 
 __all__ = ["Engine", "Task", "Timer", "engines"]
 
@@ -160,6 +161,7 @@ class Engine(_core.Engine):
         self._pid = os.getpid()
         self._devices: list[Any] = []
         self._tracer: Tracer | None = None
+        self._refusals = RateLimit(log)
         self._slow: SlowStepWatch | None = None
         self._slow_step = slow_step
         self._set("failed", self._task_failed)
@@ -202,6 +204,14 @@ class Engine(_core.Engine):
         """A device failed; a strict engine lets that out of `run`."""
         if self.strict:
             raise error
+
+    def _window_failed(self, target: object, error: BaseException) -> None:
+        """The handler of a device window raised; its access ends in a bus error."""
+        if not isinstance(error, Exception) or self.strict:
+            raise error
+        self._refusals.log(
+            logging.ERROR, "%s: device window %r failed", self.name, target, exc_info=error
+        )
 
     def _task_failed(self, task: Task[Any], error: BaseException) -> None:
         """A task of nobody's ended with an exception that nobody waits for."""

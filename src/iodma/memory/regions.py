@@ -162,17 +162,23 @@ class Rom(_Mapped):
 class WindowTarget(Protocol):
     """What a device window leads to."""
 
-    def read(self, offset: int, width: int) -> int:
-        """A register read of ``width`` bytes, naturally aligned."""
+    def read(self, offset: int, width: int) -> int | None:
+        """A register read of ``width`` bytes, naturally aligned; None is a bus error."""
 
     def write(self, offset: int, width: int, value: int) -> bool | None:
         """A register write; False is a bus error."""
 
 
 class DeviceWindow(Region):
-    """A window of ``size`` bytes onto a device's registers.
+    """A window of ``size`` bytes onto a device's registers: DMA to it is messages, not a copy.
 
-    DMA that hits it is a message - register accesses, in order - and not a copy.
+    A transfer's bytes that lie here become register accesses: each once, in ascending order after
+    the pieces before them in the list, naturally aligned, 1 to 8 bytes wide, never merged or
+    retried. The target's methods are plain functions. What they start by DMA comes in a later turn;
+    a chain of 8 messages that each caused the next one ends in a bus error.
+
+    A target that raises makes the transfer fault there; the error is logged, or leaves `run` when
+    the engine is strict.
     """
 
     def __new__(cls, target: WindowTarget, size: int) -> Self:
