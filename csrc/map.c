@@ -7,30 +7,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The last index whose first address is <= the address, or -1.  Halving without branches that depend on the data:
- * with 4096 ranges the branches of the usual form cost more than the loads. */
-static ptrdiff_t map_floor(const struct iod_map *map, uint64_t address)
-{
-	const uint64_t *base = map->first;
-	size_t n = map->count;
-
-	if (n == 0)
-		return -1;
-	while (n > 1) {
-		size_t half = n / 2;
-		base += (base[half] <= address) ? half : 0;
-		n -= half;
-	}
-	return base[0] <= address ? base - map->first : -1;
-}
-
 ptrdiff_t iod_map_find(struct iod_map *map, uint64_t address)
 {
 	size_t hint = map->hint;
 
 	if (hint < map->count && map->first[hint] <= address && address <= map->range[hint].last)
 		return (ptrdiff_t)hint;
-	ptrdiff_t at = map_floor(map, address);
+	ptrdiff_t at = iod_map_floor(map, address);
 	if (at < 0 || address > map->range[at].last)
 		return -1;
 	map->hint = (size_t)at;
@@ -63,7 +46,7 @@ static void map_open(struct iod_map *map, size_t at)
 
 bool iod_map_overlaps(const struct iod_map *map, uint64_t first, uint64_t last)
 {
-	ptrdiff_t at = map_floor(map, last);
+	ptrdiff_t at = iod_map_floor(map, last);
 	return at >= 0 && map->range[at].last >= first;
 }
 
@@ -74,10 +57,11 @@ int iod_map_insert(struct iod_map *map, uint64_t first, uint64_t last, uint64_t 
 		return -EEXIST;
 	if (map_reserve(map, map->count + 1) < 0)
 		return -ENOMEM;
-	size_t at = (size_t)(map_floor(map, first) + 1);
+	size_t at = (size_t)(iod_map_floor(map, first) + 1);
 	map_open(map, at);
 	map->first[at] = first;
-	map->range[at] = (struct iod_range){.last = last, .base = base, .region = region, .access = access};
+	map->range[at] = (struct iod_range){.last = last, .base = base, .region = region, .access = access,
+					   .host = region && region->kind != IOD_DEVICE ? region->host + base : NULL};
 	if (region)
 		iod_region_get(region);
 	return 0;
@@ -86,7 +70,7 @@ int iod_map_insert(struct iod_map *map, uint64_t first, uint64_t last, uint64_t 
 int iod_map_remove(struct iod_map *map, uint64_t first, uint64_t last, uint64_t *removed)
 {
 	uint64_t gone = 0;
-	ptrdiff_t floor = map_floor(map, first);
+	ptrdiff_t floor = iod_map_floor(map, first);
 	size_t at = floor < 0 ? 0 : (size_t)floor;
 
 	/* At most one range reaches beyond both ends, and only then does the count grow. */
@@ -101,6 +85,7 @@ int iod_map_remove(struct iod_map *map, uint64_t first, uint64_t last, uint64_t 
 		if (r->last > last) {
 			struct iod_range tail = *r;
 			tail.base += (last + 1) - map->first[at];
+			tail.host += tail.host ? (last + 1) - map->first[at] : 0;
 			r->last = first - 1;
 			map_open(map, at + 1);
 			map->first[at + 1] = last + 1;
@@ -125,6 +110,7 @@ int iod_map_remove(struct iod_map *map, uint64_t first, uint64_t last, uint64_t 
 		uint64_t cut = last - map->first[at] + 1;
 		gone += cut;
 		r->base += cut;
+		r->host += r->host ? cut : 0;
 		map->first[at] = last + 1;
 	}
 	if (at != keep) {

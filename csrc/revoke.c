@@ -90,7 +90,7 @@ void iod_revocation_fail(struct iod_core *core, struct iod_revocation *revocatio
 			continue;
 		for (uint32_t k = 0; k < row->t.count; k++)
 			if (!row->t.piece[k].region->quarantined) {
-				row->t.piece[k].region->quarantined = true;
+				iod_region_quarantine(row->t.piece[k].region);
 				core->count.quarantined++;
 			}
 	}

@@ -28,10 +28,31 @@ void iod_region_get(struct iod_region *region)
 	region->references++;
 }
 
+/* Regions that are closed or quarantined and still there: as long as there is none, a walk need not ask. */
+static uint32_t shut_regions;
+
 void iod_region_put(struct iod_region *region)
 {
-	if (--region->references == 0 && region->free)
+	if (--region->references)
+		return;
+	if (region->closed || region->quarantined)
+		shut_regions--;
+	if (region->free)
 		region->free(region);
+}
+
+void iod_region_close(struct iod_region *region)
+{
+	if (!region->closed && !region->quarantined)
+		shut_regions++;
+	region->closed = true;
+}
+
+void iod_region_quarantine(struct iod_region *region)
+{
+	if (!region->closed && !region->quarantined)
+		shut_regions++;
+	region->quarantined = true;
 }
 
 void iod_region_mark_dirty(struct iod_region *region, uint64_t offset, uint64_t length)
@@ -264,56 +285,66 @@ static inline enum iod_walk_result walk_piece(struct iod_space *space, uint64_t 
 	return IOD_WALK_OK;
 }
 
-/* Straight onto a memory: as long as segments stay in one range of RAM, each is two comparisons and one piece.  Stops
- * at the first segment that is anything else, which the general walk takes from there.  Returns segments done. */
+/* Straight onto a memory: each segment that lies in one range of host memory is one lookup and one piece.  Stops at the
+ * first that is anything else, which the general walk takes from there.  Returns segments done. */
 static size_t walk_memory(struct iod_space *space, const struct iod_segment *list, size_t count, uint8_t access,
 			  struct iod_translation *out)
 {
 	const struct iod_map *map = &space->map;
-	uint64_t first = 1, last = 0, bytes = 0;
-	uint8_t *base = NULL;
-	struct iod_region *region = NULL;
+	const uint64_t *firsts = map->first;
+	const struct iod_range *ranges = map->range;
+	const bool few = map->count <= 64, shut = shut_regions != 0;
+	struct iovec *iov = out->iov;
+	struct iod_piece *piece = out->piece;
+	uint32_t n = out->count, room = out->room;
+	uint64_t bytes = 0, seen = 0;
+	const struct iod_region *region = NULL;
+	uint8_t *end = NULL; /* of the last piece */
+	bool mixed = false;
 	size_t i;
 
 	for (i = 0; i < count; i++) {
 		uint64_t address = list[i].address, length = list[i].length;
-		if (address < first || address > last) {
-			ptrdiff_t at = iod_map_find(&space->map, address);
-			if (at < 0)
-				break;
-			const struct iod_range *range = &map->range[at];
-			region = range->region;
-			if (region->kind == IOD_DEVICE || region->closed || region->quarantined ||
-			    (range->access & access) != access)
-				break;
-			if (length == 0 || length - 1 > range->last - address)
-				break;
-			first = map->first[at];
-			last = range->last;
-			base = region->host + range->base;
-			out->only = out->count == 0 || out->only == region ? region : NULL;
-			if (!hold_range(out, space, first, last))
-				break;
-		} else if (length == 0 || length - 1 > last - address) {
+		ptrdiff_t at = iod_map_floor(map, address);
+		if (at < 0 || length == 0)
 			break;
-		}
-		uint8_t *host = base + (address - first);
-		if (out->count) {
-			struct iovec *previous = &out->iov[out->count - 1];
-			if ((uint8_t *)previous->iov_base + previous->iov_len == host &&
-			    out->piece[out->count - 1].region == region) {
-				previous->iov_len += length;
-				bytes += length;
-				continue;
-			}
-		}
-		if (out->count == out->room && !more_pieces(out))
+		const struct iod_range *range = &ranges[at];
+		if (address > range->last || length - 1 > range->last - address || !range->host ||
+		    (range->access & access) != access)
 			break;
-		out->iov[out->count] = (struct iovec){host, length};
-		out->piece[out->count] = (struct iod_piece){region, 0, 0};
-		out->count++;
+		if (shut && (range->region->closed || range->region->quarantined))
+			break;
+		if (!few || !(seen >> at & 1)) {
+			seen |= few ? (uint64_t)1 << at : 0;
+			if (!hold_range(out, space, firsts[at], range->last))
+				break;
+		}
+		uint8_t *host = range->host + (address - firsts[at]);
 		bytes += length;
+		if (host == end && range->region == region) {
+			iov[n - 1].iov_len += length;
+			end = host + length;
+			continue;
+		}
+		if (n == room) {
+			out->count = n;
+			if (!more_pieces(out)) {
+				bytes -= length;
+				break;
+			}
+			iov = out->iov;
+			piece = out->piece;
+			room = out->room;
+		}
+		mixed |= n && range->region != region;
+		region = range->region;
+		end = host + length;
+		iov[n] = (struct iovec){host, length};
+		piece[n] = (struct iod_piece){range->region, 0, 0};
+		n++;
 	}
+	out->count = n;
+	out->only = mixed || n == 0 ? NULL : piece[0].region;
 	out->bytes += bytes;
 	return i;
 }

@@ -40,6 +40,9 @@ struct iod_region {
 };
 void iod_region_get(struct iod_region *);
 void iod_region_put(struct iod_region *);
+/* Nothing new may reach it: its owner let go, or a revocation failed. */
+void iod_region_close(struct iod_region *);
+void iod_region_quarantine(struct iod_region *);
 void iod_region_mark_dirty(struct iod_region *, uint64_t offset, uint64_t length);
 
 /* One range of a map: addresses first..last become base + (address - first). */
@@ -47,6 +50,7 @@ struct iod_range {
 	uint64_t last;
 	uint64_t base; /* the next space's address, or the offset in the region */
 	struct iod_region *region;
+	uint8_t *host; /* where `base` is, for a region that is host memory: lookups need not go to the region */
 	uint32_t access;
 };
 
@@ -57,6 +61,22 @@ struct iod_map {
 	size_t count, room;
 	size_t hint;
 };
+/* The last index whose first address is <= the address, or -1.  Halving without branches that depend on the data:
+ * with 4096 ranges the branches of the usual form cost more than the loads. */
+static inline ptrdiff_t iod_map_floor(const struct iod_map *map, uint64_t address)
+{
+	const uint64_t *base = map->first;
+	size_t n = map->count;
+
+	if (n == 0)
+		return -1;
+	while (n > 1) {
+		size_t half = n / 2;
+		base += (base[half] <= address) ? half : 0;
+		n -= half;
+	}
+	return base[0] <= address ? base - map->first : -1;
+}
 /* The index of the range that holds the address, or -1. */
 ptrdiff_t iod_map_find(struct iod_map *, uint64_t address);
 /* 0, -EEXIST when it overlaps, -ENOMEM. */

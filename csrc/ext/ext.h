@@ -168,12 +168,11 @@ typedef struct Engine {
 	bool watcher_parked;
 	PyObject *raised;  /* by a device window's handler: let out at the end of the turn */
 	PyObject *unpark;  /* called when a turn begins while the watcher of slow steps sleeps */
-	PyObject *failed;  /* called with (task, exception) for tasks without an owner */
 	Port **port; /* open ports, borrowed */
 	uint32_t ports, port_room;
 	PyObject *spaces; /* list: those that know this engine's core */
 	Revocation *revoked; /* done, to be delivered */
-	bool in_step;
+	bool in_step, arena_tried;
 	uint32_t trace_number, trace_ids; /* traces begun; ids given to ports and targets */
 	PyObject *trace_names;		  /* dict: id -> name, of the ports and targets that the trace has met */
 	bool in_turn;

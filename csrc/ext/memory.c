@@ -80,7 +80,7 @@ static void region_dealloc(Region *self)
 {
 	PyTypeObject *type = Py_TYPE(self);
 	if (self->region) {
-		self->region->closed = true;
+		iod_region_close(self->region);
 		iod_region_put(self->region);
 	}
 	freefunc release = PyType_GetSlot(type, Py_tp_free);
@@ -91,7 +91,7 @@ static void region_dealloc(Region *self)
 static PyObject *region_close(Region *self, PyObject *unused)
 {
 	(void)unused;
-	self->region->closed = true;
+	iod_region_close(self->region);
 	Py_RETURN_NONE;
 }
 
@@ -549,7 +549,8 @@ static PyMethodDef space_methods[] = {
 	{"translate", EXT_METHOD(space_translate_list), METH_FASTCALL,
 	 "translate(list, access) -> [(host address, length, offset in the region, lanes)] or the Fault"},
 	{"walk", EXT_METHOD(space_translate_count), METH_FASTCALL,
-	 "walk(list, access) -> how many pieces of host memory, or the Fault"},
+	 "walk(list, access) -> how many pieces of host memory, or the Fault: the translation that a transfer\n"
+	 "does, with its result left in the core"},
 	{"_lookup_loop", EXT_METHOD(space_lookup_loop), METH_FASTCALL, NULL},
 	{0}};
 static PyGetSetDef space_getset[] = {{"name", (getter)space_get, NULL, "What faults and statistics call it.", (void *)'n'},

@@ -10,6 +10,7 @@
 #include "engine.h"
 
 #include <errno.h>
+#include <string.h>
 #include <time.h>
 
 uint64_t ext_clock(void)
@@ -151,6 +152,20 @@ static void sleep_for_completions(Engine *engine, int64_t timeout)
 	}
 }
 
+/* At the first bounce, so that an engine that never bounces pins nothing.  Where the kernel refuses (RLIMIT_MEMLOCK),
+ * bouncing goes on without. */
+static void register_arena(Engine *engine)
+{
+	struct iod_arena *arena = &engine->core.arena;
+
+	engine->arena_tried = true;
+	if (arena->buffer_index >= 0 || engine->next_buffer >= IOD_MAX_BUFFERS || strcmp(engine->backend->ops->name, "uring"))
+		return;
+	if (engine->backend->ops->set_buffer(engine->backend, engine->next_buffer, arena->base,
+					     arena->pages * IOD_ARENA_PAGE) >= 0)
+		arena->buffer_index = engine->next_buffer++;
+}
+
 static int turn(Engine *engine, int64_t timeout, uint32_t limit)
 {
 	struct iod_core *core = &engine->core;
@@ -170,6 +185,8 @@ static int turn(Engine *engine, int64_t timeout, uint32_t limit)
 	if (core->ready.head || core->ring.head || core->cancel_again || core->budget_again)
 		iod_core_step(core);
 	engine->in_step = false;
+	if (core->arena.peak && !engine->arena_tried)
+		register_arena(engine);
 	if (core->glue.head)
 		iod_core_work(core, &core->glue);
 	if (core->work.head) {

@@ -164,7 +164,6 @@ class Engine(_core.Engine):
         self._refusals = RateLimit(log)
         self._slow: SlowStepWatch | None = None
         self._slow_step = slow_step
-        self._set("failed", self._task_failed)
         small_out, small_in = (SMALL_FROM_MEMORY, SMALL_TO_MEMORY) if small is None else small
         self._set("small_from_memory", small_out)
         self._set("small_to_memory", small_in)
@@ -517,6 +516,7 @@ class Engine(_core.Engine):
         self._timer_fd = -1
         self._timers.clear()
         self._soon.clear()
+        self._devices.clear()  # each knows its port, and that the engine
         engines.discard(self)
 
     def __enter__(self) -> Self:

@@ -24,8 +24,8 @@ HOT_BYTES = 8 << 20
 #: The guest of the row that weighs requests in flight.
 GUEST_BYTES = 32 << 20
 REQUESTS = 4096
-#: Of 64 KiB each, twice: more than a core's own caches hold.
-SWAP_PIECES = 256
+#: Of 64 KiB each, twice: 32 requests in flight, as in the other rows, and each in its own place.
+SWAP_PIECES = 32
 
 OURS = "iodma.tools.bench.ours"
 PEERS = "iodma.tools.bench.peers"

@@ -238,13 +238,13 @@ def translations(regions: int, segments: int) -> Iterator[Sample]:
         ]
 
         def sample(seconds: float) -> float:
-            translate, access = memory.translate, iodma.Access.WRITE
+            walk, access = memory.walk, iodma.Access.WRITE
             rounds = 0
             begin = now = perf_counter_ns()
             end = begin + int(seconds * 1e9)
             while now < end:
                 for one in lists:
-                    translate(one, access)
+                    walk(one, access)
                 rounds += 1
                 now = perf_counter_ns()
             return (now - begin) / (rounds * LISTS * segments)

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import iodma
 from iodma import _peer
 from iodma.tools.bench.lists import memory_bytes, segment_table
 from iodma.tools.bench.maps import address_lists, scattered_memory
@@ -76,14 +77,18 @@ def copies(piece: int, pieces: int) -> Iterator[Sample]:
 def lookups(regions: int, segments: int) -> Iterator[Sample]:
     """Plain lookups in the map of a memory: nanoseconds a segment."""
     with scattered_memory(regions) as memory:
-        addresses = address_lists(regions, segments)[:, :, 0].copy()
+        lists = [
+            iodma.ScatterList([(int(address), int(length)) for address, length in one])
+            for one in address_lists(regions, segments)
+        ]
 
         def sample(seconds: float) -> float:
-            total = found = rounds = 0
+            total = 0.0
+            rounds = 0
             while total < seconds * 1e9:
-                rounds = min(2 * rounds or 1, 1024)
-                ns, count, _ = _peer.lookup_loop(memory, addresses, rounds=rounds)
-                total, found = total + ns, found + count
-            return total / found
+                for one in lists:
+                    total += memory._lookup_loop(one, 1)
+                rounds += 1
+            return total / (rounds * len(lists) * segments)
 
         yield sample
