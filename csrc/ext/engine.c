@@ -227,7 +227,6 @@ static void engine_dealloc(Engine *self)
 		/* The kernel may still write: leak the core rather than let go of the memory. */
 		Py_XDECREF(done);
 	}
-	Py_XDECREF(self->failed);
 	Py_XDECREF(self->unpark);
 	Py_XDECREF(self->raised);
 	free(self->port);
@@ -382,10 +381,9 @@ static PyObject *engine_cancel_all(Engine *self, PyObject *unused)
 static PyObject *engine_settle(Engine *self, PyObject *unused)
 {
 	(void)unused;
-	if (self->watch_armed) {
+	self->watch_fd = -1;
+	if (self->watch_armed)
 		self->backend->ops->cancel(self->backend, EXT_WATCH);
-		self->watch_fd = -1;
-	}
 	Py_RETURN_NONE;
 }
 
@@ -623,11 +621,6 @@ static PyObject *engine_set(Engine *self, PyObject *args)
 	uint64_t value;
 	if (!PyArg_ParseTuple(args, "sO", &name, &value_object))
 		return NULL;
-	if (!strcmp(name, "failed")) {
-		Py_INCREF(value_object);
-		EXT_SET(self->failed, value_object);
-		Py_RETURN_NONE;
-	}
 	if (!strcmp(name, "unpark")) {
 		Py_INCREF(value_object);
 		EXT_SET(self->unpark, value_object);

@@ -118,6 +118,8 @@ static int may_submit(Port *self)
 static int submit_row(Port *self, const struct iod_request *request, uint64_t *ticket)
 {
 	bool first = self->port.rows == 0;
+	if (!self->engine->in_turn)
+		self->engine->core.now = ext_clock();
 	int error = iod_submit(&self->engine->core, request, ticket);
 	if (!error) {
 		if (first)

@@ -228,9 +228,10 @@ PySendResult ext_wait_send(PyObject *object, PyObject *sent, PyObject **result)
 		return *result ? PYGEN_RETURN : PYGEN_ERROR;
 	}
 	if (!engine->current) {
-		PyErr_SetString(ArgumentTypeErrorType,
-				"this is awaited outside the engine's coroutines; start the coroutine with "
-				"Engine.start or Engine.run, or bridge loops with Engine.fileno and Engine.pump");
+		PyErr_Format(ArgumentTypeErrorType,
+			     "this is awaited outside the coroutines of %R, which it belongs to; start the coroutine with "
+			     "its Engine.start or Engine.run, or bridge loops with Engine.fileno and Engine.pump",
+			     (PyObject *)engine);
 		return PYGEN_ERROR;
 	}
 	Py_INCREF(self);
@@ -501,8 +502,8 @@ static void task_over(Task *task, PyObject *value)
 		task->owner = NULL;
 		result = PyObject_CallMethod(owner, "_task_done", "O", (PyObject *)task);
 		task->owner = owner;
-	} else if (failed && !awaited && engine->failed) {
-		result = PyObject_CallFunctionObjArgs(engine->failed, (PyObject *)task, value, NULL);
+	} else if (failed && !awaited) { /* nobody's */
+		result = PyObject_CallMethod((PyObject *)engine, "_task_failed", "OO", (PyObject *)task, value);
 	} else {
 		result = Py_None;
 		Py_INCREF(result);

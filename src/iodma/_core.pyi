@@ -317,7 +317,6 @@ class Revocation(Wait[bool]):
     def _expire(self) -> bool: ...
 
 _Setting = Literal[
-    "failed",
     "release_bytes",
     "return",
     "small_from_memory",
