@@ -183,6 +183,25 @@ static PyObject *engine_open(Engine *self, PyObject *args)
 	Py_RETURN_NONE;
 }
 
+/* What nobody will end any more (a scripted endpoint's, say): end it, so that what it holds is let go. */
+static void end_rows(Engine *self)
+{
+	for (uint32_t i = 0; i < self->core.rows; i++) {
+		struct iod_row *row = iod_row_at(&self->core, i);
+		if (row->state != IOD_S_FREE && row->state != IOD_S_COMPLETE)
+			iod_row_complete(&self->core, row, IOD_CANCELLED, 0);
+	}
+	ext_deliver(self);
+	for (uint32_t i = 0; i < self->ports; i++) {
+		Port *port = self->port[i];
+		struct iod_row *row;
+		Py_INCREF(port);
+		while ((row = iod_take_batch(&self->core, &port->port)))
+			ext_row_free(self, row);
+		Py_DECREF(port);
+	}
+}
+
 /* _close(): True when it is closed; False when the backend still has something in flight. */
 static PyObject *engine_close(Engine *self, PyObject *unused)
 {
@@ -193,6 +212,8 @@ static PyObject *engine_close(Engine *self, PyObject *unused)
 		return NULL;
 	if (self->fork_generation == ext_forks && self->core.with_backend)
 		Py_RETURN_FALSE;
+	if (self->fork_generation == ext_forks)
+		end_rows(self);
 	for (Py_ssize_t i = 0; i < PyList_Size(self->spaces); i++) {
 		Space *space = (Space *)PyList_GetItem(self->spaces, i);
 		if (space->space.core == &self->core)
@@ -664,6 +685,8 @@ static PyObject *engine_get(Engine *self, void *what)
 		return PyLong_FromUnsignedLong(self->tasks);
 	case 'n':
 		return PyLong_FromUnsignedLongLong(self->turns);
+	case 'i':
+		return PyBool_FromLong(!self->closed && ext_idle(self));
 	case 'w':
 		return PyBool_FromLong(!self->closed && self->fork_generation == ext_forks &&
 				       self->thread == PyThread_get_thread_ident());
@@ -705,6 +728,7 @@ static PyGetSetDef engine_getset[] = {
 	{"_step_started", (getter)engine_get, NULL, NULL, (void *)'s'},
 	{"_owned", (getter)engine_get, NULL, NULL, (void *)'w'},
 	{"_turns", (getter)engine_get, NULL, NULL, (void *)'n'},
+	{"_idle", (getter)engine_get, NULL, NULL, (void *)'i'},
 	{"_tasks", (getter)engine_get, NULL, NULL, (void *)'t'},
 	{0}};
 static PyType_Slot engine_slots[] = {{Py_tp_new, engine_new},

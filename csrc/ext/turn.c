@@ -126,6 +126,11 @@ static bool has_work(const Engine *engine)
 	       (core->budget_again && core->budget.head);
 }
 
+bool ext_idle(const Engine *engine)
+{
+	return !engine->core.with_backend && !has_work(engine);
+}
+
 static void sleep_for_completions(Engine *engine, int64_t timeout)
 {
 	struct iod_backend *backend = engine->backend;
@@ -249,7 +254,8 @@ int ext_refuse_nested(const Engine *engine)
 	return -1;
 }
 
-/* run(deadline): turns until something is Python's to do.  A set of: 1 woken, 2 watched descriptor, 4 deadline, 8 stop. */
+/* run(deadline): turns until something is Python's to do.  A set of: 1 woken, 2 watched descriptor, 4 deadline, 8 stop.
+ * A deadline of -1 never comes; one of -2 comes when nothing is left to be done but wait. */
 PyObject *ext_engine_run(Engine *self, PyObject *arg)
 {
 	long long deadline = PyLong_AsLongLong(arg);
@@ -267,6 +273,9 @@ PyObject *ext_engine_run(Engine *self, PyObject *arg)
 			timeout = now >= (uint64_t)deadline ? 0 : deadline - (int64_t)now;
 			if (timeout == 0)
 				why |= 4;
+		} else if (deadline == -2 && ext_idle(self)) {
+			timeout = 0;
+			why |= 4;
 		}
 		ext_arm_watch(self);
 		if (ext_turn(self, timeout, UINT32_MAX))

@@ -45,6 +45,8 @@ __all__ = ["Engine", "Task", "Timer", "engines"]
 log = logging.getLogger("iodma.engine")
 
 _WOKEN, _WATCHED, _DEADLINE, _STOP = 1, 2, 4, 8
+#: Instead of a time, to `_run`: return when nothing is left to do but wait.
+_WHEN_IDLE = -2
 #: Measured where a gather copy is as fast as the vector: 512 B for reads of a file, 1 KiB for
 #: writes.
 SMALL_TO_MEMORY = 512
@@ -363,7 +365,11 @@ class Engine(_core.Engine):
         try:
             while not over():
                 self._set("stop", 0)
-                self._do_python_work(self._run(self._deadline()))
+                deadline = self._deadline()
+                why = self._run(deadline)
+                if deadline == _WHEN_IDLE and why & _DEADLINE:
+                    self.clock.idle_until(self._next_timer())
+                self._do_python_work(why)
         finally:
             self._set("stop", 0)
 
@@ -373,10 +379,7 @@ class Engine(_core.Engine):
             return when
         if self._soon or (when >= 0 and when <= self.clock.now_ns()):
             return 0
-        if when >= 0 and not self._in_use:
-            self.clock.idle_until(when)
-            return 0
-        return -1
+        return _WHEN_IDLE if when >= 0 else -1
 
     def stop(self) -> None:
         """End `run`; from any thread."""
@@ -398,8 +401,10 @@ class Engine(_core.Engine):
         finally:
             self._running = False
         more = more or bool(self._soon)
-        if not self._system_clock and self._deadline() == 0:
-            more = True
+        if not self._system_clock:
+            if not more and self._idle and self._deadline() == _WHEN_IDLE:
+                self.clock.idle_until(self._next_timer())
+            more = more or self._deadline() == 0
         if more:
             self._nudge()
         self._arm_timer()
