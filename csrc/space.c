@@ -233,7 +233,7 @@ static inline enum iod_walk_result walk_piece(struct iod_space *space, uint64_t 
 			phase = address & 7;
 			continue;
 		case IOD_HOOK: {
-			enum iod_verdict verdict = space->hook(space, address, n, access);
+			enum iod_verdict verdict = space->hook(space, address, &n, access);
 			if (verdict == IOD_PASS)
 				continue;
 			refuse(fault, space, address, IOD_C_HOOK);
@@ -245,7 +245,7 @@ static inline enum iod_walk_result walk_piece(struct iod_space *space, uint64_t 
 				refuse(fault, space, address, at < 0 ? IOD_C_UNMAPPED : IOD_C_PERMISSION);
 				if (!space->misses_wait)
 					return IOD_WALK_FAULT;
-				enum iod_verdict verdict = space->hook(space, address, n, access);
+				enum iod_verdict verdict = space->hook(space, address, &n, access);
 				if (verdict == IOD_PENDING)
 					return IOD_WALK_PENDING;
 				if (verdict == IOD_REFUSE)

@@ -101,8 +101,9 @@ struct iod_space {
 	uint64_t walks, hits;  /* pieces that went through; of those, by the map's hint */
 	uint64_t change;       /* counts the changes of the map */
 	char name[32];
-	/* HOOK, and IOMMU when it misses: asks the glue. Must not change any map. */
-	enum iod_verdict (*hook)(struct iod_space *, uint64_t address, uint64_t length, uint8_t access);
+	/* HOOK, and IOMMU when it misses: asks the glue.  Must not change any map.  A HOOK may make the length less (not 0):
+	 * only so many bytes pass, and the rest is asked for again. */
+	enum iod_verdict (*hook)(struct iod_space *, uint64_t address, uint64_t *length, uint8_t access);
 	void *owner;
 };
 

@@ -242,19 +242,24 @@ static PyType_Spec region_spec = {"iodma._core.Region", sizeof(Region), 0, Py_TP
 
 /* ---- Space ---- */
 
-static enum iod_verdict space_hook(struct iod_space *space, uint64_t address, uint64_t length, uint8_t access)
+/* The hook gives a verdict, or -n: only n bytes pass. */
+static enum iod_verdict space_hook(struct iod_space *space, uint64_t address, uint64_t *length, uint8_t access)
 {
 	Space *self = space->owner;
 	if (!self->hook)
 		return IOD_REFUSE;
 	PyObject *result = PyObject_CallFunction(self->hook, "KKi", (unsigned long long)address,
-						 (unsigned long long)length, (int)access);
+						 (unsigned long long)*length, (int)access);
 	if (!result) {
 		PyErr_WriteUnraisable(self->hook);
 		return IOD_REFUSE;
 	}
-	long verdict = PyLong_AsLong(result);
+	long long verdict = PyLong_AsLongLong(result);
 	Py_DECREF(result);
+	if (verdict < 0 && !PyErr_Occurred()) {
+		*length = iod_min64(*length, (uint64_t)0 - (uint64_t)verdict);
+		return IOD_PASS;
+	}
 	if (verdict < IOD_PASS || verdict > IOD_PENDING) {
 		PyErr_Clear();
 		return IOD_REFUSE;

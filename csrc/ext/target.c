@@ -171,7 +171,7 @@ static struct iod_row *scripted(Target *self, unsigned long long ticket)
 	return row;
 }
 
-/* _peek(ticket, n) -> the first n bytes that are to be written */
+/* _peek(ticket, n) -> the first n bytes that are to be written; fewer when the memory behind them is gone */
 static PyObject *target_peek(Target *self, PyObject *args)
 {
 	unsigned long long ticket;
@@ -189,7 +189,11 @@ static PyObject *target_peek(Target *self, PyObject *args)
 		return NULL;
 	iod_row_gather(&self->engine->core, row, (uint8_t *)PyBytes_AsString(bytes), (uint64_t)n, &done);
 	self->engine->python_bytes += done;
-	return bytes;
+	if (done == (uint64_t)n)
+		return bytes;
+	PyObject *fewer = PyBytes_FromStringAndSize(PyBytes_AsString(bytes), (Py_ssize_t)done);
+	Py_DECREF(bytes);
+	return fewer;
 }
 
 /* _finish(ticket, result, data | None): result is bytes or -errno; data is what is read. */
@@ -230,6 +234,11 @@ static PyObject *target_get(Target *self, void *what)
 		return PyLong_FromLong(self->target.fd);
 	case 'r':
 		return PyBool_FromLong(self->target.file_index >= 0);
+	case 'e': {
+		PyObject *engine = self->engine ? (PyObject *)self->engine : Py_None;
+		Py_INCREF(engine);
+		return engine;
+	}
 	default:
 		return PyLong_FromUnsignedLong(self->target.references);
 	}
@@ -245,6 +254,7 @@ static PyGetSetDef target_getset[] = {
 	{"in_flight", (getter)target_get, NULL, "Transfers that are not complete.", (void *)'i'},
 	{"_fd", (getter)target_get, NULL, NULL, (void *)'f'},
 	{"_registered", (getter)target_get, NULL, NULL, (void *)'r'},
+	{"_engine", (getter)target_get, NULL, NULL, (void *)'e'},
 	{0}};
 static PyType_Slot target_slots[] = {{Py_tp_new, target_new},
 				     {Py_tp_dealloc, target_dealloc},

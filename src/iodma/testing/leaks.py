@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds what a test left behind: descriptors, mappings, leases, views, engines.
+
+Invariants
+ - What is looked at is what the kernel says (/proc/self/fd and /proc/self/maps) and what is still
+   alive after a garbage collection; no close() is taken at its word.
+ - Only what is there afterwards and was not there before is a leak.
+
+As a pytest plugin (``-p iodma.testing.leaks``, or ``pytest_plugins = ["iodma.testing.leaks"]``) it
+looks around each test; the marker ``leaks_allowed`` exempts one.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from iodma._core import Region
+from iodma.engine.loop import engines
+from iodma.errors import Error
+
+__all__ = ["LeakError", "Snapshot", "no_leaks"]
+
+#: Mappings that are somebody's: memory files, and the rings of io_uring.
+_WATCHED = ("/memfd:", "io_uring")
+
+
+class LeakError(Error, AssertionError):
+    """Something was left behind; the message says what, one a line."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What there is at one moment.
+
+    Attributes:
+        descriptors: number -> what it is, of /proc/self/fd.
+        mappings: what is mapped -> bytes, of /proc/self/maps.
+        held: description -> how many regions have leases or views like that.
+        engines: names of open engines.
+    """
+
+    descriptors: dict[int, str]
+    mappings: dict[str, int]
+    held: Counter[str]
+    engines: Counter[str]
+
+    @classmethod
+    def take(cls) -> Snapshot:
+        """Now."""
+        held: Counter[str] = Counter()
+        for each in gc.get_objects():
+            if issubclass(type(each), Region) and (each.leases or each.views):
+                held[f"{each!r} with {each.leases} leases and {each.views} views"] += 1
+        open_engines = Counter(engine.name for engine in engines if not engine.closed)
+        return cls(_descriptors(), _mappings(), held, open_engines)
+
+    def leaks(self) -> list[str]:
+        """What is there now and was not there then, in words."""
+        found = Snapshot.take()._but_not(self)
+        if found:  # or only garbage, which is collected later than it could be
+            gc.collect()
+            found = Snapshot.take()._but_not(self)
+        return found
+
+    def _but_not(self, before: Snapshot) -> list[str]:
+        found = [
+            f"descriptor {fd}: {what}"
+            for fd, what in self.descriptors.items()
+            if before.descriptors.get(fd) != what
+        ]
+        for what, size in self.mappings.items():
+            more = size - before.mappings.get(what, 0)
+            if more > 0:
+                found.append(f"mapping of {what}: {more} bytes")
+        found += [f"region: {what}" for what in (self.held - before.held).elements()]
+        found += [f"engine {name} is open" for name in (self.engines - before.engines).elements()]
+        return found
+
+
+def _descriptors() -> dict[int, str]:
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # the one that the listing itself used
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+    return found
+
+
+def _mappings() -> dict[str, int]:
+    found: Counter[str] = Counter()
+    for line in Path("/proc/self/maps").read_text(errors="replace").splitlines():
+        fields = line.split(maxsplit=5)
+        if len(fields) == 6 and any(each in fields[5] for each in _WATCHED):
+            first, last = (int(each, 16) for each in fields[0].split("-"))
+            found[f"{fields[5]} (inode {fields[4]})"] += last - first
+    return dict(found)
+
+
+@contextmanager
+def no_leaks() -> Iterator[None]:
+    """Raise `LeakError` if what runs inside leaves something behind.
+
+    >>> import os
+    >>> from iodma.testing import no_leaks
+    >>> with no_leaks():
+    ...     fd = os.open("/dev/null", os.O_RDONLY)
+    Traceback (most recent call last):
+        ...
+    iodma.testing.leaks.LeakError: left behind:
+      descriptor ...: /dev/null
+    >>> os.close(fd)
+    """
+    before = Snapshot.take()
+    yield
+    found = before.leaks()
+    if found:
+        raise LeakError("left behind:\n  " + "\n  ".join(found))
+
+
+try:
+    import pytest
+except ModuleNotFoundError:  # it is only needed by who uses the plugin
+    pass
+else:
+
+    def pytest_configure(config: pytest.Config) -> None:
+        """Make the marker known."""
+        config.addinivalue_line("markers", "leaks_allowed: what it leaves behind is no error")
+
+    @pytest.fixture(scope="session", autouse=True)
+    def few_objects() -> None:
+        """What is there before the first test is not looked through again for each of them."""
+        gc.collect()
+        gc.freeze()
+
+    @pytest.fixture(autouse=True)
+    def leaks(request: pytest.FixtureRequest, few_objects: None) -> Iterator[None]:
+        """Fail a test that passed but left something behind."""
+        before = Snapshot.take()
+        failed = request.session.testsfailed
+        yield
+        # The traceback of a test that failed holds on to its variables.
+        if request.session.testsfailed == failed and not request.node.get_closest_marker(
+            "leaks_allowed"
+        ):
+            found = before.leaks()
+            if found:
+                pytest.fail("left behind:\n  " + "\n  ".join(found), pytrace=False)
