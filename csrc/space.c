@@ -287,6 +287,7 @@ static inline enum iod_walk_result walk_piece(struct iod_space *space, uint64_t 
 
 /* Straight onto a memory: each segment that lies in one range of host memory is one lookup and one piece.  Stops at the
  * first that is anything else, which the general walk takes from there.  Returns segments done. */
+__attribute__((noinline)) /* in its caller it has too few registers */
 static size_t walk_memory(struct iod_space *space, const struct iod_segment *list, size_t count, uint8_t access,
 			  struct iod_translation *out)
 {
@@ -300,7 +301,7 @@ static size_t walk_memory(struct iod_space *space, const struct iod_segment *lis
 	uint64_t bytes = 0, seen = 0;
 	const struct iod_region *region = NULL;
 	uint8_t *end = NULL; /* of the last piece */
-	bool mixed = false;
+	uintptr_t differ = 0; /* bits in which the regions differ from the first */
 	size_t i;
 
 	for (i = 0; i < count; i++) {
@@ -336,15 +337,15 @@ static size_t walk_memory(struct iod_space *space, const struct iod_segment *lis
 			piece = out->piece;
 			room = out->room;
 		}
-		mixed |= n && range->region != region;
 		region = range->region;
+		differ |= (uintptr_t)region ^ (uintptr_t)(n ? piece[0].region : region);
 		end = host + length;
 		iov[n] = (struct iovec){host, length};
 		piece[n] = (struct iod_piece){range->region, 0, 0};
 		n++;
 	}
 	out->count = n;
-	out->only = mixed || n == 0 ? NULL : piece[0].region;
+	out->only = differ || n == 0 ? NULL : piece[0].region;
 	out->bytes += bytes;
 	return i;
 }

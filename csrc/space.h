@@ -68,11 +68,17 @@ static inline ptrdiff_t iod_map_floor(const struct iod_map *map, uint64_t addres
 	const uint64_t *base = map->first;
 	size_t n = map->count;
 
-	if (n == 0)
-		return -1;
+	if (n <= 8) { /* no step waits for the one before */
+		if (n == 1)
+			return (ptrdiff_t)(base[0] <= address) - 1;
+		ptrdiff_t at = -1;
+		for (size_t i = 0; i < n; i++)
+			at += base[i] <= address;
+		return at;
+	}
 	while (n > 1) {
 		size_t half = n / 2;
-		base += (base[half] <= address) ? half : 0;
+		base += half & -(size_t)(base[half] <= address); /* not a branch */
 		n -= half;
 	}
 	return base[0] <= address ? base - map->first : -1;
