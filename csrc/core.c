@@ -360,11 +360,16 @@ static void row_continue(struct iod_core *core, struct iod_row *row)
 static bool take_range(struct iod_core *core, struct iod_row *row)
 {
 	struct iod_target *target = row->target;
-	uint64_t align = target->offset_alignment, end = row->position + row->total;
+	bool transfer = row->kind == IOD_R_TRANSFER;
+	uint64_t align = target->offset_alignment, length = transfer ? row->total : row->length;
 
 	if (row->ranged || align <= 1 || target->kind != IOD_T_FILE || row->direction != IOD_FROM_MEMORY)
 		return true;
-	row->reads_first = row->position % align || end % align;
+	if (length == 0 || length > UINT64_MAX - row->position)
+		return true; /* the kernel will say so */
+	uint64_t end = row->position + length;
+	/* Zeroes and discards read nothing, but a block that a write has read must not lose them again. */
+	row->reads_first = transfer && (row->position % align || end % align);
 	/* The last partial block goes through the page cache: its page is the unit then. */
 	if (row->reads_first && align < 4096)
 		align = 4096;
@@ -464,7 +469,8 @@ static void row_step(struct iod_core *core, struct iod_row *row)
 		return;
 	}
 	if (row->kind == IOD_R_FLUSH || row->kind == IOD_R_DISCARD || row->kind == IOD_R_ZEROES) {
-		row_continue(core, row);
+		if (row->kind == IOD_R_FLUSH || take_range(core, row))
+			row_continue(core, row);
 		return;
 	}
 	if (row->total > INT64_MAX || (row->count2 && iod_list_bytes(row->list2, row->count2) > INT64_MAX)) {

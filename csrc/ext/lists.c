@@ -286,6 +286,21 @@ static PyObject *columns_arrays(Columns *self, void *unused)
 	return arrays;
 }
 
+/* The first n of one of the kept arrays: itself when it is full. */
+static PyObject *columns_column(Columns *self, void *which)
+{
+	PyObject *array = self->arrays ? PyTuple_GetItem(self->arrays, (Py_ssize_t)(intptr_t)which) : NULL;
+	if (!array) {
+		PyErr_SetString(PyExc_AttributeError, "it has no such column");
+		return NULL;
+	}
+	if (self->n == self->requests) {
+		Py_INCREF(array);
+		return array;
+	}
+	return PySequence_GetSlice(array, 0, self->n);
+}
+
 static PyObject *columns_all_ok(Columns *self, void *unused)
 {
 	(void)unused;
@@ -321,7 +336,6 @@ static Py_ssize_t columns_length(Columns *self)
 static PyMethodDef columns_methods[] = {{"_keep", EXT_METHOD(columns_keep), METH_O, NULL}, {0}};
 static PyGetSetDef columns_getset[] = {
 	{"_block", (getter)columns_block, NULL, NULL, NULL},
-	{"all_ok", (getter)columns_all_ok, NULL, "Of completions: whether every one is OK.", NULL},
 	{"_arrays", (getter)columns_arrays, NULL, NULL, NULL},
 	{"n", (getter)columns_get_n, (setter)columns_set_n, "How many rows are in use.", NULL}, {0}};
 static PyType_Slot columns_slots[] = {{Py_tp_new, columns_new},
@@ -333,9 +347,24 @@ static PyType_Slot columns_slots[] = {{Py_tp_new, columns_new},
 static PyType_Spec columns_spec = {"iodma._core.Columns", sizeof(Columns), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
 				   columns_slots};
 
+#define COLUMN(name, index, doc) {name, (getter)columns_column, NULL, doc, (void *)(intptr_t)(index)}
+static PyGetSetDef completed_getset[] = {
+	COLUMN("ticket", 0, "uint64: as `Port.submit` gave them."),
+	COLUMN("id", 1, "uint64: as they stood in the batch."),
+	COLUMN("moved", 2, "uint64: bytes, the contiguous prefix."),
+	COLUMN("fault_offset", 3, "uint64: where in the transfer it faulted; 0 where it did not."),
+	COLUMN("fault_address", 4, "uint64: the address that was refused; 0 where none was."),
+	COLUMN("error", 5, "int32: the errno of an IO_ERROR, or 0."),
+	COLUMN("status", 6, "uint8: a `Status`."),
+	{"all_ok", (getter)columns_all_ok, NULL, "Whether every one of them is OK.", NULL},
+	{0}};
+static PyType_Slot completed_slots[] = {{Py_tp_getset, completed_getset}, {0}};
+static PyType_Spec completed_spec = {"iodma._core.Completed", sizeof(Columns), 0,
+				     Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, completed_slots};
+
 int ext_lists_add(PyObject *module)
 {
 	ScatterListType = ext_type(module, &list_spec, NULL);
 	ColumnsType = ext_type(module, &columns_spec, NULL);
-	return ScatterListType && ColumnsType ? 0 : -1;
+	return ScatterListType && ColumnsType && ext_type(module, &completed_spec, ColumnsType) ? 0 : -1;
 }

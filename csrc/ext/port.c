@@ -500,7 +500,9 @@ static PyObject *submit_batch(Port *self, Columns *columns, PyObject *endpoint, 
 			return NULL;
 		}
 	}
-	return PyObject_GetAttrString((PyObject *)columns, "ticket");
+	PyObject *tickets = columns->arrays ? PyTuple_GetItem(columns->arrays, 0) : Py_None;
+	Py_INCREF(tickets);
+	return tickets;
 }
 
 static PyObject *port_submit(Port *self, PyObject *const *args, Py_ssize_t n, PyObject *names)

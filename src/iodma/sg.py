@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from iodma._core import Columns, ScatterList
+from iodma._core import Columns, Completed, ScatterList
 from iodma.errors import ArgumentError
 from iodma.types import Status
 
@@ -94,13 +94,15 @@ class Batch(Columns):
             setattr(self, name, column(at, requests, np.uint32))
             at += requests * 4
         self.direction = column(at, requests, np.uint8)
+        self._keep((self.ticket,))
         return self
 
 
-class Completions(Columns):
+class Completions(Completed):
     """What finished, in any order: a struct of arrays of length ``len(completions)``.
 
-    Its arrays are used again for a later batch unless somebody still holds one of them.
+    `ticket`, `id`, `moved`, `error`, `status`, `fault_offset` and `fault_address` are its columns; they are used
+    again for a later batch unless somebody still holds one of them. `all_ok` is whether every one of them is OK.
     """
 
     def __new__(cls, limit: int) -> Completions:
@@ -112,41 +114,6 @@ class Completions(Columns):
         status = np.frombuffer(block, np.uint8, limit, at + 4 * limit)
         self._keep((*words, error, status))
         return self
-
-    @property
-    def ticket(self) -> U64:
-        """uint64: as `Port.submit` gave them."""
-        return self._arrays[0][: self.n]
-
-    @property
-    def id(self) -> U64:
-        """uint64: as they stood in the batch."""
-        return self._arrays[1][: self.n]
-
-    @property
-    def moved(self) -> U64:
-        """uint64: bytes, the contiguous prefix."""
-        return self._arrays[2][: self.n]
-
-    @property
-    def fault_offset(self) -> U64:
-        """uint64: where in the transfer it faulted; 0 where it did not."""
-        return self._arrays[3][: self.n]
-
-    @property
-    def fault_address(self) -> U64:
-        """uint64: the address that was refused; 0 where none was."""
-        return self._arrays[4][: self.n]
-
-    @property
-    def error(self) -> I32:
-        """int32: the errno of an IO_ERROR, or 0."""
-        return self._arrays[5][: self.n]
-
-    @property
-    def status(self) -> U8:
-        """uint8: a `Status`."""
-        return self._arrays[6][: self.n]
 
     def __repr__(self) -> str:
         names = [Status(s).name for s in self.status[:4]]
