@@ -86,7 +86,7 @@ def fill_memory(twin: Twin, rng: random.Random, count: int) -> None:
     for i in range(count):
         which = rng.randrange(len(sizes))
         size = len(sizes[which])
-        length = rng.randint(1, min(size, rng.choice([7, 64, 5000])))
+        length = rng.randint(1, min(size, rng.choice([7, 64, 5000, 5000, 70_000])))
         offset = rng.randrange(size - length + 1)
         if twin.memory[1].ranges and rng.random() < 0.4:  # goes on where the last one ended
             last = twin.memory[1].ranges[-1]
