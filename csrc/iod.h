@@ -14,6 +14,7 @@
 #include <sys/uio.h>
 
 #define IOD_MAX_DEPTH 32       /* spaces in one chain */
+#define IOD_MISSES 64	       /* holes that one walk of a list asks about */
 #define IOD_MESSAGE_DEPTH 8    /* DMA to a device window that causes DMA to a device window that ... */
 #define IOD_IOV_MAX 1024       /* the kernel's UIO_MAXIOV */
 #define IOD_MAX_IO 0x7ffff000u /* the kernel's MAX_RW_COUNT */

@@ -20,6 +20,13 @@ ptrdiff_t iod_map_find(struct iod_map *map, uint64_t address)
 	return at;
 }
 
+uint64_t iod_map_hole(const struct iod_map *map, uint64_t address)
+{
+	size_t next = (size_t)(iod_map_floor(map, address) + 1);
+
+	return next < map->count ? map->first[next] - 1 : UINT64_MAX;
+}
+
 static int map_reserve(struct iod_map *map, size_t count)
 {
 	if (count <= map->room)

@@ -236,6 +236,7 @@ static inline enum iod_walk_result walk_piece(struct iod_space *space, uint64_t 
 			enum iod_verdict verdict = space->hook(space, address, &n, access);
 			if (verdict == IOD_PASS)
 				continue;
+			*length = n;
 			refuse(fault, space, address, IOD_C_HOOK);
 			return verdict == IOD_PENDING ? IOD_WALK_PENDING : IOD_WALK_FAULT;
 		}
@@ -245,6 +246,9 @@ static inline enum iod_walk_result walk_piece(struct iod_space *space, uint64_t 
 				refuse(fault, space, address, at < 0 ? IOD_C_UNMAPPED : IOD_C_PERMISSION);
 				if (!space->misses_wait)
 					return IOD_WALK_FAULT;
+				uint64_t miss = at < 0 ? iod_map_hole(&space->map, address) : space->map.range[at].last;
+				n = iod_min64(n - 1, miss - address) + 1;
+				*length = n;
 				enum iod_verdict verdict = space->hook(space, address, &n, access);
 				if (verdict == IOD_PENDING)
 					return IOD_WALK_PENDING;
@@ -354,6 +358,8 @@ enum iod_walk_result iod_walk(struct iod_space *top, const struct iod_segment *l
 			      uint8_t access, struct iod_translation *out, struct iod_fault *fault)
 {
 	uint64_t offset = 0;
+	struct iod_fault found = {.access = access}; /* of a piece that is not the first to miss */
+	unsigned misses = 0;
 
 	iod_translation_clear(out);
 	fault->access = access;
@@ -366,7 +372,7 @@ enum iod_walk_result iod_walk(struct iod_space *top, const struct iod_segment *l
 		uint64_t address = list[i].address, left = list[i].length;
 		if (skip) {
 			uint64_t cut = iod_min64(skip, left);
-			if (cut && left != cut && address > UINT64_MAX - cut) {
+			if (cut && left != cut && address > UINT64_MAX - cut) { /* before any miss: nothing was walked */
 				fault->offset = offset + (UINT64_MAX - address) + 1;
 				return refuse(fault, top, UINT64_MAX, IOD_C_WRAP);
 			}
@@ -379,19 +385,26 @@ enum iod_walk_result iod_walk(struct iod_space *top, const struct iod_segment *l
 			uint64_t n = left;
 			if (n - 1 > UINT64_MAX - address)
 				n = UINT64_MAX - address + 1; /* never 0: address 0 cannot wrap */
-			enum iod_walk_result result = walk_piece(top, address, &n, access, out, fault);
+			enum iod_walk_result result = walk_piece(top, address, &n, access, out, misses ? &found : fault);
 			if (result != IOD_WALK_OK) {
-				fault->offset = offset;
-				return result;
+				if (!misses)
+					fault->offset = offset;
+				/* A miss does not end the walk: what else is missing is asked for in the same go. */
+				if (result != IOD_WALK_PENDING)
+					return misses ? IOD_WALK_PENDING : result;
+				if (++misses == IOD_MISSES)
+					return IOD_WALK_PENDING;
 			}
 			offset += n;
 			left -= n;
 			address += n;
 			if (left && address == 0) { /* it ran past the top */
+				if (misses)
+					return IOD_WALK_PENDING;
 				fault->offset = offset;
 				return refuse(fault, top, UINT64_MAX, IOD_C_WRAP);
 			}
 		}
 	}
-	return IOD_WALK_OK;
+	return misses ? IOD_WALK_PENDING : IOD_WALK_OK;
 }

@@ -89,6 +89,8 @@ ptrdiff_t iod_map_find(struct iod_map *, uint64_t address);
 int iod_map_insert(struct iod_map *, uint64_t first, uint64_t last, uint64_t base, struct iod_region *, uint32_t access);
 /* Takes out what lies in first..last, cutting ranges that reach beyond.  Bytes taken out in *removed. 0 or -ENOMEM. */
 int iod_map_remove(struct iod_map *, uint64_t first, uint64_t last, uint64_t *removed);
+/* The last address of the hole that the address, which nothing holds, lies in. */
+uint64_t iod_map_hole(const struct iod_map *, uint64_t address);
 bool iod_map_overlaps(const struct iod_map *, uint64_t first, uint64_t last);
 void iod_map_clear(struct iod_map *);
 
@@ -107,8 +109,9 @@ struct iod_space {
 	uint64_t walks, hits;  /* pieces that went through; of those, by the map's hint */
 	uint64_t change;       /* counts the changes of the map */
 	char name[32];
-	/* HOOK, and IOMMU when it misses: asks the glue.  Must not change any map.  A HOOK may make the length less (not 0):
-	 * only so many bytes pass, and the rest is asked for again. */
+	/* HOOK, and IOMMU when it misses (length: to the end of the hole, or of the list's segment): asks the glue.  The
+	 * verdict is that of the first address.  Must not change any map.  A HOOK may make the length less (not 0): only so
+	 * many bytes pass, and the rest is asked for again. */
 	enum iod_verdict (*hook)(struct iod_space *, uint64_t address, uint64_t *length, uint8_t access);
 	void *owner;
 };
@@ -142,7 +145,8 @@ void iod_translation_free(struct iod_translation *);
 
 enum iod_walk_result { IOD_WALK_OK, IOD_WALK_FAULT, IOD_WALK_PENDING, IOD_WALK_NO_MEMORY };
 
-/* Walk the list from `skip` bytes into it.  On FAULT and PENDING, *fault says where; out is then undefined. */
+/* Walk the list from `skip` bytes into it.  On FAULT and PENDING, *fault says where; out is then undefined.  After a miss
+ * the walk goes on, so that a list's misses are asked for together; *fault is that of the first. */
 enum iod_walk_result iod_walk(struct iod_space *top, const struct iod_segment *list, size_t count, uint64_t skip,
 			      uint8_t access, struct iod_translation *out, struct iod_fault *fault);
 

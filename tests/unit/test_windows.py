@@ -343,7 +343,7 @@ class Chained(iodma.Device):
         self.count = int(self.count) + 1
         done = await self.port.copy((RAM, 4), (BELL, 4))
         if not done.ok:
-            assert "bus error" in done.fault.reason
+            assert "bus error" in str(done.fault)
             self.faults += 1
 
 

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an IOMMU with a walker asks for, and how it is answered.
+
+Invariants
+ - A page is asked for once for each access, however many transfers wait for it, until it was
+   answered. The pages that one list misses are asked for together.
+ - An answer that the walker was still looking for when its page was invalidated is thrown away, and
+   the page is asked for again.
+ - A refusal lasts until all that waited for it have seen it, and no longer.
+ - Whatever a walker does wrong refuses the page: nothing waits for an answer that cannot come.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import weakref
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from iodma.errors import Error
+from iodma.ratelimit import RateLimit
+from iodma.types import Access
+
+if TYPE_CHECKING:
+    from iodma.stages.iommu import Iommu
+
+__all__ = ["Mapping", "Misses", "Walk"]
+
+log = logging.getLogger("iodma.stages.iommu")
+
+_PASS, _REFUSE, _PENDING = 0, 1, 2
+#: Pages of one hole that are asked for at a time.
+_AHEAD = 64
+_ACCESS = {int(each): each for each in (Access.READ, Access.WRITE, Access.RW)}
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """What a walk found: ``length`` bytes at ``address`` are at ``target`` of the next space."""
+
+    address: int
+    target: int
+    length: int
+    access: Access
+
+
+#: Called with (address of a page, access) on a miss, in a turn of the engine. It gives a `Mapping`,
+#: which may be of more than the page; or False, which refuses: the transfer ends with FAULT; or
+#: None: the answer comes later, with `Iommu.update` or `Iommu.refuse`. It may be an ``async def``.
+Walk = Callable[[int, Access], "Mapping | bool | Coroutine[Any, Any, Mapping | bool | None] | None"]
+
+Key = tuple[int, Access]
+
+
+class Misses:
+    """The pages that an Iommu asked its walker for."""
+
+    def __init__(self, stage: Iommu, walk: Walk) -> None:
+        # The core holds this object for the stage: a strong reference back would never go.
+        self._stage = weakref.ref(stage)
+        self._walk = walk
+        self._engine: weakref.ref[Any] | None = None
+        #: Page and access -> how often it was invalidated since it was asked for.
+        self.asked: dict[Key, int] = {}
+        self._queue: list[Key] = []
+        self._refused: set[Key] = set()
+        self._refused_turn = -1
+        self._errors = RateLimit(log)
+
+    # -- from the core --------------------------------------------------------
+
+    def miss(self, address: int, length: int, access: int) -> int:
+        """The hook: in the middle of a walk, so it notes the miss and changes nothing."""
+        stage = self._stage()
+        if stage is None:
+            return _REFUSE
+        page, wanted = stage.page, _ACCESS[access]
+        first = address - address % page
+        if (first, wanted) in self._refused:
+            return _REFUSE
+        engine: Any = stage._engine
+        if engine is None:  # `translate` without an engine: nobody could answer
+            return _PENDING
+        if self._engine is None or self._engine() is not engine:
+            self._forget_engine(engine)
+        idle = not self._queue
+        for at in range(first, min(address + length, first + _AHEAD * page), page):
+            key = (at, wanted)
+            if key not in self.asked and key not in self._refused:
+                self.asked[key] = 0
+                self._queue.append(key)
+        if idle and self._queue:
+            engine.call_soon(self._ask)
+        return _PENDING
+
+    def _forget_engine(self, engine: Any) -> None:
+        """What waited went with another engine."""
+        self._engine = weakref.ref(engine)
+        self.asked.clear()
+        self._queue.clear()
+        self._refused.clear()
+
+    # -- asking ---------------------------------------------------------------
+
+    def _ask(self) -> None:
+        queue, self._queue = self._queue, []
+        for key in queue:
+            if key not in self.asked:  # answered by what was found for another page
+                continue
+            try:
+                found = self._walk(*key)
+            except Exception as error:
+                self._failed(key, "failed", error)
+                continue
+            if inspect.iscoroutine(found):
+                engine = self._engine() if self._engine else None
+                if engine is None:
+                    found.close()
+                else:
+                    engine.start(self._walked(key, self.asked[key], found), name="walk")
+            else:
+                self._answer(key, found)
+
+    async def _walked(self, key: Key, before: int, walk: Coroutine[Any, Any, Any]) -> None:
+        try:
+            found = await walk
+        except Exception as error:
+            self._failed(key, "failed", error)
+            return
+        now = self.asked.get(key)
+        if now == before:
+            self._answer(key, found)
+        elif now is not None:  # what it found is from before an invalidation
+            self._queue.append(key)
+            self._ask()
+
+    def _answer(self, key: Key, found: object) -> None:
+        stage = self._stage()
+        if found is None or stage is None:
+            return
+        if found is False:
+            self.refuse(key)
+            return
+        if not isinstance(found, Mapping):
+            self._failed(key, f"gave {found!r}; a Mapping, False or None would be right")
+            return
+        try:
+            stage.update(found)
+        except Error as error:
+            self._failed(key, f"gave {found}: {error}")
+            return
+        if key in self.asked:
+            self._failed(key, f"gave {found}, which does not hold it")
+
+    def _failed(self, key: Key, what: str, error: BaseException | None = None) -> None:
+        stage = self._stage()
+        if stage is not None:
+            self._errors.log(
+                logging.ERROR,
+                "%s: the walk for %s of %#x %s",
+                stage.name,
+                key[1].name,
+                key[0],
+                what,
+                exc_info=error,
+            )
+        self.refuse(key)
+
+    # -- answers --------------------------------------------------------------
+
+    def answered(self, address: int, length: int, access: Access) -> None:
+        """A range is about to be mapped: what was asked for in it is answered.
+
+        What asked for more than ``access`` is refused; the caller resumes what waits.
+        """
+        for key in self._within(address, length):
+            del self.asked[key]
+            if key[1] not in access:
+                self._refuse(key)
+
+    def refuse(self, key: Key) -> None:
+        """A page is refused, if it was asked for."""
+        if key in self.asked:
+            del self.asked[key]
+            self._refuse(key)
+            stage = self._stage()
+            if stage is not None:
+                stage._resume()
+
+    def invalidated(self, address: int, length: int | None) -> None:
+        """What is being looked for in a range (None: to the end) is out of date."""
+        for key in self._within(address, length):
+            self.asked[key] += 1
+        self._refused.clear()
+
+    def _within(self, address: int, length: int | None) -> list[Key]:
+        page = stage.page if (stage := self._stage()) else 0
+        if length == page:
+            return [key for each in _ACCESS.values() if (key := (address, each)) in self.asked]
+        end = 1 << 64 if length is None else address + length
+        return [key for key in self.asked if address <= key[0] < end]
+
+    def _refuse(self, key: Key) -> None:
+        engine = self._engine() if self._engine else None
+        if engine is None or engine.closed:
+            return
+        if not self._refused:
+            engine.call_soon(self._forget_refused)
+        self._refused.add(key)
+        self._refused_turn = engine._turns
+
+    def _forget_refused(self) -> None:
+        """Those that waited see the refusal when the next turn steps them."""
+        engine = self._engine() if self._engine else None
+        if engine is None or not self._refused:
+            return
+        if engine._turns > self._refused_turn:
+            self._refused.clear()
+        else:
+            engine.call_soon(self._forget_refused)
