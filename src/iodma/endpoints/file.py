@@ -6,8 +6,8 @@ Invariants
    its last byte.
  - With ``direct`` the page cache is passed by; what the alignment forbids goes through the bounce
    arena, the last partial block of a file through the page cache.
- - A read with ``direct`` that meets the end of the file may leave zeroes in the rest of its list, as
-   the kernel reads whole blocks; `moved` says where the file ended.
+ - A read with ``direct`` that meets the end of the file may leave zeroes in the rest of its list:
+   the kernel reads whole blocks. `moved` says where the file ended.
 """
 
 from __future__ import annotations
