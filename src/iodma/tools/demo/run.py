@@ -203,7 +203,7 @@ def through_device(
     with (
         Receiver() as receiver,
         Guest(options.swap) as guest,
-        iodma.Engine(options.engine, name="demo", strict=True) as engine,
+        iodma.Engine(options.engine, name="demo", strict=True, slow_step=None) as engine,
         iodma.File(path, read_only=True, direct=options.direct) as disk,
         iodma.Socket(receiver.connection) as network,
     ):
