@@ -685,6 +685,8 @@ static PyObject *engine_get(Engine *self, void *what)
 		return PyLong_FromUnsignedLong(self->tasks);
 	case 'n':
 		return PyLong_FromUnsignedLongLong(self->turns);
+	case 'm':
+		return PyBool_FromLong(!self->closed && ext_has_work(self));
 	case 'i':
 		return PyBool_FromLong(!self->closed && ext_idle(self));
 	case 'w':
@@ -729,6 +731,7 @@ static PyGetSetDef engine_getset[] = {
 	{"_owned", (getter)engine_get, NULL, NULL, (void *)'w'},
 	{"_turns", (getter)engine_get, NULL, NULL, (void *)'n'},
 	{"_idle", (getter)engine_get, NULL, NULL, (void *)'i'},
+	{"_has_work", (getter)engine_get, NULL, NULL, (void *)'m'},
 	{"_tasks", (getter)engine_get, NULL, NULL, (void *)'t'},
 	{0}};
 static PyType_Slot engine_slots[] = {{Py_tp_new, engine_new},

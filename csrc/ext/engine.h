@@ -11,6 +11,7 @@
 void ext_arm_watch(Engine *);
 int ext_refuse_nested(const Engine *);
 bool ext_idle(const Engine *); /* nothing is left to be done but wait */
+bool ext_has_work(const Engine *);
 int ext_turn(Engine *, int64_t timeout, uint32_t limit);
 PyObject *ext_engine_run(Engine *, PyObject *deadline);
 PyObject *ext_engine_pump(Engine *, PyObject *limit);

@@ -115,7 +115,7 @@ void ext_poke(Engine *engine)
 	}
 }
 
-static bool has_work(const Engine *engine)
+bool ext_has_work(const Engine *engine)
 {
 	const struct iod_core *core = &engine->core;
 	for (uint32_t i = 0; i < engine->ports; i++)
@@ -128,7 +128,7 @@ static bool has_work(const Engine *engine)
 
 bool ext_idle(const Engine *engine)
 {
-	return !engine->core.with_backend && !has_work(engine);
+	return !engine->core.with_backend && !ext_has_work(engine);
 }
 
 static void sleep_for_completions(Engine *engine, int64_t timeout)
@@ -215,7 +215,7 @@ static int turn(Engine *engine, int64_t timeout, uint32_t limit)
 	core->queued_bytes = 0;
 	uint32_t got = iod_core_reap(core, 4096);
 	ext_deliver(engine);
-	if (!got && timeout != 0 && !has_work(engine) && !engine->stop && !engine->woken) {
+	if (!got && timeout != 0 && !ext_has_work(engine) && !engine->stop && !engine->woken) {
 		sleep_for_completions(engine, timeout);
 		core->now = ext_clock();
 		engine->step_started = core->now;
@@ -297,7 +297,7 @@ PyObject *ext_engine_run(Engine *self, PyObject *arg)
 	return PyLong_FromLong(why);
 }
 
-/* pump(limit) -> (why, whether work remains) */
+/* pump(limit): one turn without a sleep. A set, as of run. */
 PyObject *ext_engine_pump(Engine *self, PyObject *arg)
 {
 	uint64_t limit;
@@ -322,5 +322,5 @@ PyObject *ext_engine_pump(Engine *self, PyObject *arg)
 		why |= 2;
 	}
 	self->step_started = 0;
-	return Py_BuildValue("iN", why, PyBool_FromLong(has_work(self)));
+	return PyLong_FromLong(why);
 }

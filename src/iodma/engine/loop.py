@@ -394,13 +394,13 @@ class Engine(_core.Engine):
         """
         if self._running:
             raise Error(f"{self.name} runs already: what runs in it cannot pump it")
-        why, more = self._pump(limit)
+        why = self._pump(limit)
         self._running = True
         try:
             self._do_python_work(why)
         finally:
             self._running = False
-        more = more or bool(self._soon)
+        more = self._has_work or bool(self._soon)
         if not self._system_clock:
             if not more and self._idle and self._deadline() == _WHEN_IDLE:
                 self.clock.idle_until(self._next_timer())
