@@ -385,3 +385,26 @@ int iod_fill(void *dst, int value, size_t n)
 	uintptr_t fault;
 	return !n || guarded(fill_run, &f, &fault) ? 0 : -EFAULT;
 }
+
+struct bits {
+	uint8_t *byte;
+	uint64_t first, last;
+};
+
+static void bits_run(void *arg)
+{
+	const struct bits *b = arg;
+	for (uint64_t bit = b->first; bit <= b->last;) {
+		unsigned from = bit % 8, to = b->last / 8 > bit / 8 ? 7 : b->last % 8;
+		/* Always the write, also where the bits are set: it is what orders the data before them. */
+		__atomic_fetch_or(&b->byte[bit / 8], (uint8_t)(0xffu << from & 0xffu >> (7 - to)), __ATOMIC_SEQ_CST);
+		bit += to - from + 1;
+	}
+}
+
+int iod_set_bits(uint8_t *byte, uint64_t first, uint64_t last)
+{
+	struct bits b = {byte, first, last};
+	uintptr_t fault;
+	return guarded(bits_run, &b, &fault) ? 0 : -EFAULT;
+}

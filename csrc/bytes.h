@@ -36,4 +36,7 @@ int iod_move(const struct iovec *dst, size_t ndst, size_t dskip, const struct io
 /* Sets n bytes. */
 int iod_fill(void *dst, int value, size_t n);
 
+/* Sets bits first..last, each byte with one atomic operation that is a full barrier. 0 or -EFAULT. */
+int iod_set_bits(uint8_t *byte, uint64_t first, uint64_t last);
+
 #endif

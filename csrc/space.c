@@ -3,7 +3,8 @@
  * space: the walk.  See space.h for the invariants. */
 #include "space.h"
 
-#include <stdatomic.h>
+#include "bytes.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -57,12 +58,15 @@ void iod_region_quarantine(struct iod_region *region)
 
 void iod_region_mark_dirty(struct iod_region *region, uint64_t offset, uint64_t length)
 {
-	if (!region->dirty || length == 0)
+	const struct iod_dirty *log = __atomic_load_n(&region->dirty, __ATOMIC_ACQUIRE);
+
+	if (!log || length == 0)
 		return;
-	uint64_t bit = offset >> region->dirty_shift;
-	uint64_t last = (offset + length - 1) >> region->dirty_shift;
-	for (; bit <= last && bit < region->dirty_bits; bit++)
-		atomic_fetch_or_explicit(&region->dirty[bit / 64], (uint64_t)1 << (bit % 64), memory_order_seq_cst);
+	uint64_t bit = offset >> log->shift, last = (offset + length - 1) >> log->shift;
+	if (last >= log->bits)
+		last = log->bits - 1;
+	/* A log that is gone (its file was truncated) has nobody who could miss the bits. */
+	(void)iod_set_bits(log->byte, bit + log->first, last + log->first);
 }
 
 uint64_t iod_list_bytes(const struct iod_segment *list, size_t count)

@@ -17,6 +17,17 @@
 
 #include "iod.h"
 
+/* One bit a page, set before anyone is told of a write; shared with others where a VMM gave the bytes.  One that is taken
+ * off its region stays allocated until no lease is left there: moves run without the glue's lock. */
+struct iod_dirty {
+	uint8_t *byte; /* bit i of byte j: page 8j + i */
+	uint64_t first; /* the bit of the region's first page */
+	uint64_t bits;
+	uint8_t shift;
+	struct iod_dirty *next; /* taken off before this one */
+	void *owner;		/* the glue's */
+};
+
 enum iod_region_kind { IOD_RAM, IOD_ROM, IOD_DEVICE };
 
 /* Host memory, or a device's registers.  Freed when the last reference is dropped, and references are held by the maps
@@ -31,10 +42,8 @@ struct iod_region {
 	uint32_t views;	 /* buffers handed out */
 	uint8_t *host;
 	uint64_t size;
-	/* One bit a page, set before anyone is told of a write; shared with others where a VMM gave it. */
-	_Atomic uint64_t *dirty;
-	uint64_t dirty_bits;
-	uint8_t dirty_shift;
+	struct iod_dirty *dirty; /* NULL: nothing is logged */
+	struct iod_dirty *stale; /* those that were taken off and may still be looked at */
 	void *owner; /* the glue's handle */
 	void (*free)(struct iod_region *);
 };

@@ -45,6 +45,8 @@ static void with_buffer(struct iod_core *core, struct iod_row *row)
 						      : iod_row_scatter(core, row, flat, n, &done);
 
 	core->count.copied += done;
+	if (row->direction == IOD_FROM_MEMORY)
+		iod_region_mark_dirty(region, row->position, n);
 	iod_row_advance(row, done);
 	if (!error && n < want && row->direction == IOD_FROM_MEMORY)
 		iod_row_complete(core, row, IOD_IO_ERROR, ENOSPC);

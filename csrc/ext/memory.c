@@ -5,6 +5,7 @@
  * Invariants
  *  - A mapping goes when its region's last reference goes: the handle, the maps, the leases and the views each hold one.
  *  - Closing a handle stops new transfers at once and lets those in flight end. */
+#include "../bytes.h"
 #include "ext.h"
 
 #include <errno.h>
@@ -16,13 +17,42 @@ PyTypeObject *RegionType, *SpaceType;
 
 /* ---- Region ---- */
 
+/* The last reference may go in a move that runs without the interpreter's lock. */
+static void log_free(struct iod_dirty *log)
+{
+	if (log->owner) {
+		PyGILState_STATE state = PyGILState_Ensure();
+		PyBuffer_Release(log->owner);
+		PyGILState_Release(state);
+		free(log->owner);
+	} else {
+		free(log->byte);
+	}
+	free(log);
+}
+
+/* Log no more.  What a move may still look at is freed when no lease is left. */
+static void log_off(struct iod_region *region)
+{
+	struct iod_dirty *log = region->dirty;
+	if (log) {
+		__atomic_store_n(&region->dirty, NULL, __ATOMIC_RELEASE);
+		log->next = region->stale;
+		region->stale = log;
+	}
+	while (region->leases == 0 && (log = region->stale)) {
+		region->stale = log->next;
+		log_free(log);
+	}
+}
+
 static void region_free(struct iod_region *region)
 {
 	if (region->kind == IOD_DEVICE)
 		Py_XDECREF((PyObject *)region->owner);
 	else if (region->host)
 		munmap(region->host, region->size);
-	free((void *)region->dirty);
+	log_off(region);
 	free(region);
 }
 
@@ -141,11 +171,15 @@ static void region_releasebuffer(Region *self, Py_buffer *view)
 	iod_region_put(region);
 }
 
-static PyObject *region_start_dirty(Region *self, PyObject *arg)
+/* _start_dirty(page, buffer | None, first) */
+static PyObject *region_start_dirty(Region *self, PyObject *args)
 {
-	uint64_t page;
+	uint64_t page, first;
 	struct iod_region *region = self->region;
-	if (ext_u64(arg, "page", &page))
+	PyObject *page_object, *buffer, *first_object;
+	if (!PyArg_ParseTuple(args, "OOO", &page_object, &buffer, &first_object))
+		return NULL;
+	if (ext_u64(page_object, "page", &page) || ext_u64(first_object, "first", &first))
 		return NULL;
 	if (page < 512 || (page & (page - 1)))
 		return PyErr_Format(ArgumentErrorType, "page is %llu bytes; it must be a power of two from 512",
@@ -153,14 +187,37 @@ static PyObject *region_start_dirty(Region *self, PyObject *arg)
 	uint8_t shift = 0;
 	while ((uint64_t)1 << shift < page)
 		shift++;
-	uint64_t bits = (region->size + page - 1) >> shift;
-	_Atomic uint64_t *log = calloc((bits + 63) / 64, 8);
+	struct iod_dirty *log = calloc(1, sizeof *log);
 	if (!log)
 		return PyErr_NoMemory();
-	free((void *)region->dirty);
-	region->dirty_bits = bits;
-	region->dirty_shift = shift;
-	region->dirty = log;
+	*log = (struct iod_dirty){.bits = (region->size - 1) / page + 1, .shift = shift, .first = first};
+	if (buffer == Py_None) {
+		log->byte = calloc((log->bits + 63) / 64, 8);
+	} else {
+		iod_guard_install();
+		Py_buffer *view = calloc(1, sizeof *view);
+		if (!view || PyObject_GetBuffer(buffer, view, PyBUF_WRITABLE)) {
+			free(view);
+			free(log);
+			return PyErr_Occurred() ? NULL : PyErr_NoMemory();
+		}
+		log->owner = view;
+		log->byte = view->buf;
+		uint64_t room = (uint64_t)view->len * 8;
+		if (log->bits > room || first > room - log->bits) {
+			PyErr_Format(AddressRangeErrorType,
+				     "%llu pages from bit %llu on do not fit into a log of %llu bits",
+				     (unsigned long long)log->bits, (unsigned long long)first, (unsigned long long)room);
+			log_free(log);
+			return NULL;
+		}
+	}
+	if (!log->byte) {
+		free(log);
+		return PyErr_NoMemory();
+	}
+	log_off(region);
+	__atomic_store_n(&region->dirty, log, __ATOMIC_RELEASE);
 	Py_RETURN_NONE;
 }
 
@@ -168,18 +225,19 @@ static PyObject *region_start_dirty(Region *self, PyObject *arg)
 static PyObject *region_take_dirty(Region *self, PyObject *unused)
 {
 	(void)unused;
-	struct iod_region *region = self->region;
-	if (!region->dirty) {
-		PyErr_SetString(ErrorType, "no dirty log was started for this region");
+	const struct iod_dirty *log = self->region->dirty;
+	if (!log || log->owner) {
+		PyErr_SetString(ErrorType, log ? "the dirty log is in the buffer that it was given: read it there"
+					       : "no dirty log was started for this region");
 		return NULL;
 	}
-	size_t words = (region->dirty_bits + 63) / 64;
+	size_t words = (log->bits + 63) / 64;
 	PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)words * 8);
 	if (!bytes)
 		return NULL;
 	uint8_t *out = (uint8_t *)PyBytes_AsString(bytes);
 	for (size_t i = 0; i < words; i++) {
-		uint64_t word = __atomic_exchange_n((uint64_t *)(uintptr_t)&region->dirty[i], 0, __ATOMIC_SEQ_CST);
+		uint64_t word = __atomic_exchange_n((uint64_t *)(void *)log->byte + i, 0, __ATOMIC_SEQ_CST);
 		memcpy(out + i * 8, &word, 8);
 	}
 	return bytes;
@@ -188,9 +246,23 @@ static PyObject *region_take_dirty(Region *self, PyObject *unused)
 static PyObject *region_stop_dirty(Region *self, PyObject *unused)
 {
 	(void)unused;
-	void *log = (void *)self->region->dirty;
-	self->region->dirty = NULL;
-	free(log);
+	log_off(self->region);
+	Py_RETURN_NONE;
+}
+
+/* _mark_dirty(offset, length): the program wrote there through a view. */
+static PyObject *region_mark_dirty(Region *self, PyObject *const *args, Py_ssize_t n)
+{
+	uint64_t offset, length;
+	if (n != 2)
+		return PyErr_Format(PyExc_TypeError, "_mark_dirty takes 2 arguments, not %zd", n);
+	if (ext_u64(args[0], "offset", &offset) || ext_u64(args[1], "length", &length))
+		return NULL;
+	if (offset > self->region->size || length > self->region->size - offset)
+		return PyErr_Format(AddressRangeErrorType, "%llu bytes at offset %llu of a region of %llu bytes",
+				    (unsigned long long)length, (unsigned long long)offset,
+				    (unsigned long long)self->region->size);
+	iod_region_mark_dirty(self->region, offset, length);
 	Py_RETURN_NONE;
 }
 
@@ -218,7 +290,8 @@ static PyObject *region_get(Region *self, void *what)
 static PyMethodDef region_methods[] = {
 	{"_close", EXT_METHOD(region_close), METH_NOARGS, NULL},
 	{"_poke", EXT_METHOD(region_poke), METH_VARARGS, NULL},
-	{"_start_dirty", EXT_METHOD(region_start_dirty), METH_O, NULL},
+	{"_start_dirty", EXT_METHOD(region_start_dirty), METH_VARARGS, NULL},
+	{"_mark_dirty", EXT_METHOD(region_mark_dirty), METH_FASTCALL, NULL},
 	{"_take_dirty", EXT_METHOD(region_take_dirty), METH_NOARGS, NULL},
 	{"_stop_dirty", EXT_METHOD(region_stop_dirty), METH_NOARGS, NULL},
 	{0}};

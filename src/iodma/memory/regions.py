@@ -10,6 +10,7 @@ Invariants
 
 from __future__ import annotations
 
+import mmap
 import os
 import stat
 import warnings
@@ -135,12 +136,39 @@ class Ram(_Mapped):
         finally:
             os.close(fd)
 
-    def start_dirty_log(self, page: int = 4096) -> None:
-        """Begin to log which pages of ``page`` bytes DMA writes to."""
-        self._start_dirty(page)
+    def start_dirty_log(
+        self,
+        page: int = 4096,
+        *,
+        buffer: bytearray | memoryview | mmap.mmap | None = None,
+        first: int = 0,
+    ) -> None:
+        """Begin to log which pages of ``page`` bytes DMA may have written to.
+
+        A page is marked before the completion of what wrote there can be seen, whatever its status.
+        What the program writes through a `view` it marks itself, with `mark_dirty`.
+
+        Args:
+            page: a power of two from 512.
+            buffer: where the log is kept, memory that a VMM shares for instance; bits are set there
+                atomically and never cleared. None: here, to be had with `take_dirty_log`.
+            first: the bit in ``buffer`` that stands for the first page.
+
+        Raises:
+            AddressRangeError: ``buffer`` is too small.
+        """
+        self._start_dirty(page, buffer, first)
+
+    def mark_dirty(self, offset: int, length: int) -> None:
+        """Mark the pages of a range in the log, if one is kept."""
+        self._mark_dirty(offset, length)
 
     def take_dirty_log(self) -> bytes:
-        """The log since it was last taken: bit ``i`` of byte ``j`` stands for page ``8 j + i``."""
+        """The log since it was last taken: bit ``i`` of byte ``j`` stands for page ``8 j + i``.
+
+        Raises:
+            Error: none was started, or it is in a buffer that was given.
+        """
         return self._take_dirty()
 
     def stop_dirty_log(self) -> None:
