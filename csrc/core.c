@@ -78,6 +78,7 @@ int iod_submit(struct iod_core *core, const struct iod_request *request, uint64_
 	row->bounce_bytes = row->bounce_want = 0;
 	row->holds = NULL;
 	row->missed = NULL;
+	row->riders = row->host = NULL;
 	if (row->target)
 		row->target->references++;
 	port->rows++;
@@ -316,7 +317,9 @@ static void row_continue(struct iod_core *core, struct iod_row *row)
 	}
 	switch (plan) {
 	case IOD_PLAN_REQUEST:
+		iod_riders_board(core, row, &op);
 		if (!hand_over(core, row, &op)) {
+			iod_riders_leave(core, row);
 			iod_plan_end(row);
 			iod_row_wait(core, row, IOD_W_RING, &core->ring);
 			return;
@@ -414,6 +417,18 @@ static bool take_order(struct iod_core *core, struct iod_row *row)
 	return true;
 }
 
+void iod_row_lease(struct iod_core *core, struct iod_row *row)
+{
+	core->count.pieces += row->t.count;
+	lease(&row->t);
+	if (row->count2)
+		lease(&row->t2);
+	row->leased = true;
+	iod_row_mark(core, row, IOD_M_WALKED, row->t.count);
+	row->cursor = row->cursor2 = 0;
+	row->skip = row->skip2 = 0;
+}
+
 static bool translate(struct iod_core *core, struct iod_row *row)
 {
 	struct iod_space *space = row->port->space;
@@ -445,14 +460,7 @@ static bool translate(struct iod_core *core, struct iod_row *row)
 		iod_row_complete(core, row, IOD_IO_ERROR, ENOMEM);
 		return false;
 	}
-	core->count.pieces += row->t.count;
-	lease(&row->t);
-	if (row->count2)
-		lease(&row->t2);
-	row->leased = true;
-	iod_row_mark(core, row, IOD_M_WALKED, row->t.count);
-	row->cursor = row->cursor2 = 0;
-	row->skip = row->skip2 = 0;
+	iod_row_lease(core, row);
 	return true;
 }
 
@@ -646,7 +654,12 @@ static void row_result(struct iod_core *core, struct iod_row *row, int32_t resul
 	iod_row_mark(core, row, IOD_M_RESULT, (uint64_t)(int64_t)result);
 	iod_plan_end(row);
 	row->phase = IOD_P_NONE;
-	if (result == -EINTR && !row->cancel_wanted) {
+	if (phase == IOD_P_DIRECT && row->target->kind == IOD_T_STREAM && row->direction == IOD_FROM_MEMORY)
+		row->target->took = result > 0 && (uint64_t)result < row->message_bytes ? (uint64_t)result : 0;
+	if (row->riders && (result <= 0 || (uint64_t)result < row->op_bytes))
+		iod_riders_leave(core, row);
+	/* -ECANCELED that nobody wanted of this row: of one that rode along. */
+	if ((result == -EINTR || result == -ECANCELED) && !row->cancel_wanted) {
 		row_continue(core, row);
 		return;
 	}
@@ -695,6 +708,12 @@ static void row_result(struct iod_core *core, struct iod_row *row, int32_t resul
 			return;
 		}
 		iod_row_advance(row, iod_min64((uint64_t)result, row->op_bytes));
+		if (row->riders) {
+			row = iod_riders_share(core, row, (uint64_t)result - row->op_bytes);
+			if (row)
+				row_progress(core, row);
+			return;
+		}
 		row_progress(core, row);
 		return;
 	}
@@ -768,6 +787,12 @@ void iod_cancel_row(struct iod_core *core, struct iod_row *row)
 		}
 		if (row->phase == IOD_P_SCRIPT) {
 			core->hooks.script_cancel(core->hooks.context, row);
+			return;
+		}
+		if (row->phase == IOD_P_RIDE) { /* it gets off when its host's request ends, which goes on alone */
+			if (row->host->with_backend && !row->host->cancel_sent)
+				row->host->cancel_sent =
+					core->backend->ops->cancel(core->backend, row->host->ticket) != -EAGAIN;
 			return;
 		}
 		break;

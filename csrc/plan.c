@@ -18,7 +18,7 @@
 #include <string.h>
 #include <sys/socket.h>
 
-static bool is_small(const struct iod_core *core, const struct iod_row *row)
+bool iod_plan_is_small(const struct iod_core *core, const struct iod_row *row)
 {
 	uint64_t pieces = row->t.count - row->cursor, left = row->total - row->moved;
 	return pieces > 1 && left < pieces * core->small[row->direction] && row->target->kind != IOD_T_SCRIPT;
@@ -310,7 +310,7 @@ enum iod_plan iod_plan_next(struct iod_core *core, struct iod_row *row, struct i
 		for (uint32_t i = row->cursor; i < row->t.count; i++)
 			if (piece_bounces(row, i, &reason))
 				return bounce(core, row, op, left, reason, error);
-		if (row->t.count > target->max_segments || is_small(core, row))
+		if (row->t.count > target->max_segments || iod_plan_is_small(core, row))
 			return bounce(core, row, op, left, IOD_BY_SMALL, error);
 		if (left == 0) {
 			row->one = (struct iovec){NULL, 0};
@@ -349,7 +349,7 @@ enum iod_plan iod_plan_next(struct iod_core *core, struct iod_row *row, struct i
 			run += row->t.iov[i].iov_len;
 		run -= row->skip;
 	}
-	if (is_small(core, row) && row->t.plain)
+	if (iod_plan_is_small(core, row) && row->t.plain)
 		return bounce(core, row, op, left, IOD_BY_SMALL, error);
 	run = iod_min64(run, target->max_bytes);
 	if (target->kind == IOD_T_FILE && (target->offset_alignment > 1 || target->memory_alignment > 1)) {

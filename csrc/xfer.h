@@ -80,6 +80,8 @@ struct iod_target {
 	struct iod_region *region; /* BUFFER */
 	struct iod_row *active[2]; /* STREAM, PACKET: the one in flight a direction */
 	struct iod_queue order[2]; /* and those behind it */
+	struct iovec *vector;	   /* STREAM: of a request that carries several sends */
+	uint64_t took;		   /* STREAM: bytes of the last send that was cut short; 0: it was not */
 	struct iod_row *writers;   /* direct FILE: writes under way, by their block ranges */
 	struct iod_queue range_wait;
 	uint32_t references; /* rows */
@@ -116,7 +118,8 @@ struct iod_hold { /* a row that a revocation waits for */
 	struct iod_hold *next;
 };
 
-enum iod_phase { IOD_P_NONE, IOD_P_DIRECT, IOD_P_BOUNCE, IOD_P_BEFORE, IOD_P_POLL, IOD_P_PLAIN, IOD_P_WORK, IOD_P_SCRIPT };
+enum iod_phase { IOD_P_NONE, IOD_P_DIRECT, IOD_P_BOUNCE, IOD_P_BEFORE, IOD_P_POLL, IOD_P_PLAIN, IOD_P_WORK, IOD_P_SCRIPT,
+		 IOD_P_RIDE };
 
 #define IOD_INLINE_SEGMENTS 2
 struct iod_row {
@@ -163,7 +166,9 @@ struct iod_row {
 	struct iovec inline_iov[IOD_INLINE_SEGMENTS];
 	struct iod_piece inline_piece[IOD_INLINE_SEGMENTS];
 	struct iod_extent inline_extent[2 * IOD_INLINE_SEGMENTS];
-	struct iod_row *range_next;
+	struct iod_row *range_next; /* of the writers of a file, or of a host's riders */
+	struct iod_row *riders, *host; /* coalesce.c */
+	uint64_t message_bytes;	       /* of the request, the riders' included */
 };
 
 struct iod_request {
@@ -183,6 +188,7 @@ struct iod_counters {
 	uint64_t bounced[IOD_REASONS], bounces[IOD_REASONS];
 	uint64_t requests;	/* handed to the backend */
 	uint64_t splits;	/* transfers that took more than one request */
+	uint64_t coalesced;	/* sends that went with another's request */
 	uint64_t waits[IOD_WAIT_REASONS], pending;
 	uint64_t pieces, messages, revocations, revocations_failed, quarantined;
 	uint64_t copied; /* bytes that the core moved itself: memory endpoints, copies, bounces */
@@ -292,6 +298,7 @@ void iod_row_wait(struct iod_core *, struct iod_row *, enum iod_wait_reason, str
 void iod_row_complete(struct iod_core *, struct iod_row *, enum iod_status, int error);
 void iod_row_fault(struct iod_core *, struct iod_row *);
 void iod_row_release(struct iod_core *, struct iod_row *); /* translation, leases, bounce */
+void iod_row_lease(struct iod_core *, struct iod_row *); /* what was just translated */
 void iod_row_advance(struct iod_row *, uint64_t bytes);
 void iod_row_ready(struct iod_core *, struct iod_row *); /* WAITING, PENDING -> DESCRIBED, to be stepped */
 
@@ -299,6 +306,15 @@ void iod_row_ready(struct iod_core *, struct iod_row *); /* WAITING, PENDING -> 
 enum iod_plan { IOD_PLAN_REQUEST, IOD_PLAN_WORK, IOD_PLAN_SCRIPT, IOD_PLAN_WAIT_BUDGET, IOD_PLAN_FAULT, IOD_PLAN_ERROR };
 enum iod_plan iod_plan_next(struct iod_core *, struct iod_row *, struct iod_op *, int *error);
 void iod_plan_end(struct iod_row *); /* undo what it did to the iovecs */
+
+bool iod_plan_is_small(const struct iod_core *, const struct iod_row *); /* a copy is cheaper than the vector */
+
+/* coalesce.c */
+void iod_riders_board(struct iod_core *, struct iod_row *host, struct iod_op *); /* whoever can comes along */
+void iod_riders_leave(struct iod_core *, struct iod_row *host); /* nothing was sent of them: as before */
+/* The host is done and `bytes` more were sent: completes it and those whose bytes they are.  Gives the row that has the
+ * turn now and needs its next request, if there is one. */
+struct iod_row *iod_riders_share(struct iod_core *, struct iod_row *host, uint64_t bytes);
 
 /* pieces.c: between a row's pieces, from where it is, and flat memory; messages to device windows included.
  * 0, or -EFAULT: row->fault.space is set when a window refused, else the memory was gone.  *done in either case. */

@@ -507,6 +507,7 @@ static PyObject *engine_stats(Engine *self, PyObject *unused)
 	PUT("pending", c->pending);
 	PUT("requests", c->requests);
 	PUT("splits", c->splits);
+	PUT("coalesced", c->coalesced);
 	PUT("pieces", c->pieces);
 	PUT("messages", c->messages);
 	PUT("revocations", c->revocations);

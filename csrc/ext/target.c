@@ -85,6 +85,7 @@ static void target_dealloc(Target *self)
 	forget(self);
 	if (self->target.region)
 		iod_region_put(self->target.region);
+	free(self->target.vector);
 	Py_XDECREF(self->region);
 	Py_XDECREF(self->script);
 	Py_XDECREF(self->script_cancel);

@@ -16,7 +16,7 @@ __all__ = ["Bounced", "Stats", "TransferInfo"]
 _KINDS = ("transfer", "copy", "load", "store", "flush", "discard", "write_zeroes")
 _COUNTERS = (
     *("submitted", "delivered", "bytes_from_memory", "bytes_to_memory", "copied", "python_bytes"),
-    *("pending", "requests", "splits", "pieces", "messages", "revocations", "revocations_failed"),
+    *("pending", "requests", "splits", "coalesced", "pieces", "messages", "revocations", "revocations_failed"),
     *("tasks", "turns", "resumed", "lock_released"),
 )
 _BACKEND_COUNTERS = ("enters", "sleeps", "spins", "spin_hits", "cancels")
@@ -101,6 +101,7 @@ class Stats:
         pending: how often one waited for a translation.
         requests: handed to the kernel (or the worker threads).
         splits: requests beyond a transfer's first.
+        coalesced: sends that went with the request of another of the same stream.
         pieces: of host memory, all translations together.
         messages: register accesses by DMA.
         revocations, revocations_failed: begun, and past their deadline.
@@ -125,6 +126,7 @@ class Stats:
     pending: int
     requests: int
     splits: int
+    coalesced: int
     pieces: int
     messages: int
     revocations: int
