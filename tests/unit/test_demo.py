@@ -141,6 +141,14 @@ def test_a_trace_that_cannot_be_written(
     assert complaint(capsys, path, "--trace", "/dev/full") == "No space left on device"
 
 
+@pytest.mark.usefixtures("one_pass")
+def test_a_name_that_is_not_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe")
+    Path(path).write_bytes(b"abc")
+    assert main(["demo", path]) == 0
+    assert r"/\xff\xfe" in capsys.readouterr().out
+
+
 def test_small_files_are_moved_several_times(tmp_path: Path, rng: random.Random) -> None:
     result = run(Options(source(tmp_path, rng, 100_000)))
     assert result.passes > 1
@@ -271,6 +279,17 @@ def test_a_receiver_that_takes_nothing_is_given_up(
     monkeypatch.setattr(peer, "command", lambda fd: [*program("time.sleep(30)"), str(fd)])
     with pytest.raises(DemoError, match="nothing has moved for"):
         run(Options(source(tmp_path, rng, 20_000_000)))
+
+
+def test_a_receiver_of_the_plain_copy_that_takes_nothing_is_given_up(
+    tmp_path: Path, rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = sys.modules[demo.__module__]
+    monkeypatch.setattr(module, "STALL_S", 0.3)
+    monkeypatch.setattr(peer, "command", lambda fd: [*program("time.sleep(30)"), str(fd)])
+    path = source(tmp_path, rng, 20_000_000)
+    with pytest.raises(DemoError, match="the receiver has taken nothing for"):
+        module.without_device(path, 20_000_000, False, lambda *how_far: None)
 
 
 def test_a_file_that_becomes_shorter(

@@ -22,7 +22,7 @@ from typing import Any
 
 import iodma
 from iodma.tools.demo.device import PAGE_BYTES, Streamer
-from iodma.tools.demo.guest import BASE, PAGES, Guest, drive
+from iodma.tools.demo.guest import BASE, PAGES, STALL_S, Guest, drive
 from iodma.tools.demo.peer import DemoError, PeerGone, Receiver
 from iodma.tools.demo.plain import digest, plain_copy
 from iodma.trace import attach
@@ -245,6 +245,7 @@ def translation_ns(guest: Guest, segments: iodma.ScatterList) -> float:
 def without_device(path: Path, size: int, direct: bool, progress: Progress) -> float:
     """Seconds that a plain copy takes, the receiver's answer included."""
     with Receiver() as receiver:
+        receiver.connection.settimeout(STALL_S)
         begin = perf_counter()
         try:
             plain_copy(
@@ -256,6 +257,8 @@ def without_device(path: Path, size: int, direct: bool, progress: Progress) -> f
             )
         except (BrokenPipeError, ConnectionResetError) as error:
             raise DemoError(receiver.died()) from error
+        except TimeoutError:
+            raise DemoError(f"the receiver has taken nothing for {STALL_S:.0f} s") from None
         receiver.answer(size)
         return perf_counter() - begin
 
@@ -265,8 +268,9 @@ def render(result: Result) -> str:
     bounced = sum(result.bounced.values())
     reasons = ", ".join(f"{name} {n:,}" for name, n in result.bounced.items() if n)
     how = ", O_DIRECT" if result.direct else ""
+    name = os.fsencode(result.file).decode(errors="backslashreplace")
     rows = [
-        ("file", f"{result.file}{how}"),
+        ("file", f"{name}{how}"),
         ("engine", result.engine),
         ("moved", f"{result.bytes_to_memory:,} bytes in, {result.bytes_from_memory:,} bytes out"),
         ("through Python", f"{result.python_bytes} bytes"),
