@@ -219,6 +219,7 @@ static PyObject *engine_close(Engine *self, PyObject *unused)
 		if (space->space.core == &self->core)
 			space->space.core = NULL;
 	}
+	ext_drop_idle(self);
 	Py_CLEAR(self->spaces);
 	while (self->core.revocations)
 		iod_revocation_forget(&self->core, self->core.revocations);

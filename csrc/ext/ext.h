@@ -48,7 +48,7 @@ typedef struct Space {
 	PyObject *weak;
 } Space;
 
-typedef struct {
+typedef struct Target {
 	PyObject_HEAD
 	struct iod_target target;
 	struct Engine *engine; /* where its descriptor is registered */
@@ -56,6 +56,8 @@ typedef struct {
 	PyObject *script;      /* SCRIPT: called with (ticket, direction, offset, length) */
 	PyObject *script_cancel;
 	uint32_t traced; /* the trace that knows its name */
+	struct Target *next_idle;
+	bool on_idle_list, idle; /* idle: the reference that its rows hold is to be dropped */
 } Target;
 
 /* What a coroutine can wait for. */
@@ -172,6 +174,7 @@ typedef struct Engine {
 	uint32_t ports, port_room;
 	PyObject *spaces; /* list: those that know this engine's core */
 	Revocation *revoked; /* done, to be delivered */
+	Target *idle_targets; /* to be let go of when the lock is held */
 	bool in_step, arena_tried;
 	uint32_t trace_number, trace_ids; /* traces begun; ids given to ports and targets */
 	PyObject *trace_names;		  /* dict: id -> name, of the ports and targets that the trace has met */
@@ -227,6 +230,7 @@ int ext_trace_name(Engine *, uint32_t *traced, uint32_t *id, PyObject *object, c
 void ext_deliver(Engine *);
 void ext_poke(Engine *); /* there is something to do, and it may be outside a turn */
 uint64_t ext_clock(void);
+void ext_drop_idle(Engine *);
 
 int ext_memory_add(PyObject *module);
 int ext_lists_add(PyObject *module);

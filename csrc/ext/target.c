@@ -14,9 +14,29 @@
 
 PyTypeObject *TargetType, *RevocationType;
 
+/* Its last row is gone.  That may be in a stretch without the interpreter lock, so it is only noted. */
 static void target_idle(struct iod_target *target)
 {
-	Py_DECREF((PyObject *)target->owner);
+	Target *self = target->owner;
+	self->idle = true;
+	if (self->on_idle_list)
+		return;
+	self->on_idle_list = true;
+	self->next_idle = self->engine->idle_targets;
+	self->engine->idle_targets = self;
+}
+
+void ext_drop_idle(Engine *engine)
+{
+	while (engine->idle_targets) {
+		Target *self = engine->idle_targets;
+		engine->idle_targets = self->next_idle;
+		self->on_idle_list = false;
+		if (self->idle) {
+			self->idle = false;
+			Py_DECREF(self);
+		}
+	}
 }
 
 /* Target(kind, fd, buffered_fd, read_only, write_through, direct, zero_copy, memory_alignment, offset_alignment,
@@ -125,8 +145,9 @@ int ext_target_use(Target *self, Engine *engine)
 	}
 	if (ext_trace_name(engine, &self->traced, &target->trace_id, (PyObject *)self, NULL))
 		return -1;
-	if (target->references == 0) /* dropped by target_idle */
+	if (target->references == 0 && !self->idle) /* dropped by ext_drop_idle */
 		Py_INCREF(self);
+	self->idle = false;
 	return 0;
 }
 
