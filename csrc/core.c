@@ -677,6 +677,12 @@ static void row_result(struct iod_core *core, struct iod_row *row, int32_t resul
 		}
 		return;
 	}
+	if (result == -EOPNOTSUPP && row->target && row->target->zero_copy && !row->cancel_wanted) {
+		/* Not on this kernel, this engine or this kind of socket: an ordinary send does the same. */
+		row->target->zero_copy = false;
+		row_continue(core, row);
+		return;
+	}
 	if (result < 0) {
 		row_failed(core, row, -result);
 		return;
