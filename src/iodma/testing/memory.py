@@ -34,10 +34,9 @@ _SHOWN = 8
 
 def _canary(address: int, length: int) -> npt.NDArray[np.uint8]:
     """What stands at ``address`` and after it: 1 to 251, over and over."""
-    one = np.arange(1, _PRIME + 1, dtype=np.uint8)
-    return np.roll(np.resize(one, _PRIME * 2), -(address % _PRIME))[
-        np.arange(length, dtype=np.int64) % _PRIME
-    ]
+    first = address % _PRIME
+    many = np.tile(np.arange(1, _PRIME + 1, dtype=np.uint8), (first + length) // _PRIME + 1)
+    return many[first : first + length]
 
 
 class FakeMemory(Memory):
@@ -236,9 +235,14 @@ class FakeMemory(Memory):
     # -- the end --------------------------------------------------------------
 
     def close(self) -> None:
-        """Let go of its RAM; may be called again."""
-        for ram, _ in self._parts.values():
+        """Take its RAM out of the map and let go of it; may be called again."""
+        for base, (ram, size) in self._parts.items():
             ram.close()
+            if self._regions.get(base) is ram:
+                self._unmap(base, size)
+                del self._regions[base]
+        self._parts.clear()
+        self._bases.clear()
 
     def __enter__(self) -> Self:
         return self
