@@ -5,7 +5,7 @@ Invariants:
 - A run draws one seed and prints it; IODMA_SEED=N replays hypothesis and every `rng` of that run.
 - A program that a test needs is asked for with `peer("fio")`. Where it is missing the test is
   skipped, and under CI=true it fails.
-- SIGUSR1 and SIGUSR2 print the stacks of all threads; SIGUSR1 also does what it did before.
+- SIGUSR1 and SIGUSR2 print the stacks of all threads; SIGUSR1 also what the engines have in flight.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from iodma.engine.dump import dump_on_signal
 
 SEED = int(os.environ.get("IODMA_SEED") or random.SystemRandom().getrandbits(32))
 SOAK = os.environ.get("IODMA_SOAK") == "1"
@@ -48,7 +50,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("hypothesis_seed", None) is None:
         config.option.hypothesis_seed = str(SEED)
     stderr = os.dup(2)  # pytest puts its capture in the place of 2 while a test runs
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # what is chained to, instead of dying
+    dump_on_signal(signal.SIGUSR1, fd=stderr)  # which is chained to
     faulthandler.register(signal.SIGUSR1, file=stderr, all_threads=True, chain=True)
     faulthandler.register(signal.SIGUSR2, file=stderr, all_threads=True)
 

@@ -4,38 +4,51 @@
 The public names, nothing else.  What each is responsible for stands in `docs/design.md`.
 """
 
-from iodma import _core
 from iodma._version import __version__
-from iodma.devices import Device, Doorbell, Interrupt, Register
-from iodma.endpoints import Buffer, Datagram, Endpoint, File, Null, Socket
-from iodma.engine import Engine, Event, Stats, SystemClock, Task
-from iodma.errors import (
-    AddressRangeError,
-    ArgumentError,
-    ArgumentTypeError,
-    BusyError,
-    Cancelled,
-    ClosedError,
-    DmaFault,
-    Error,
-    StaleError,
-    UnsupportedError,
-    WrongThreadError,
-)
-from iodma.lease import Revocation
-from iodma.memory import DeviceWindow, Memory, MsiWindow, Ram, Rom
-from iodma.port import Port
-from iodma.sg import Batch, Completions, ScatterList
-from iodma.stages import ByteLanes, Iommu, Mapping, Window
-from iodma.transfer import Completion, Transfer
-from iodma.transports import Bus
-from iodma.types import Access, Constraints, Direction, Fault, Reason, Status
 
-if _core.version != __version__:
-    raise ImportError(
-        f"iodma is version {__version__} and its C core is {_core.version}: build it again with"
-        " `make build`, or install the package again"
+try:
+    from iodma import _core
+except ImportError as error:  # `iodma doctor` works without it, and says what is to be done
+
+    def _missing(name: str, why: str = str(error)) -> object:
+        if name not in __all__:
+            raise AttributeError(f"module 'iodma' has no attribute {name!r}")
+        raise ImportError(
+            f"the C core cannot be imported ({why}); `iodma doctor` says more", name="iodma._core"
+        )
+
+    globals()["__getattr__"] = _missing  # not by name: type checkers know what is here
+else:
+    from iodma.devices import Device, Doorbell, Interrupt, Register
+    from iodma.endpoints import Buffer, Datagram, Endpoint, File, Null, Socket
+    from iodma.engine import Engine, Event, Stats, SystemClock, Task
+    from iodma.errors import (
+        AddressRangeError,
+        ArgumentError,
+        ArgumentTypeError,
+        BusyError,
+        Cancelled,
+        ClosedError,
+        DmaFault,
+        Error,
+        StaleError,
+        UnsupportedError,
+        WrongThreadError,
     )
+    from iodma.lease import Revocation
+    from iodma.memory import DeviceWindow, Memory, MsiWindow, Ram, Rom
+    from iodma.port import Port
+    from iodma.sg import Batch, Completions, ScatterList
+    from iodma.stages import ByteLanes, Iommu, Mapping, Window
+    from iodma.transfer import Completion, Transfer
+    from iodma.transports import Bus
+    from iodma.types import Access, Constraints, Direction, Fault, Reason, Status
+
+    if _core.version != __version__:
+        raise ImportError(
+            f"iodma is version {__version__} and its C core is {_core.version}: build it again with"
+            " `make build`, or install the package again"
+        )
 
 __all__ = [
     "Access",

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -27,10 +29,20 @@ def tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def answer_sigusr1() -> None:
+    """SIGUSR1 tells what is in flight, unless somebody else has a use for it."""
+    from iodma.engine.dump import dump_on_signal
+
+    main_thread = threading.current_thread() is threading.main_thread()
+    if main_thread and signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:
+        dump_on_signal()
+
+
 def demo(args: argparse.Namespace) -> int:
     from iodma.cli.progress import Bar
     from iodma.tools.demo import Options, render, run
 
+    answer_sigusr1()
     with Bar() as progress:
         options = Options(args.file, args.engine, args.direct, args.swap, args.trace)
         result = run(options, progress)
@@ -57,6 +69,7 @@ def check(args: argparse.Namespace) -> int:
 def run(args: argparse.Namespace) -> int:
     from iodma.tools.run import Options, render, run
 
+    answer_sigusr1()
     result = run(Options(args.target, args.engine, args.ram, dict(args.endpoints), args.trace))
     show(render(result), result.as_dict(), args.json)
     return 0
@@ -77,6 +90,7 @@ def bench(args: argparse.Namespace) -> int:
         output=args.json,
         trace=args.trace,
     )
+    answer_sigusr1()
     report = run(options, tell)
     print(table(report.rows))
     if failing := report.failing:
