@@ -101,8 +101,9 @@ class Batch(Columns):
 class Completions(Completed):
     """What finished, in any order: a struct of arrays of length ``len(completions)``.
 
-    `ticket`, `id`, `moved`, `error`, `status`, `fault_offset` and `fault_address` are its columns; they are used
-    again for a later batch unless somebody still holds one of them. `all_ok` is whether every one of them is OK.
+    `ticket`, `id`, `moved`, `error`, `status`, `fault_offset` and `fault_address` are its columns;
+    they are used again for a later batch unless somebody still holds one of them. `all_ok` is
+    whether every one of them is OK.
     """
 
     def __new__(cls, limit: int) -> Completions:

@@ -1,4 +1,4 @@
-"""DMA that hits a device window: messages in order, faults where they are refused, no re-entrancy."""
+"""DMA that hits a device window: messages in order, faults where refused, no re-entrancy."""
 
 from __future__ import annotations
 
