@@ -16,8 +16,8 @@ __all__ = ["Bounced", "Stats", "TransferInfo"]
 _KINDS = ("transfer", "copy", "load", "store", "flush", "discard", "write_zeroes")
 _COUNTERS = (
     *("submitted", "delivered", "bytes_from_memory", "bytes_to_memory", "copied", "python_bytes"),
-    *("pending", "requests", "splits", "coalesced", "pieces", "messages", "revocations", "revocations_failed"),
-    *("tasks", "turns", "resumed", "lock_released"),
+    *("pending", "requests", "splits", "coalesced", "pieces", "messages"),
+    *("revocations", "revocations_failed", "tasks", "turns", "resumed", "lock_released"),
 )
 _BACKEND_COUNTERS = ("enters", "sleeps", "spins", "spin_hits", "cancels")
 _WAITS = (None, "budget", "ring", "order", "range")

@@ -17,6 +17,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
+from iodma.engine.dump import dump_on_signal
+
 __all__ = ["main"]
 
 Sample = Callable[[float], float]
@@ -47,6 +49,7 @@ def traced(sample: Sample, seconds: float, path: str) -> int:
 def main(arguments: list[str]) -> int:
     """Serves requests until the input ends."""
     os.sched_setaffinity(0, {int(arguments[0])})
+    dump_on_signal()
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     sample: Sample | None = None
