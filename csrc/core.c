@@ -66,19 +66,18 @@ int iod_submit(struct iod_core *core, const struct iod_request *request, uint64_
 	row->moved = 0;
 	row->minimum = request->minimum;
 	row->position = request->position;
-	row->length = request->length;
-	row->data = request->data;
 	row->user = request->user;
 	row->id = request->id;
 	row->born = core->now;
-	row->fault.space = NULL;
-	row->cursor2 = 0;
-	row->skip2 = 0;
-	row->bounce = NULL;
-	row->bounce_bytes = row->bounce_want = 0;
 	row->holds = NULL;
-	row->missed = NULL;
-	row->riders = row->host = NULL;
+	row->riders = NULL;
+	row->bounce = NULL;
+	if (request->kind != IOD_R_TRANSFER) {
+		row->length = request->length;
+		row->data = request->data;
+		row->cursor2 = 0;
+		row->skip2 = 0;
+	}
 	if (row->target)
 		row->target->references++;
 	port->rows++;

@@ -126,9 +126,10 @@ struct iod_row *iod_row_new(struct iod_core *core)
 		if (!slab)
 			return NULL;
 		core->slab = slab;
-		struct iod_row *fresh = calloc(SLAB, sizeof *fresh);
+		struct iod_row *fresh = aligned_alloc(_Alignof(struct iod_row), SLAB * sizeof *fresh);
 		if (!fresh)
 			return NULL;
+		memset(fresh, 0, SLAB * sizeof *fresh);
 		core->slab[core->slabs++] = fresh;
 		for (uint32_t i = SLAB; i-- > 0;) {
 			fresh[i].ticket = (uint64_t)1 << TICKET_BITS | (core->rows + i);
@@ -160,9 +161,10 @@ int iod_row_lists(struct iod_row *row, const struct iod_request *request)
 	if (request->count)
 		memcpy(row->list, request->list, request->count * sizeof *row->list);
 	row->count = request->count;
-	row->list2 = row->list + request->count;
-	if (request->count2)
+	if (request->count2) {
+		row->list2 = row->list + request->count;
 		memcpy(row->list2, request->list2, request->count2 * sizeof *row->list);
+	}
 	row->count2 = request->count2;
 	return 0;
 }
@@ -177,7 +179,8 @@ void iod_row_unused(struct iod_core *core, struct iod_row *row)
 			free(row->list);
 		borrow_inline(row);
 	}
-	iod_translation_free(&row->t2);
+	if (row->count2)
+		iod_translation_free(&row->t2);
 	core->in_use--;
 	iod_queue_add(&core->unused, row);
 }

@@ -122,54 +122,67 @@ enum iod_phase { IOD_P_NONE, IOD_P_DIRECT, IOD_P_BOUNCE, IOD_P_BEFORE, IOD_P_POL
 		 IOD_P_RIDE };
 
 #define IOD_INLINE_SEGMENTS 2
+/* In the order of use: a plain transfer of one or two segments lives and dies in the first six cache lines, and what is
+ * behind them is neither cleared nor read unless its kind needs it. */
 struct iod_row {
 	uint64_t ticket;
 	struct iod_row *next, *previous;
 	struct iod_queue *queue; /* the list it is on, if any */
-	uint8_t state, kind, direction, phase;
-	uint8_t status, wait, access, depth;
-	bool cancel_wanted, cancel_sent, with_backend, holds_order, leased, was_ranged;
-	bool notified; /* a zero-copy send's first completion came; its result is in `sent` */
-	int32_t sent, error;
 	struct iod_port *port;
 	struct iod_target *target;
+	uint8_t state, kind, direction, phase;
+	uint8_t status, wait, access, depth;
+	bool cancel_wanted, cancel_sent, with_backend, holds_order;
+	int32_t error;
+
 	uint64_t total, moved, minimum, position;
-	uint64_t length; /* DISCARD, ZEROES */
+	struct iod_segment *list; /* bus addresses */
+	uint32_t count, list_room;
+	void *user; /* NULL: a row of a batch */
+	uint64_t id;
 
-	struct iod_segment *list, *list2; /* bus addresses; list2: where a COPY goes */
-	uint32_t count, count2, list_room;
-	struct iod_translation t, t2;
-	uint64_t based; /* moved when the translation was made */
-	uint32_t cursor, cursor2; /* the piece where `moved` is */
-	uint64_t skip, skip2;	  /* bytes into it */
+	struct iod_translation t;
 
-	uint32_t op_pieces;	/* of the request with the backend */
+	uint32_t cursor;    /* the piece where `moved` is */
+	uint32_t op_pieces; /* of the request with the backend */
+	uint64_t skip;	    /* bytes into that piece */
 	uint64_t op_bytes;
-	size_t trimmed;		/* bytes cut off its last iovec */
-	uint8_t reason;		/* of the bounce */
+	size_t trimmed; /* bytes cut off the request's last iovec */
+	uint64_t born;
+	struct iod_hold *holds;
+	struct iod_row *riders; /* coalesce.c */
+	uint32_t count2;	/* COPY */
+	bool leased, was_ranged, ranged, reads_first; /* a write to a direct file; one that must read blocks first */
+
+	struct iod_segment inline_list[IOD_INLINE_SEGMENTS];
+	struct iovec inline_iov[IOD_INLINE_SEGMENTS];
+
+	struct iod_piece inline_piece[IOD_INLINE_SEGMENTS];
 	uint8_t *bounce;
+	bool notified; /* a zero-copy send's first completion came; its result is in `sent` */
+	uint8_t reason; /* of the bounce */
+	int32_t sent;
+	uint64_t message_bytes; /* of a stream's request, the riders' included */
+
+	struct iod_extent inline_extent[2 * IOD_INLINE_SEGMENTS];
+
 	size_t bounce_bytes, bounce_want;
 	uint64_t payload; /* of the bounce piece; `before` bytes stand in front of it */
 	uint64_t before;
-	bool ranged, reads_first; /* a write to a direct file; one that must read the blocks it only covers in part */
 	uint64_t block_first, block_last;
 	struct iovec one;
 	struct msghdr message;
-
-	uint8_t *data; /* LOAD, STORE: belongs to `user` */
-	struct iod_space *missed;
 	struct iod_fault fault;
-	struct iod_hold *holds;
-	uint64_t id, born;
-	void *user; /* NULL: a row of a batch */
-	struct iod_segment inline_list[IOD_INLINE_SEGMENTS];
-	struct iovec inline_iov[IOD_INLINE_SEGMENTS];
-	struct iod_piece inline_piece[IOD_INLINE_SEGMENTS];
-	struct iod_extent inline_extent[2 * IOD_INLINE_SEGMENTS];
+	struct iod_space *missed;
+	uint8_t *data;	 /* LOAD, STORE: belongs to `user` */
+	uint64_t length; /* DISCARD, ZEROES */
+	struct iod_segment *list2; /* COPY: where it goes */
+	struct iod_translation t2;
+	uint32_t cursor2;
+	uint64_t skip2;
 	struct iod_row *range_next; /* of the writers of a file, or of a host's riders */
-	struct iod_row *riders, *host; /* coalesce.c */
-	uint64_t message_bytes;	       /* of the request, the riders' included */
-};
+	struct iod_row *host;	    /* of a rider */
+} __attribute__((aligned(64)));
 
 struct iod_request {
 	uint8_t kind, direction, depth;
