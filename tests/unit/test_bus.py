@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from iodma.devices import Device, Register
 from iodma.errors import AddressRangeError, ArgumentError, ArgumentTypeError
 from iodma.transports import Bus
-from tests.unit.engines import WatchedEngine, device_engine, held_port
+from tests.unit.engines import WatchedEngine, held_port
 
 
 class Four(Device):
@@ -19,12 +19,6 @@ class Four(Device):
     word = Register(8)
     half = Register(12, 2)
     byte = Register(14, 1)
-
-
-@pytest.fixture
-def engine() -> Iterator[WatchedEngine]:
-    with device_engine() as engine:
-        yield engine
 
 
 def test_every_width_both_ways() -> None:

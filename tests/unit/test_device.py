@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -17,32 +17,10 @@ from iodma.errors import (
     Error,
     WrongThreadError,
 )
-from tests.unit.engines import Held, WatchedEngine, device_engine, held_port, settle
+from tests.unit.engines import Held, WatchedEngine, device_engine, settle
 from tests.unit.mover import Mover
 
 ONES = 0xFFFF_FFFF
-
-
-@pytest.fixture
-def engine() -> Iterator[WatchedEngine]:
-    with device_engine() as engine:
-        yield engine
-
-
-@pytest.fixture
-def port_and_held(engine: WatchedEngine) -> Iterator[tuple[Port, Held]]:
-    with held_port(engine) as both:
-        yield both
-
-
-@pytest.fixture
-def port(port_and_held: tuple[Port, Held]) -> Port:
-    return port_and_held[0]
-
-
-@pytest.fixture
-def held(port_and_held: tuple[Port, Held]) -> Held:
-    return port_and_held[1]
 
 
 @pytest.fixture

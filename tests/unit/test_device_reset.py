@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -18,28 +17,6 @@ from tests.unit.engines import Held, WatchedEngine, device_engine, held_port, ru
 from tests.unit.mover import Mover
 
 ONES = 0xFFFF_FFFF
-
-
-@pytest.fixture
-def engine() -> Iterator[WatchedEngine]:
-    with device_engine() as engine:
-        yield engine
-
-
-@pytest.fixture
-def port_and_held(engine: WatchedEngine) -> Iterator[tuple[Port, Held]]:
-    with held_port(engine) as both:
-        yield both
-
-
-@pytest.fixture
-def port(port_and_held: tuple[Port, Held]) -> Port:
-    return port_and_held[0]
-
-
-@pytest.fixture
-def held(port_and_held: tuple[Port, Held]) -> Held:
-    return port_and_held[1]
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,12 +31,6 @@ class Rung(Device):
 
     def overrun(self, value: int) -> None:
         self.log.append(f"dropped {value}")
-
-
-@pytest.fixture
-def engine() -> Iterator[WatchedEngine]:
-    with device_engine() as engine:
-        yield engine
 
 
 @pytest.fixture
