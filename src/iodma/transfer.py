@@ -23,5 +23,7 @@ TRANSITIONS: tuple[tuple[str, str, str], ...] = tuple(transitions())
 def diagram() -> str:
     """The state table as a Mermaid state diagram."""
     lines = ["stateDiagram-v2"]
-    lines += [f"    {a} --> {b}: {why}" for a, b, why in TRANSITIONS]
+    for here, there, why in TRANSITIONS:
+        label = why.replace(":", " -").replace(";", ",")  # both end a label there
+        lines.append(f"    {here} --> {there}: {label}")
     return "\n".join(lines)

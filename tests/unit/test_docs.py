@@ -214,6 +214,8 @@ def test_a_section_names_everything_public(name: str) -> None:
 def test_the_diagram_of_states_is_that_of_the_core() -> None:
     (drawn,) = [b.text for b in blocks(ROOT / "docs" / "design.md") if b.language == "mermaid"]
     assert drawn.strip() == diagram().strip(), f"docs/design.md should have:\n{diagram()}"
+    for line in drawn.splitlines()[1:]:  # Mermaid's grammar: a label ends at a colon or semicolon
+        assert re.fullmatch(r"    \w+ --> \w+: [^:;]+", line), line
 
 
 def test_the_house_is_drawn_as_it_stands() -> None:
