@@ -73,6 +73,18 @@ void iod_revocation_row_gone(struct iod_core *core, struct iod_row *row)
 	}
 }
 
+/* Only what was revoked: a transfer may hold other regions as well, and they are in use. */
+static void quarantine(struct iod_core *core, const struct iod_translation *t, const struct iod_region *only)
+{
+	for (uint32_t k = 0; k < t->count; k++) {
+		struct iod_region *region = t->piece[k].region;
+		if ((!only || region == only) && !region->quarantined) {
+			iod_region_quarantine(region);
+			core->count.quarantined++;
+		}
+	}
+}
+
 void iod_revocation_fail(struct iod_core *core, struct iod_revocation *revocation)
 {
 	revocation->failed = true;
@@ -88,11 +100,8 @@ void iod_revocation_fail(struct iod_core *core, struct iod_revocation *revocatio
 			holds |= hold->revocation == revocation;
 		if (!holds)
 			continue;
-		for (uint32_t k = 0; k < row->t.count; k++)
-			if (!row->t.piece[k].region->quarantined) {
-				iod_region_quarantine(row->t.piece[k].region);
-				core->count.quarantined++;
-			}
+		quarantine(core, &row->t, revocation->region);
+		quarantine(core, &row->t2, revocation->region);
 	}
 }
 

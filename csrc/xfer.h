@@ -108,6 +108,7 @@ struct iod_port {
 struct iod_revocation {
 	struct iod_space *space;
 	uint64_t first, last;
+	const struct iod_region *region; /* MEMORY: what was there, only to be compared; NULL: not known */
 	uint32_t holders;
 	bool done, failed;
 	struct iod_revocation *next;
@@ -298,7 +299,14 @@ int iod_access(struct iod_core *, struct iod_space *, uint64_t address, void *da
 	       struct iod_fault *fault, size_t *done);
 
 /* For core.c, plan.c and revoke.c. */
-void iod_row_to(struct iod_core *, struct iod_row *, enum iod_state);
+extern uint16_t iod_may_go[IOD_STATE_COUNT]; /* one bit for each state that may follow */
+void iod_row_to_watched(struct iod_core *, struct iod_row *, enum iod_state); /* traced, counted, or forbidden */
+static inline void iod_row_to(struct iod_core *core, struct iod_row *row, enum iod_state to)
+{
+	if (__builtin_expect(core->trace || core->edges || !(iod_may_go[row->state] >> to & 1), 0))
+		iod_row_to_watched(core, row, to);
+	row->state = (uint8_t)to;
+}
 void iod_trace_note(struct iod_core *, const struct iod_row *, uint8_t to, uint64_t bytes);
 static inline void iod_row_mark(struct iod_core *core, const struct iod_row *row, enum iod_mark mark, uint64_t bytes)
 {

@@ -437,6 +437,8 @@ static PyObject *space_unmap(Space *self, PyObject *const *args, Py_ssize_t n)
 	if (ext_u64(args[0], "address", &first) || ext_u64(args[1], "length", &length) ||
 	    (length && ext_range(first, length, "address")))
 		return NULL;
+	ptrdiff_t at = iod_map_find(&self->space.map, first);
+	self->space.removed = at < 0 ? NULL : self->space.map.range[at].region;
 	/* 0: to the end of the address space, whose size is no 64-bit number */
 	if (iod_map_remove(&self->space.map, first, length ? first + (length - 1) : UINT64_MAX, &removed))
 		return PyErr_NoMemory();

@@ -317,6 +317,7 @@ static PyObject *revocation_new(PyTypeObject *type, PyObject *args, PyObject *kw
 	self->revocation.space = &((Space *)space_object)->space;
 	self->revocation.first = first;
 	self->revocation.last = length ? first + (length - 1) : UINT64_MAX;
+	self->revocation.region = self->revocation.space->removed;
 	self->revocation.owner = self;
 	Py_INCREF(Py_True);
 	if (!core) {
