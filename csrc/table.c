@@ -27,11 +27,11 @@ const struct iod_edge iod_edges[] = {
 const size_t iod_edge_count = sizeof iod_edges / sizeof *iod_edges;
 
 /* One bit for each state that may follow. */
-static uint16_t may_go[IOD_STATE_COUNT];
+uint16_t iod_may_go[IOD_STATE_COUNT];
 __attribute__((constructor)) static void learn_edges(void)
 {
 	for (size_t i = 0; i < iod_edge_count; i++)
-		may_go[iod_edges[i].from] |= (uint16_t)(1u << iod_edges[i].to);
+		iod_may_go[iod_edges[i].from] |= (uint16_t)(1u << iod_edges[i].to);
 }
 
 static uint64_t clock_ns(void)
@@ -61,9 +61,9 @@ void iod_trace_note(struct iod_core *core, const struct iod_row *row, uint8_t to
 	};
 }
 
-void iod_row_to(struct iod_core *core, struct iod_row *row, enum iod_state to)
+void iod_row_to_watched(struct iod_core *core, struct iod_row *row, enum iod_state to)
 {
-	if (!(may_go[row->state] >> to & 1)) {
+	if (!(iod_may_go[row->state] >> to & 1)) {
 		fprintf(stderr, "iodma: transfer %llx: no edge from %s to %s\n", (unsigned long long)row->ticket,
 			iod_state_names[row->state], iod_state_names[to]);
 		abort();
@@ -72,7 +72,6 @@ void iod_row_to(struct iod_core *core, struct iod_row *row, enum iod_state to)
 		iod_trace_note(core, row, (uint8_t)to, to == IOD_S_DESCRIBED ? row->total : row->moved);
 	if (core->edges)
 		core->edges[row->state * IOD_STATE_COUNT + to]++;
-	row->state = (uint8_t)to;
 }
 
 void iod_queue_add(struct iod_queue *queue, struct iod_row *row)
