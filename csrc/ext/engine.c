@@ -155,7 +155,8 @@ static PyObject *engine_open(Engine *self, PyObject *args)
 		PyErr_SetString(ErrorType, "the engine was opened already");
 		return NULL;
 	}
-	self->spaces = PyList_New(0);
+	if (!self->spaces) /* it is there when another backend was tried before */
+		self->spaces = PyList_New(0);
 	if (!self->spaces)
 		return NULL;
 	self->backend = kind == 0 ? iod_uring_create(entries, inflight, &error) : iod_threads_create(workers, inflight, &error);

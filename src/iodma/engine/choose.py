@@ -9,12 +9,15 @@ Invariants
 from __future__ import annotations
 
 import errno
+import logging
 import os
 
 from iodma._core import uring_probe
 from iodma.errors import ArgumentError, UnsupportedError
 
-__all__ = ["choose"]
+__all__ = ["choose", "fall_back"]
+
+log = logging.getLogger("iodma.engine")
 
 KINDS = ("uring", "threads")
 
@@ -43,4 +46,28 @@ def choose(kind: str) -> str:
             f"io_uring cannot be used here ({name}: {os.strerror(error)}); `iodma doctor` says"
             " more, and the threads engine does the same work"
         )
+    return "threads"
+
+
+def fall_back(kind: str, error: OSError) -> str:
+    """What takes the place of a ring that could not be made though io_uring is there.
+
+    Most likely RLIMIT_MEMLOCK is too low for it: that is counted over all processes of a user.
+
+    Args:
+        kind: as it was asked for.
+        error: why there is no ring.
+
+    Raises:
+        UnsupportedError: nothing but io_uring was asked for.
+    """
+    if kind == "auto":
+        kind = os.environ.get("IODMA_ENGINE") or "auto"
+    name = errno.errorcode.get(error.errno or 0, str(error.errno))
+    why = f"a ring of io_uring could not be made ({name}: {error.strerror})"
+    if error.errno == errno.ENOMEM:
+        why += "; the limit on locked memory may be too low for it (`ulimit -l`)"
+    if kind != "auto":
+        raise UnsupportedError(f"{why}; the threads engine does the same work") from error
+    log.info("%s: worker threads take its place", why)
     return "threads"

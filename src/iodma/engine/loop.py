@@ -11,24 +11,23 @@ Invariants
 from __future__ import annotations
 
 import collections
-import contextlib
-import heapq
 import logging
 import os
-import select
 import threading
 import warnings
 import weakref
 from collections.abc import Callable, Coroutine
 from itertools import count
-from typing import Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar
 
 from iodma import _core
 from iodma._core import Space, Task, Wait
-from iodma.engine.choose import choose
+from iodma.engine.choose import choose, fall_back
 from iodma.engine.clock import Clock, SystemClock
+from iodma.engine.foreign import Outer, Readers
 from iodma.engine.slow import SlowStepWatch
 from iodma.engine.stats import Stats, TransferInfo
+from iodma.engine.timers import Timer, Timers
 from iodma.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -40,9 +39,14 @@ from iodma.errors import (
 )
 from iodma.ratelimit import RateLimit
 
+if TYPE_CHECKING:
+    from iodma.port import Port
+
 __all__ = ["Engine", "Task", "Timer", "engines"]
 
 log = logging.getLogger("iodma.engine")
+
+T = TypeVar("T")
 
 _WOKEN, _WATCHED, _DEADLINE, _STOP = 1, 2, 4, 8
 #: Instead of a time, to `_run`: return when nothing is left to do but wait.
@@ -65,20 +69,6 @@ class Tracer(Protocol):
 
     def stop(self) -> None:
         """The engine closes."""
-
-
-class Timer:
-    """A call that comes later; see `Engine.call_later`."""
-
-    __slots__ = ("callback", "when_ns")
-
-    def __init__(self, when_ns: int, callback: Callable[[], object]) -> None:
-        self.when_ns = when_ns
-        self.callback: Callable[[], object] | None = callback
-
-    def cancel(self) -> None:
-        """Do not call."""
-        self.callback = None
 
 
 class Engine(_core.Engine):
@@ -106,7 +96,7 @@ class Engine(_core.Engine):
         ArgumentError: a number out of range.
     """
 
-    _make_port: ClassVar[Callable[..., Any]]
+    _make_port: ClassVar[Callable[[Engine, Space, str, int], Port]]
 
     def __init__(
         self,
@@ -136,27 +126,24 @@ class Engine(_core.Engine):
             workers = min(16, 4 * (os.cpu_count() or 1))
         if not 1 <= workers <= 256:
             raise ArgumentError(f"workers is {workers}; 1 to 256 would be right")
-        self._open(
-            0 if chosen == "uring" else 1,
-            depth,
-            in_flight,
-            workers,
-            bounce_bytes,
-            int(spin_us * 1000),
-        )
+        sizes = (depth, in_flight, workers, bounce_bytes, int(spin_us * 1000))
+        try:
+            self._open(0 if chosen == "uring" else 1, *sizes)
+        except OSError as error:
+            if chosen != "uring":
+                raise
+            chosen = fall_back(kind, error)
+            self._open(1, *sizes)
         self.name = f"engine{next(_numbers)}" if name is None else name
         self.strict = strict
         self.clock: Clock = SystemClock() if clock is None else clock
         self._system_clock = clock is None
-        self._timers: list[tuple[int, int, Timer]] = []
-        self._sequence = count()
+        self._timers = Timers()
         self._soon: collections.deque[tuple[Callable[..., object], tuple[Any, ...]]] = (
             collections.deque()
         )
-        self._readers: dict[int, Callable[[], object]] = {}
-        self._epoll: select.epoll | None = None
-        self._outer: select.epoll | None = None
-        self._timer_fd = -1
+        self._readers: Readers | None = None
+        self._outer: Outer | None = None
         self._stopping = False
         self._running = False
         self._main: Task[Any] | None = None
@@ -173,7 +160,7 @@ class Engine(_core.Engine):
 
     # -- ports, tasks, devices ------------------------------------------------
 
-    def port(self, space: Space, name: str = "port0", *, depth: int = 4096) -> Any:
+    def port(self, space: Space, name: str = "port0", *, depth: int = 4096) -> Port:
         """A `Port` through which a device reaches ``space``.
 
         Args:
@@ -183,13 +170,13 @@ class Engine(_core.Engine):
         """
         return type(self)._make_port(self, space, name, depth)
 
-    def start(self, coro: Coroutine[Any, Any, Any], *, name: str | None = None) -> Task[Any]:
+    def start(self, coro: Coroutine[Any, Any, T], *, name: str | None = None) -> Task[T]:
         """Start a coroutine in the engine's own scope: it first runs in the next turn."""
         return self._spawn(coro, owner=None, name=name)
 
     def _spawn(
-        self, coro: Coroutine[Any, Any, Any], *, owner: Any, name: str | None = None
-    ) -> Task[Any]:
+        self, coro: Coroutine[Any, Any, T], *, owner: Any, name: str | None = None
+    ) -> Task[T]:
         return self._spawn_task(coro, owner, name, True)
 
     def attach(self, device: Any) -> None:
@@ -197,6 +184,7 @@ class Engine(_core.Engine):
         attach = getattr(device, "_attach", None)
         if attach is None:
             raise ArgumentTypeError(f"{device!r} is not a Device")
+        self._check()
         if device not in self._devices:
             attach(self)
             self._devices.append(device)
@@ -229,16 +217,21 @@ class Engine(_core.Engine):
         """Call ``callback()`` in a turn not before ``seconds`` have passed."""
         if not seconds >= 0:
             raise ArgumentError(f"seconds is {seconds}; it must be 0 or more")
+        self._check()
         timer = Timer(self.clock.now_ns() + int(seconds * 1e9), callback)
-        heapq.heappush(self._timers, (timer.when_ns, next(self._sequence), timer))
-        if self._timers[0][2] is timer:
+        if self._timers.add(timer):
             self._return_soon()  # the loop has to look at the time again
         return timer
 
     def call_soon(self, callback: Callable[..., object], *args: Any) -> None:
         """Call ``callback(*args)`` in the next turn."""
+        self._check()
         self._soon.append((callback, args))
         self._return_soon()
+
+    def _check(self) -> None:
+        if not self._owned:
+            self._run(0)  # raises what is wrong
 
     def _return_soon(self) -> None:
         self._set("return", 1)
@@ -258,39 +251,33 @@ class Engine(_core.Engine):
 
     def add_reader(self, fd: int, callback: Callable[[], object]) -> None:
         """Call ``callback()`` in a turn whenever ``fd`` is readable (or its other end is gone)."""
-        if self._epoll is None:
-            self._epoll = select.epoll()
-            self._watch(self._epoll.fileno())
+        self._check()
+        if self._readers is None:
+            self._readers = Readers()
+            self._watch(self._readers.fileno())
             if self._outer is not None:
-                self._outer.register(self._epoll.fileno(), select.EPOLLIN)
-        if fd in self._readers:
-            raise BusyError(f"descriptor {fd} has a reader already")
-        self._epoll.register(fd, select.EPOLLIN)
-        self._readers[fd] = callback
+                self._outer.watch(self._readers.fileno())
+        self._readers.add(fd, callback)
 
     def remove_reader(self, fd: int) -> None:
         """Watch ``fd`` no more; nothing happens if it is not watched."""
-        if self._readers.pop(fd, None) is not None and self._epoll is not None:
-            with contextlib.suppress(OSError):  # closed already: the kernel took it out
-                self._epoll.unregister(fd)
+        if self.closed:
+            return
+        self._check()
+        if self._readers is not None:
+            self._readers.remove(fd)
 
     def _do_python_work(self, why: int) -> None:
         if self._tracer is not None:
             self._tracer.drain()
-        if why & _WATCHED and self._epoll is not None:
-            for fd, _ in self._epoll.poll(0):
-                callback = self._readers.get(fd)
-                if callback is not None:
-                    self._call(callback)
+        if why & _WATCHED and self._readers is not None:
+            self._readers.call_ready(self._call)
         for _ in range(len(self._soon)):
             function, args = self._soon.popleft()
             self._call(function, *args)
         if self._timers:
-            now = self.clock.now_ns()
-            while self._timers and self._timers[0][0] <= now:
-                timer = heapq.heappop(self._timers)[2]
-                if timer.callback is not None:
-                    self._call(timer.callback)
+            for callback in self._timers.due(self.clock.now_ns()):
+                self._call(callback)
 
     def _call(self, callback: Callable[..., object], *args: Any) -> None:
         try:
@@ -299,12 +286,6 @@ class Engine(_core.Engine):
             if self.strict:
                 raise
             log.exception("%s: %r failed", self.name, callback)
-
-    def _next_timer(self) -> int:
-        """When the next timer is due, ns; -1: there is none."""
-        while self._timers and self._timers[0][2].callback is None:
-            heapq.heappop(self._timers)
-        return self._timers[0][0] if self._timers else -1
 
     # -- running --------------------------------------------------------------
 
@@ -339,8 +320,7 @@ class Engine(_core.Engine):
     def _begin(self) -> None:
         if self._running:
             raise Error(f"{self.name} runs already: what runs in it can neither run nor close it")
-        if not self._owned:
-            self._run(0)  # raises what is wrong
+        self._check()
         if self._slow is None and self._slow_step is not None:
             self._slow = SlowStepWatch(self, self._slow_step)
         self._running = True
@@ -359,6 +339,8 @@ class Engine(_core.Engine):
             if not task.done:
                 task.cancel()  # it ends in the next run, or as the engine is closed
             raise
+        finally:
+            self._main = None
         return task.result
 
     def _loop(self, over: Callable[[], bool]) -> None:
@@ -368,13 +350,13 @@ class Engine(_core.Engine):
                 deadline = self._deadline()
                 why = self._run(deadline)
                 if deadline == _WHEN_IDLE and why & _DEADLINE:
-                    self.clock.idle_until(self._next_timer())
+                    self.clock.idle_until(self._timers.next_ns())
                 self._do_python_work(why)
         finally:
             self._set("stop", 0)
 
     def _deadline(self) -> int:
-        when = self._next_timer()
+        when = self._timers.next_ns()
         if self._system_clock:
             return when
         if self._soon or (when >= 0 and when <= self.clock.now_ns()):
@@ -403,7 +385,7 @@ class Engine(_core.Engine):
         more = self._has_work or bool(self._soon)
         if not self._system_clock:
             if not more and self._idle and self._deadline() == _WHEN_IDLE:
-                self.clock.idle_until(self._next_timer())
+                self.clock.idle_until(self._timers.next_ns())
             more = more or self._deadline() == 0
         if more:
             self._nudge()
@@ -417,19 +399,15 @@ class Engine(_core.Engine):
         was started, submitted or set since the last pump.
         """
         if self._outer is None:
-            self._outer = select.epoll()
-            self._outer.register(self._fileno(), select.EPOLLIN)
-            self._timer_fd = _core.timer()
-            self._outer.register(self._timer_fd, select.EPOLLIN)
-            if self._epoll is not None:
-                self._outer.register(self._epoll.fileno(), select.EPOLLIN)
+            self._outer = Outer(self._fileno())
+            if self._readers is not None:
+                self._outer.watch(self._readers.fileno())
             self._nudge()
         return self._outer.fileno()
 
     def _arm_timer(self) -> None:
-        if self._timer_fd >= 0 and self._system_clock:
-            when = self._next_timer()
-            _core.timer_set(self._timer_fd, 0 if when < 0 else max(1, when))
+        if self._outer is not None and self._system_clock:
+            self._outer.arm(self._timers.next_ns())
 
     # -- looking at it --------------------------------------------------------
 
@@ -495,7 +473,8 @@ class Engine(_core.Engine):
         """Until nothing is left, or until the deadline; gives the first of what is raised."""
         end = _core.clock_ns() + int(deadline * 1e9)
         failed: BaseException | None = None
-        self._readers.clear()
+        if self._readers is not None:
+            self._readers.clear()
         self._running = True
         self._cancel_all()
         self._settle()
@@ -512,13 +491,10 @@ class Engine(_core.Engine):
         return failed
 
     def _let_go(self) -> None:
-        for each in (self._epoll, self._outer):
+        for each in (self._readers, self._outer):
             if each is not None:
                 each.close()
-        if self._timer_fd >= 0:
-            os.close(self._timer_fd)
-        self._epoll = self._outer = None
-        self._timer_fd = -1
+        self._readers = self._outer = None
         self._timers.clear()
         self._soon.clear()
         self._devices.clear()  # each knows its port, and that the engine
