@@ -304,7 +304,16 @@ def test_another_thread_is_refused(engine: iodma.Engine) -> None:
         pass
 
     def elsewhere() -> None:
-        for what in (engine.run, engine.pump, engine.fileno, engine.close):
+        for what in (
+            engine.run,
+            engine.pump,
+            engine.fileno,
+            engine.close,
+            lambda: engine.call_soon(print),
+            lambda: engine.sleep(0),
+            lambda: engine.add_reader(0, print),
+            lambda: engine.attach(iodma.Device()),
+        ):
             try:
                 what()
             except iodma.WrongThreadError as error:
@@ -318,7 +327,7 @@ def test_another_thread_is_refused(engine: iodma.Engine) -> None:
     thread = threading.Thread(target=elsewhere)
     thread.start()
     thread.join()
-    assert len(caught) == 6
+    assert len(caught) == 10
     assert "thread" in str(caught[0])
     assert not engine.closed
 

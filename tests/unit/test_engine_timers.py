@@ -167,3 +167,22 @@ def test_an_earlier_timer_made_from_within_shortens_the_sleep(engine: iodma.Engi
 
     event = iodma.Event(engine)
     assert engine.run(main()) < 5
+
+
+def test_a_timer_that_makes_another_for_now_lets_the_rest_go_on() -> None:
+    """Also where the clock stands still."""
+    with iodma.Engine(clock=VirtualClock()) as engine:
+        calls = 0
+
+        def again() -> None:
+            nonlocal calls
+            calls += 1
+            engine.call_later(0, again)
+
+        async def main() -> int:
+            again()
+            for _ in range(10):
+                await engine.sleep(0)
+            return calls
+
+        assert 1 < engine.run(main()) < 100
