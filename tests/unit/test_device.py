@@ -120,7 +120,7 @@ def coroutine(device: Fallible) -> None:
 
 
 def doorbell(device: Fallible) -> None:
-    device._port = None
+    device.port = None  # type: ignore[assignment]
     device.ring.ring(1)
 
 

@@ -37,6 +37,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Generator
+from functools import cached_property
 from itertools import count
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeGuard, TypeVar, cast
@@ -152,7 +153,7 @@ class Device:
 
     # --- for the device's own code ----------------------------------------------------------------
 
-    @property
+    @cached_property
     def port(self) -> Port:
         """The port. Raises `Error` if the device was made without one."""
         port: Port | None = self._port
@@ -160,7 +161,7 @@ class Device:
             raise Error(f"{self.name} has no port: give it one, as in Device(engine.port(memory))")
         return port
 
-    @property
+    @cached_property
     def engine(self) -> Engine:
         """The engine. Raises `Error` if the device is not attached to one."""
         engine: Any = self._scope.engine
@@ -201,6 +202,10 @@ class Device:
             if hasattr(coro, "close"):
                 coro.close()
             self._refuse_closed(f"start({title})")
+        engine = self._scope.engine
+        if engine is not None and name is None:  # a coroutine a request: as short as it can be
+            task = engine._spawn_task(coro, self, None, False)
+            return task  # type: ignore[no-any-return]
         task = self._scope.start(coro, name and f"{self.name}.{name}")
         return cast("Task[T]", task)
 
