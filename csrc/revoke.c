@@ -24,6 +24,7 @@ bool iod_row_touches(const struct iod_row *row, const struct iod_space *space, u
 	return false;
 }
 
+/* Nobody holds the range any more: acknowledged, or, if it failed before, no more of the core's business. */
 static void settle(struct iod_core *core, struct iod_revocation *revocation)
 {
 	for (struct iod_revocation **at = &core->revocations; *at; at = &(*at)->next)
@@ -31,7 +32,7 @@ static void settle(struct iod_core *core, struct iod_revocation *revocation)
 			*at = revocation->next;
 			break;
 		}
-	revocation->done = true;
+	revocation->done = !revocation->failed;
 	core->hooks.revoked(core->hooks.context, revocation);
 }
 
@@ -68,7 +69,7 @@ void iod_revocation_row_gone(struct iod_core *core, struct iod_row *row)
 		struct iod_revocation *revocation = hold->revocation;
 		row->holds = hold->next;
 		free(hold);
-		if (--revocation->holders == 0 && !revocation->failed)
+		if (--revocation->holders == 0)
 			settle(core, revocation);
 	}
 }

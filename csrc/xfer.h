@@ -233,7 +233,7 @@ struct iod_hooks {
 	/* A request for a scripted endpoint; it answers with iod_script_done. */
 	void (*script)(void *, struct iod_row *);
 	void (*script_cancel)(void *, struct iod_row *);
-	/* A revocation's last row is gone. */
+	/* A revocation's last row is gone: it is done, or it failed before. */
 	void (*revoked)(void *, struct iod_revocation *);
 	/* A completion of a request that is no row's. */
 	void (*other)(struct iod_core *, const struct iod_cqe *);

@@ -39,6 +39,20 @@ IOVA = 0x4000_0000
 SECONDS = 10.0
 SMALL_BUFFER = 4096
 
+#: What a schedule does, and how often.
+STEPS = {
+    "submit": 30,
+    "turn": 20,
+    "unmap": 12,
+    "change_map": 10,
+    "peer_sends": 10,
+    "remove": 4,
+    "cancel": 4,
+    "peer_reads": 3,
+    "answer": 4,
+    "reset": 1,
+}
+
 Range = tuple[int, int, int]  # which Ram, from, to
 
 
@@ -99,9 +113,10 @@ class Schedule:
         self.sockets: list[iodma.Socket] = []
         self.peers: list[socket.socket] = []
         self.connect()
-        self.disk = keep(iodma.File(keep(tempfile.TemporaryFile()).fileno()))
-        with open(self.disk._fd, "wb", closefd=False) as file:
+        with tempfile.TemporaryFile() as file:
             file.write(self.rng.randbytes(3 * PAGE))
+            file.flush()
+            self.disk = keep(iodma.File(file.fileno()))
         self.script = keep(
             ScriptedEndpoint(
                 bytes(PAGE),
@@ -350,8 +365,7 @@ class Schedule:
             else:
                 pending.append(each)
         self.revoked = pending
-        for ram, each in enumerate(self.rams):
-            assert each.quarantined == self.lost[ram], f"ram {ram}"
+        assert [ram.quarantined for ram in self.rams] == self.lost
 
     def acknowledged(self, revoked: Revoked) -> None:
         """Nobody reaches what was revoked: new canaries, for good."""
@@ -394,21 +408,8 @@ class Schedule:
     def stuck(self) -> None:
         raise TimeoutError("\n".join(map(str, self.engine.transfers())))
 
-    STEPS = {
-        "submit": 30,
-        "turn": 20,
-        "unmap": 12,
-        "change_map": 10,
-        "peer_sends": 10,
-        "remove": 4,
-        "cancel": 4,
-        "peer_reads": 3,
-        "answer": 4,
-        "reset": 1,
-    }
-
     def play(self) -> None:
-        steps = self.rng.choices(list(self.STEPS), list(self.STEPS.values()), k=40)
+        steps = self.rng.choices(list(STEPS), list(STEPS.values()), k=40)
         for step in steps:
             getattr(self, step)()
         if self.rng.random() < 0.5:  # else the reset, or the engine's end, ends it all
