@@ -12,6 +12,7 @@ import sys
 import textwrap
 import threading
 import time
+import weakref
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -713,3 +714,35 @@ def test_a_callback_that_raises_is_logged_and_the_rest_go_on(
         strict.call_soon(broken)
         with pytest.raises(ValueError, match="in a callback"):
             strict.run()
+
+
+def test_an_engine_that_is_closed_leaves_nothing_behind() -> None:
+    """No descriptor, no thread, and no reference to what it worked with."""
+
+    class Waiter(iodma.Device):
+        def reset(self) -> None:
+            self.start(self.wait())
+
+        async def wait(self) -> None:
+            await self.engine.sleep(3600)
+
+    def once() -> weakref.ref[Waiter]:
+        with iodma.Ram(4096) as ram, iodma.Engine() as engine:
+            device = Waiter(engine.port(iodma.Memory({0: ram})))
+            read, write = os.pipe()
+            engine.add_reader(read, engine.stop)
+            engine.fileno()
+            os.write(write, b"x")
+            engine.run(device)
+        with pytest.raises(iodma.ClosedError):
+            engine.call_threadsafe(print)
+        os.close(read)
+        os.close(write)
+        return weakref.ref(device)
+
+    once()
+    before = len(os.listdir("/proc/self/fd")), threading.active_count()
+    devices = [once() for _ in range(5)]
+    gc.collect()
+    assert [device() for device in devices] == [None] * 5
+    assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before

@@ -239,7 +239,9 @@ class Engine(_core.Engine):
             self._nudge()
 
     def call_threadsafe(self, callback: Callable[..., object], *args: Any) -> None:
-        """`call_soon`, from any thread."""
+        """`call_soon`, from any thread. Raises ClosedError once the engine is closed."""
+        if self.closed:
+            raise ClosedError(f"{self.name} is closed")
         self._soon.append((callback, args))
         self._wake()
 
