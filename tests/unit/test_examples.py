@@ -4,7 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+import iodma
 from iodma.cli import main
 from iodma.tools.check import check
 from iodma.tools.load import load
@@ -53,3 +56,54 @@ def test_its_driver_runs(path: Path, engine: str) -> None:
 def test_its_own_tests_pass(path: Path, name: str) -> None:
     test: Callable[[], None] = getattr(load(str(path)).module, name)
     test()
+
+
+# --- the copy engine against a model of it --------------------------------------------------------
+
+RING, SIZE, HALF = 0x1000, 1 << 17, 1 << 16
+INSIDE = st.integers(0x2000, HALF - 1)
+SOURCES = INSIDE | st.sampled_from([0x1800, SIZE - 1, SIZE, 1 << 40, (1 << 64) - 1])
+TARGETS = INSIDE.map(lambda at: at + HALF) | st.sampled_from([SIZE - 1, SIZE, (1 << 64) - 4096])
+LENGTHS = st.integers(0, 5000) | st.sampled_from([1 << 20, (1 << 32) - 1])
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.tuples(SOURCES, TARGETS, LENGTHS), min_size=1, max_size=7), st.binary(min_size=8)
+)
+def test_the_copy_engine_does_what_its_ring_says(
+    descriptors: list[tuple[int, int, int]], seed: bytes
+) -> None:
+    module = load(str(FOLDER / "rung3_copy_engine.py")).module
+    with iodma.Engine(strict=True) as engine, iodma.Ram(SIZE) as ram:
+        device = module.CopyEngine(engine.port(iodma.Memory({0: ram})))
+        bus = iodma.Bus()
+        bus.attach(device, 0)
+        guest = module.Guest(bus, 0, device, engine, ram)
+        guest.set_up()
+        with ram.view(0x2000, SIZE - 0x2000) as view:
+            view[:] = (seed * (len(view) // len(seed) + 1))[: len(view)]
+        for index, (source, target, length) in enumerate(descriptors):
+            guest.describe(index, source, target, length, flags=1)
+        expected = bytearray(ram.view())
+        results = []
+        for source, target, length in descriptors:
+            length = min(length, module.LONGEST)
+            good = length == 0 or (source + length <= SIZE and target + length <= SIZE)
+            if good:
+                expected[target : target + length] = expected[source : source + length]
+            status = iodma.Status.OK if good else iodma.Status.FAULT
+            results.append((module.DONE | status, length if good else 0))
+
+        async def work() -> None:
+            bus.write32(0x18, len(descriptors))
+            while bus.read32(0x14) != len(descriptors):
+                await engine.sleep(0)
+
+        engine.run(work())
+        assert [guest.result(index) for index in range(len(descriptors))] == results
+        assert bytes(ram.view(0x2000)) == bytes(expected[0x2000:])
+        causes = bus.read32(0x1C)
+        assert bool(causes & module.Cause.FAILED) == any(
+            status != module.DONE | iodma.Status.OK for status, _ in results
+        )

@@ -136,5 +136,5 @@ def _failure(bus: iodma.Bus, done: int) -> DemoError:
     if status == iodma.Status.PEER_GONE:
         return PeerGone(f"after about {at} bytes")
     if status == iodma.Status.OK:
-        return DemoError(f"the file ends at byte {at}: it has become shorter while it was read")
+        return DemoError(f"the file ends at byte {at}, earlier than its size has said")
     return DemoError(f"{what} ended with {status.name} at byte {at}")
