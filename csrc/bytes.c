@@ -203,6 +203,23 @@ struct list_run {
 	struct piece piece;
 };
 
+/* Up to 128 bytes without a call: both ends in fixed moves that overlap in the middle. */
+static inline void copy_small(unsigned char *dst, const unsigned char *src, size_t n)
+{
+	if (n > 64) {
+		__builtin_memcpy(dst, src, 64);
+		__builtin_memcpy(dst + n - 64, src + n - 64, 64);
+	} else if (n > 32) {
+		__builtin_memcpy(dst, src, 32);
+		__builtin_memcpy(dst + n - 32, src + n - 32, 32);
+	} else if (n >= 16) {
+		__builtin_memcpy(dst, src, 16);
+		__builtin_memcpy(dst + n - 16, src + n - 16, 16);
+	} else {
+		memcpy(dst, src, n);
+	}
+}
+
 /* list_run without lanes, which is the usual case and the one where a list of small pieces must be quick: what a fault
  * needs is put together only then. */
 static void plain_run(void *arg)
@@ -222,7 +239,10 @@ static void plain_run(void *arg)
 		l->start = skip;
 		l->moved = l->n - left;
 		__asm__ volatile("" ::: "memory");
-		memcpy(to_range ? there : linear, to_range ? linear : there, n);
+		if (n <= 128)
+			copy_small(to_range ? there : linear, to_range ? linear : there, n);
+		else
+			memcpy(to_range ? there : linear, to_range ? linear : there, n);
 		linear += n;
 		left -= n;
 	}

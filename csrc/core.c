@@ -62,7 +62,6 @@ int iod_submit(struct iod_core *core, const struct iod_request *request, uint64_
 	row->error = 0;
 	row->port = port;
 	row->target = request->target;
-	row->total = iod_list_bytes(row->list, row->count);
 	row->moved = 0;
 	row->minimum = request->minimum;
 	row->position = request->position;
@@ -260,6 +259,11 @@ void iod_row_advance(struct iod_row *row, uint64_t bytes)
 	const struct iod_translation *t = &row->t;
 
 	row->moved += bytes;
+	if (row->moved == row->total) { /* the usual end: no need to walk there */
+		row->cursor = t->count;
+		row->skip = 0;
+		return;
+	}
 	while (row->cursor < t->count && left >= t->iov[row->cursor].iov_len) {
 		left -= t->iov[row->cursor].iov_len;
 		row->cursor++;

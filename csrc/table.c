@@ -157,9 +157,21 @@ int iod_row_lists(struct iod_row *row, const struct iod_request *request)
 		row->list = list;
 		row->list_room = (uint32_t)count;
 	}
-	if (request->count)
-		memcpy(row->list, request->list, request->count * sizeof *row->list);
 	row->count = request->count;
+	if (request->addresses) {
+		uint64_t sum = 0, bits = 0;
+		for (uint32_t i = 0; i < request->count; i++) {
+			row->list[i] = (struct iod_segment){request->addresses[i], request->lengths[i]};
+			sum += request->lengths[i];
+			bits |= request->lengths[i];
+		}
+		/* Long segments may wrap the sum: then it is done with care. */
+		row->total = bits < (uint64_t)1 << 31 ? sum : iod_list_bytes(row->list, row->count);
+	} else {
+		if (request->count)
+			memcpy(row->list, request->list, request->count * sizeof *row->list);
+		row->total = iod_list_bytes(row->list, row->count);
+	}
 	if (request->count2) {
 		row->list2 = row->list + request->count;
 		memcpy(row->list2, request->list2, request->count2 * sizeof *row->list);

@@ -190,6 +190,7 @@ struct iod_request {
 	struct iod_port *port;
 	struct iod_target *target;
 	const struct iod_segment *list, *list2;
+	const uint64_t *addresses, *lengths; /* instead of list, where that is two columns */
 	uint32_t count, count2;
 	uint64_t position, length, minimum, id;
 	uint8_t *data;

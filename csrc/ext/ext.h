@@ -116,8 +116,6 @@ typedef struct {
 	uint8_t *block;
 	Py_ssize_t requests, segments, n, bad; /* bad: completions that are not OK */
 	PyObject *arrays; /* tuple of the views, for finding out whether somebody kept one */
-	struct iod_segment *scratch;
-	size_t scratch_room;
 } Columns;
 
 typedef struct {

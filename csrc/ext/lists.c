@@ -257,7 +257,6 @@ static void columns_dealloc(Columns *self)
 	PyTypeObject *type = Py_TYPE(self);
 	Py_XDECREF(self->arrays);
 	Py_XDECREF(self->owner);
-	free(self->scratch);
 	freefunc release = PyType_GetSlot(type, Py_tp_free);
 	release(self);
 	Py_DECREF(type);

@@ -436,10 +436,9 @@ static int words_of(PyObject *object, const char *what, Py_ssize_t count, Py_buf
 	return -1;
 }
 
-/* Every request that is asked for names segments that the batch has.  The most segments of one, or -1. */
-static Py_ssize_t check_batch(const Columns *columns, const struct batch *b, const uint64_t *rows, Py_ssize_t n)
+/* Every request that is asked for names segments that the batch has: 0, or -1 with the exception. */
+static int check_batch(const Columns *columns, const struct batch *b, const uint64_t *rows, Py_ssize_t n)
 {
-	uint32_t most = 0;
 	for (Py_ssize_t k = 0; k < n; k++) {
 		uint64_t i = rows ? rows[k] : (uint64_t)k;
 		if (i >= (uint64_t)columns->requests) {
@@ -455,10 +454,8 @@ static Py_ssize_t check_batch(const Columns *columns, const struct batch *b, con
 				     (unsigned long long)i, b->first[i], b->count[i], b->direction[i], columns->segments);
 			return -1;
 		}
-		if (b->count[i] > most)
-			most = b->count[i];
 	}
-	return most;
+	return 0;
 }
 
 static PyObject *submit_batch(Port *self, Columns *columns, PyObject *endpoint, const uint64_t *positions, uint64_t unit,
@@ -472,25 +469,16 @@ static PyObject *submit_batch(Port *self, Columns *columns, PyObject *endpoint, 
 		return PyErr_Format(BusyErrorType,
 				    "port %s has %u transfers outstanding and cannot take %zd more: its depth is %u",
 				    self->port.name, self->port.rows, n, self->port.depth);
-	Py_ssize_t most = check_batch(columns, &b, rows, n);
-	if (most < 0)
+	if (check_batch(columns, &b, rows, n))
 		return NULL;
-	if (columns->scratch_room < (size_t)most) {
-		free(columns->scratch);
-		columns->scratch = malloc((size_t)most * sizeof *columns->scratch);
-		columns->scratch_room = columns->scratch ? (size_t)most : 0;
-		if (!columns->scratch)
-			return PyErr_NoMemory();
-	}
 	if (n && target_of(self, endpoint, &target))
 		return NULL;
 	for (Py_ssize_t k = 0; k < n; k++) {
 		uint64_t i = rows ? rows[k] : (uint64_t)k;
 		struct iod_request request = {.kind = IOD_R_TRANSFER, .direction = b.direction[i], .port = &self->port,
-					      .target = &target->target, .list = columns->scratch, .count = b.count[i],
+					      .target = &target->target, .addresses = b.address + b.first[i],
+					      .lengths = b.length + b.first[i], .count = b.count[i],
 					      .id = b.id[i], .minimum = UINT64_MAX, .depth = self->engine->core.depth};
-		for (uint32_t s = 0; s < b.count[i]; s++)
-			columns->scratch[s] = (struct iod_segment){b.address[b.first[i] + s], b.length[b.first[i] + s]};
 		/* What a guest asked for cannot be an exception: a position that does not fit is refused as a request. */
 		if (__builtin_mul_overflow(positions ? positions[k] : b.position[i], unit, &request.position))
 			request.position = UINT64_MAX;
