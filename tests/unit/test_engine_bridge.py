@@ -397,3 +397,31 @@ except KeyboardInterrupt:
     child.send_signal(signal.SIGINT)
     out, err = child.communicate(timeout=30)
     assert (out, err, child.returncode) == ("interrupted ['hear'] 0\n", "", 0)
+
+
+def test_what_a_strict_pump_lets_out_does_not_lose_the_rest() -> None:
+    def fall() -> None:
+        raise ValueError
+
+    async def work() -> None:
+        ran.append(1)
+        await engine.sleep(0)
+        ran.append(2)
+
+    ran: list[int] = []
+    with iodma.Engine(strict=True) as engine:
+        engine.fileno()
+        settle(engine)
+        engine.call_soon(fall)
+        engine.call_later(0, fall)
+        engine.start(work())
+        fallen = 0
+        deadline = time.monotonic() + 10
+        while len(ran) < 2 or fallen < 2:
+            assert readable(engine, max(0, deadline - time.monotonic())), "it is forgotten"
+            try:
+                engine.pump()
+            except ValueError:
+                fallen += 1
+        settle(engine)
+        assert not readable(engine)

@@ -55,6 +55,8 @@ _WHEN_IDLE = -2
 #: writes.
 SMALL_TO_MEMORY = 512
 SMALL_FROM_MEMORY = 1024
+#: Of a timer: 31 years, far from where 64 bits of nanoseconds end.
+MOST_SECONDS = 10**9
 
 #: Those that are open, for whoever prints them.
 engines: weakref.WeakSet[Engine] = weakref.WeakSet()
@@ -215,8 +217,8 @@ class Engine(_core.Engine):
 
     def call_later(self, seconds: float, callback: Callable[[], object]) -> Timer:
         """Call ``callback()`` in a turn not before ``seconds`` have passed."""
-        if not seconds >= 0:
-            raise ArgumentError(f"seconds is {seconds}; it must be 0 or more")
+        if not 0 <= seconds <= MOST_SECONDS:
+            raise ArgumentError(f"seconds is {seconds}; it must be 0 to {MOST_SECONDS}")
         self._check()
         timer = Timer(self.clock.now_ns() + int(seconds * 1e9), callback)
         if self._timers.add(timer):
@@ -378,21 +380,27 @@ class Engine(_core.Engine):
         """
         if self._running:
             raise Error(f"{self.name} runs already: what runs in it cannot pump it")
-        why = self._pump(limit)
+        self._check()
         self._running = True
+        more = True
         try:
-            self._do_python_work(why)
-        finally:
+            self._do_python_work(self._pump(limit))
+            more = self._work_remains()
+        finally:  # also when something is let out: the rest is not to be forgotten
             self._running = False
-        more = self._has_work or bool(self._soon)
-        if not self._system_clock:
-            if not more and self._idle and self._deadline() == _WHEN_IDLE:
-                self.clock.idle_until(self._timers.next_ns())
-            more = more or self._deadline() == 0
-        if more:
-            self._nudge()
-        self._arm_timer()
+            if more:
+                self._nudge()
+            self._arm_timer()
         return more
+
+    def _work_remains(self) -> bool:
+        if self._has_work or self._soon:
+            return True
+        if self._system_clock:
+            return False
+        if self._idle and self._deadline() == _WHEN_IDLE:
+            self.clock.idle_until(self._timers.next_ns())
+        return self._deadline() == 0
 
     def fileno(self) -> int:
         """One descriptor that is readable when `pump` has something to do.
