@@ -499,9 +499,7 @@ static void task_over(Task *task, PyObject *value)
 		result = Py_None;
 		Py_INCREF(result);
 	} else if (owner) {
-		task->owner = NULL;
 		result = PyObject_CallMethod(owner, "_task_done", "O", (PyObject *)task);
-		task->owner = owner;
 	} else if (failed && !awaited) { /* nobody's */
 		result = PyObject_CallMethod((PyObject *)engine, "_task_failed", "OO", (PyObject *)task, value);
 	} else {
@@ -510,6 +508,9 @@ static void task_over(Task *task, PyObject *value)
 	}
 	Py_XDECREF(value);
 	Py_XDECREF(result); /* an error stays set: run and pump raise it */
+	task->owner = NULL; /* an owner may keep its task */
+	Py_XDECREF(owner);
+	Py_CLEAR(task->ended);
 	Py_DECREF(task);    /* the engine's list */
 }
 
@@ -693,7 +694,7 @@ static PyMethodDef task_methods[] = {
 	{0}};
 static PyGetSetDef task_getset[] = {
 	{"name", (getter)task_get, NULL, "What it is called.", (void *)'n'},
-	{"owner", (getter)task_get, NULL, "The device whose scope it runs in, or None.", (void *)'o'},
+	{"owner", (getter)task_get, NULL, "The device whose scope it runs in, until it is over; or None.", (void *)'o'},
 	{"ended", (getter)task_get, (setter)task_set_ended, "The owner's, to find when the task has ended.", (void *)'g'},
 	{"cancelled", (getter)task_get, NULL, "Whether cancel was called.", (void *)'c'},
 	{"stale", (getter)task_get_stale, (setter)task_set_stale,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from contextlib import suppress
 from typing import Any
 
@@ -449,3 +450,12 @@ def test_any_schedule_comes_to_rest_and_nothing_old_survives(steps: list[str]) -
 
 async def acknowledged(ack: Any) -> None:
     await ack
+
+
+def test_resets_leave_nothing_behind(engine: WatchedEngine, mover: Mover) -> None:
+    for _ in range(10):
+        mover.request_reset()
+        settle(engine)
+    gc.collect()
+    left = [each for each in gc.get_objects() if type(each).__name__ == "_Reset"]
+    assert left == []
