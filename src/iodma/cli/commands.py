@@ -51,9 +51,11 @@ def demo(args: argparse.Namespace) -> int:
 
 
 def doctor(args: argparse.Namespace) -> int:
-    from iodma.tools.doctor import diagnose, render
+    from iodma.tools.doctor import diagnose, render, with_crossover
 
     diagnosis = diagnose()
+    if args.measure and diagnosis.ok:
+        diagnosis = with_crossover(diagnosis)
     show(render(diagnosis), diagnosis.as_dict(), args.json)
     return 0 if diagnosis.ok else 1
 

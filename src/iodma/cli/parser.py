@@ -159,6 +159,11 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
 
 
 def add_doctor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="also measure, for a second, up to what segment size a copy beats a vector",
+    )
     add_json(parser)
 
 

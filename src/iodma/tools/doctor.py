@@ -340,6 +340,24 @@ def judge_programs(facts: Facts) -> list[Check]:
     return checks
 
 
+def with_crossover(diagnosis: Diagnosis) -> Diagnosis:
+    """The same, and what `crossover.measure` finds here beside what the planner assumes."""
+    from iodma.engine.loop import SMALL_FROM_MEMORY, SMALL_TO_MEMORY
+    from iodma.tools.crossover import measure
+
+    found = measure(diagnosis.engine)
+    here = (found.from_memory, found.to_memory)
+    same = here == (SMALL_FROM_MEMORY, SMALL_TO_MEMORY)
+    check = Check(
+        "small segments",
+        State.OK,
+        f"a copy is cheaper up to {here[0]} B when memory is read, {here[1]} B when it is written",
+        f"copied below {SMALL_FROM_MEMORY} and {SMALL_TO_MEMORY} B on the average",
+        "" if same else f"Engine(small={here}), if your lists are of about that size",
+    )
+    return Diagnosis(diagnosis.engine, (*diagnosis.checks, check))
+
+
 def amount(limit: int) -> str:
     if limit == resource.RLIM_INFINITY:
         return "unlimited"
