@@ -64,9 +64,20 @@ static PyObject *port_new(PyTypeObject *type, PyObject *args, PyObject *kw)
 	return (PyObject *)self;
 }
 
+static int port_traverse(Port *self, visitproc visit, void *arg)
+{
+	Py_VISIT(Py_TYPE(self));
+	Py_VISIT(self->engine);
+	Py_VISIT(self->space);
+	Py_VISIT(self->reset_wait);
+	Py_VISIT(self->name);
+	return 0;
+}
+
 static void port_dealloc(Port *self)
 {
 	PyTypeObject *type = Py_TYPE(self);
+	PyObject_GC_UnTrack(self);
 	Engine *engine = self->engine;
 	if (engine) {
 		for (uint32_t i = 0; i < engine->ports; i++)
@@ -617,10 +628,13 @@ static PyGetSetDef port_getset[] = {
 	{0}};
 static PyType_Slot port_slots[] = {{Py_tp_new, port_new},
 				   {Py_tp_dealloc, port_dealloc},
+				   {Py_tp_traverse, port_traverse},
+				   {Py_tp_free, PyObject_GC_Del},
 				   {Py_tp_methods, port_methods},
 				   {Py_tp_getset, port_getset},
 				   {0}};
-static PyType_Spec port_spec = {"iodma._core.Port", sizeof(Port), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, port_slots};
+static PyType_Spec port_spec = {"iodma._core.Port", sizeof(Port), 0,
+				Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC, port_slots};
 
 /* ---- the stream of completions ---- */
 

@@ -6,6 +6,8 @@
  *  - A coroutine is resumed only from ext_run_ready: never inside a submit, a cancel, a set or another coroutine's step.
  *  - A wait has one waiter and is done once.  A coroutine that awaits what is done goes on without a turn, but not
  *    more than MOST_IMMEDIATE times in one step, so that no device can keep the engine from the others.
+ *  - A task that failed keeps its exception, whose traceback may know the task: so tasks take part in the garbage
+ *    collection.  A transfer raises a new exception to each that waits for it, and need not.
  *  - A task that was cancelled is thrown Cancelled once for each time, at the place where it waits or waits next. */
 #include "ext.h"
 
@@ -191,7 +193,16 @@ static void wait_dealloc(Wait *self)
 static PyObject *wait_result(Wait *self)
 {
 	if (self->done == 2) {
-		PyErr_SetObject((PyObject *)Py_TYPE(self->value), self->value);
+		PyObject *completion = NULL, *error = NULL;
+		if (self->is_transfer && (PyObject *)Py_TYPE(self->value) == DmaFaultType)
+			completion = PyObject_GetAttrString(self->value, "completion");
+		if (completion)
+			error = PyObject_CallFunctionObjArgs(DmaFaultType, completion, NULL);
+		Py_XDECREF(completion);
+		if (PyErr_Occurred())
+			return NULL;
+		PyErr_SetObject((PyObject *)Py_TYPE(self->value), error ? error : self->value);
+		Py_XDECREF(error);
 		return NULL;
 	}
 	if (self->is_stream) { /* made when it is asked for */
@@ -616,9 +627,38 @@ uint32_t ext_run_ready(Engine *engine, uint32_t most)
 	return ran;
 }
 
+static int task_traverse(Task *self, visitproc visit, void *arg)
+{
+	Py_VISIT(Py_TYPE(self));
+	Py_VISIT(self->wait.value);
+	Py_VISIT(self->wait.callback);
+	Py_VISIT(self->wait.engine);
+	for (Task *waiter = self->wait.waiter; waiter; waiter = waiter->next_waiter)
+		Py_VISIT(waiter);
+	Py_VISIT(self->coroutine);
+	Py_VISIT(self->name);
+	Py_VISIT(self->owner);
+	Py_VISIT(self->ended);
+	Py_VISIT(self->throwing);
+	Py_VISIT(self->waiting);
+	return 0;
+}
+
+/* Of a task that is over: the engine holds all others. */
+static int task_clear(Task *self)
+{
+	Py_CLEAR(self->wait.value);
+	Py_CLEAR(self->wait.callback);
+	Py_CLEAR(self->owner);
+	Py_CLEAR(self->ended);
+	Py_CLEAR(self->throwing);
+	return 0;
+}
+
 static void task_dealloc(Task *self)
 {
 	PyTypeObject *type = Py_TYPE(self);
+	PyObject_GC_UnTrack(self);
 	ext_wait_clear(&self->wait);
 	Py_XDECREF(self->coroutine);
 	Py_XDECREF(self->name);
@@ -703,13 +743,16 @@ static PyGetSetDef task_getset[] = {
 	{"coroutine", (getter)task_get, NULL, "The coroutine, or None when it is over.", (void *)'x'},
 	{0}};
 static PyType_Slot task_slots[] = {{Py_am_send, ext_wait_send}, {Py_tp_dealloc, task_dealloc},
+				   {Py_tp_traverse, task_traverse},
+				   {Py_tp_clear, task_clear},
+				   {Py_tp_free, PyObject_GC_Del},
 				   {Py_tp_methods, task_methods},
 				   {Py_tp_getset, task_getset},
 				   {Py_tp_repr, task_repr},
 				   {Py_tp_doc, "A coroutine that the engine runs: await it for what it returns."},
 				   {0}};
 static PyType_Spec task_spec = {"iodma._core.Task", sizeof(Task), 0,
-				Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, task_slots};
+				Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_HAVE_GC, task_slots};
 
 int ext_task_add(PyObject *module)
 {

@@ -746,3 +746,48 @@ def test_an_engine_that_is_closed_leaves_nothing_behind() -> None:
     gc.collect()
     assert [device() for device in devices] == [None] * 5
     assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before
+
+
+def test_a_task_that_failed_can_be_collected_with_whom_it_failed(engine: iodma.Engine) -> None:
+    """Its exception knows the frame that waited, and that frame knows the task."""
+
+    class Big:
+        pass
+
+    seen: list[weakref.ref[Big]] = []
+
+    async def fall() -> None:
+        raise ValueError
+
+    async def wait() -> None:
+        big = Big()
+        seen.append(weakref.ref(big))
+        task = engine.start(fall())
+        await task
+
+    async def main() -> None:
+        with pytest.raises(ValueError):
+            await engine.start(wait())
+
+    engine.run(main())
+    gc.collect()
+    assert [each() for each in seen] == [None]
+
+
+def test_each_waiter_of_a_load_that_faulted_gets_its_own_exception(engine: iodma.Engine) -> None:
+    with iodma.Ram(4096) as ram:
+        port = engine.port(iodma.Memory({0: ram}))
+
+        async def main() -> list[iodma.DmaFault]:
+            transfer = port.load("<I", 1 << 40)
+            return [await caught(transfer), await caught(transfer)]
+
+        async def caught(transfer: iodma.Transfer[Any]) -> iodma.DmaFault:
+            with pytest.raises(iodma.DmaFault) as error:
+                await transfer
+            return error.value
+
+        first, second = engine.run(main())
+        assert first is not second
+        assert first.completion is second.completion
+        assert first.completion.fault is not None
