@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * engine: what engine.c and turn.c share. */
+ * engine: what engine.c, turn.c and inspect.c share. */
 #ifndef EXT_ENGINE_H
 #define EXT_ENGINE_H
 
@@ -15,5 +15,12 @@ bool ext_has_work(const Engine *);
 int ext_turn(Engine *, int64_t timeout, uint32_t limit);
 PyObject *ext_engine_run(Engine *, PyObject *deadline);
 PyObject *ext_engine_pump(Engine *, PyObject *limit);
+
+/* inspect.c */
+PyObject *ext_engine_rows(Engine *, PyObject *);
+PyObject *ext_engine_stats(Engine *, PyObject *);
+PyObject *ext_engine_trace(Engine *, PyObject *room);
+PyObject *ext_engine_take_trace(Engine *, PyObject *);
+PyObject *ext_engine_edges(Engine *, PyObject *);
 
 #endif

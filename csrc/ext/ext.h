@@ -230,7 +230,8 @@ void ext_poke(Engine *); /* there is something to do, and it may be outside a tu
 uint64_t ext_clock(void);
 void ext_drop_idle(Engine *);
 
-int ext_memory_add(PyObject *module);
+int ext_region_add(PyObject *module);
+int ext_space_add(PyObject *module);
 int ext_lists_add(PyObject *module);
 int ext_port_add(PyObject *module);
 int ext_target_add(PyObject *module);
