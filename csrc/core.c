@@ -132,6 +132,7 @@ static void give_bounce(struct iod_core *core, struct iod_row *row)
 		return;
 	iod_arena_give(&core->arena, row->bounce, row->bounce_bytes);
 	row->bounce = NULL;
+	row->filled = false;
 	core->budget_again = true;
 }
 
@@ -349,6 +350,9 @@ static void row_continue(struct iod_core *core, struct iod_row *row)
 		return;
 	case IOD_PLAN_WAIT_BUDGET:
 		iod_row_wait(core, row, IOD_W_BUDGET, &core->budget);
+		return;
+	case IOD_PLAN_WAIT_RING:
+		iod_row_wait(core, row, IOD_W_RING, &core->ring);
 		return;
 	case IOD_PLAN_FAULT:
 		iod_row_fault(core, row);
@@ -646,6 +650,7 @@ static void bounced(struct iod_core *core, struct iod_row *row, uint64_t n)
 		}
 	} else {
 		iod_row_advance(row, useful);
+		iod_plan_took(row, useful);
 	}
 	row_progress(core, row);
 }

@@ -8,6 +8,8 @@
  * Invariants
  *  - Direct is the default; a bounce has a reason (enum iod_reason), and its bytes are counted under it.
  *  - A bounce covers the shortest run that its reason forces, and whole blocks around it where the file wants those.
+ *  - What was gathered into the arena is gathered once, however often it takes to write it: of a device window every
+ *    access has an effect.  (But for the blocks of a direct file, which a short write has read again.)
  *  - A write that covers a block only in part reads that block first, under the range that row_step locked, and never
  *    makes the file longer than the payload does.
  *  - The iovecs that a request borrows are as they were once iod_plan_end ran. */
@@ -142,11 +144,21 @@ static enum iod_plan bounce_request(struct iod_core *core, struct iod_row *row, 
 /* The payload into the arena, behind the `before` bytes. */
 static enum iod_plan fill_bounce(struct iod_core *core, struct iod_row *row, int *error)
 {
+	struct iod_backend *backend = core->backend;
 	uint64_t done = 0;
+
+	/* Once it is gathered there must be room for it. */
+	if (!backend->ops->room(backend)) {
+		backend->ops->flush(backend);
+		core->queued_bytes = 0;
+		if (!backend->ops->room(backend))
+			return IOD_PLAN_WAIT_RING;
+	}
 	int failed = iod_row_gather(core, row, row->bounce + row->before, row->payload, &done);
 
 	core->count.copied += done;
 	core->count.bounced[row->reason] += done;
+	row->filled = !failed;
 	if (!failed)
 		return IOD_PLAN_REQUEST;
 	if (row->fault.space)
@@ -198,6 +210,14 @@ static enum iod_plan bounce(struct iod_core *core, struct iod_row *row, struct i
 	return bounce_request(core, row, op, whole);
 }
 
+void iod_plan_took(struct iod_row *row, uint64_t bytes)
+{
+	row->filled = row->filled && bytes < row->payload;
+	if (row->filled && row->before == 0)
+		memmove(row->bounce, row->bounce + bytes, row->payload - bytes);
+	row->payload -= bytes;
+}
+
 /* The blocks around the payload are in the arena: overlay it and write. */
 static enum iod_plan write_blocks(struct iod_core *core, struct iod_row *row, struct iod_op *op, int *error)
 {
@@ -242,7 +262,8 @@ static uint64_t aligned_run(const struct iod_row *row, uint64_t limit, uint64_t 
 			uintptr_t host = (uintptr_t)row->t.iov[i].iov_base + skip;
 			if (host % unit || piece_bounces(row, i, &reason))
 				break;
-			uint64_t usable = iod_min64(length - length % unit, limit - sum);
+			/* STATX_DIOALIGN: each segment's length is a multiple of the block, its address of the unit. */
+			uint64_t usable = iod_min64(length - length % block, limit - sum);
 			sum += usable;
 			if (usable < length)
 				break;
@@ -298,6 +319,12 @@ enum iod_plan iod_plan_next(struct iod_core *core, struct iod_row *row, struct i
 		return IOD_PLAN_WORK;
 	if (row->kind != IOD_R_TRANSFER)
 		return plain_request(row, op, error);
+	if (row->filled && (target->kind != IOD_T_FILE || target->offset_alignment <= 1)) {
+		/* It was cut short, or interrupted: what is left of it. */
+		row->phase = IOD_P_BOUNCE;
+		return bounce_request(core, row, op, row->payload);
+	}
+	row->filled = false;
 	switch (target->kind) {
 	case IOD_T_BUFFER:
 	case IOD_T_NULL:

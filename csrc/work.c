@@ -40,7 +40,7 @@ static void with_buffer(struct iod_core *core, struct iod_row *row)
 	struct iod_region *region = row->target->region;
 	uint64_t room = row->position < region->size ? region->size - row->position : 0;
 	uint64_t want = row->total - row->moved, n = iod_min64(want, room), done = 0;
-	uint8_t *flat = region->host + row->position;
+	uint8_t *flat = region->host + (room ? row->position : 0); /* a position may be anything */
 	int error = row->direction == IOD_FROM_MEMORY ? iod_row_gather(core, row, flat, n, &done)
 						      : iod_row_scatter(core, row, flat, n, &done);
 

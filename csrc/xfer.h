@@ -160,6 +160,7 @@ struct iod_row {
 
 	struct iod_piece inline_piece[IOD_INLINE_SEGMENTS];
 	uint8_t *bounce;
+	bool filled;   /* `payload` bytes were gathered into it and are not written yet */
 	bool notified; /* a zero-copy send's first completion came; its result is in `sent` */
 	uint8_t reason; /* of the bounce */
 	int32_t sent;
@@ -325,9 +326,11 @@ void iod_row_advance(struct iod_row *, uint64_t bytes);
 void iod_row_ready(struct iod_core *, struct iod_row *); /* WAITING, PENDING -> DESCRIBED, to be stepped */
 
 /* plan.c: the next request of a row that is translated and leased. */
-enum iod_plan { IOD_PLAN_REQUEST, IOD_PLAN_WORK, IOD_PLAN_SCRIPT, IOD_PLAN_WAIT_BUDGET, IOD_PLAN_FAULT, IOD_PLAN_ERROR };
+enum iod_plan { IOD_PLAN_REQUEST, IOD_PLAN_WORK, IOD_PLAN_SCRIPT, IOD_PLAN_WAIT_BUDGET, IOD_PLAN_WAIT_RING, IOD_PLAN_FAULT,
+		IOD_PLAN_ERROR };
 enum iod_plan iod_plan_next(struct iod_core *, struct iod_row *, struct iod_op *, int *error);
 void iod_plan_end(struct iod_row *); /* undo what it did to the iovecs */
+void iod_plan_took(struct iod_row *, uint64_t bytes); /* of the payload in the arena, which are written */
 
 bool iod_plan_is_small(const struct iod_core *, const struct iod_row *); /* a copy is cheaper than the vector */
 
