@@ -214,6 +214,7 @@ uint32_t ext_run_ready(Engine *, uint32_t most);
 PyObject *ext_completion(const struct iod_row *);
 PyObject *ext_completion_make(enum iod_status, uint64_t moved, const struct iod_fault *);
 int ext_task_add(PyObject *module);
+int ext_wait_add(PyObject *module);
 int ext_task_cancel(Task *);
 PyObject *ext_task_name(Task *); /* borrowed; made when it is first asked for */
 PyObject *ext_transfer(Port *, const struct iod_request *, PyObject *convert, PyObject *payload);
@@ -234,6 +235,7 @@ int ext_region_add(PyObject *module);
 int ext_space_add(PyObject *module);
 int ext_lists_add(PyObject *module);
 int ext_port_add(PyObject *module);
+int ext_stream_add(PyObject *module);
 int ext_target_add(PyObject *module);
 int ext_target_use(Target *, Engine *); /* bind it to the engine; raises when it is another's, or closed */
 void ext_row_free(Engine *, struct iod_row *);

@@ -243,8 +243,9 @@ static int execute(PyObject *module)
 #endif
 	if (PyModule_AddStringConstant(module, "version", IODMA_VERSION))
 		return -1;
-	return ext_engine_add(module) || ext_region_add(module) || ext_space_add(module) || ext_lists_add(module) || ext_task_add(module) ||
-			       ext_target_add(module) || ext_port_add(module)
+	return ext_engine_add(module) || ext_region_add(module) || ext_space_add(module) || ext_lists_add(module) ||
+			       ext_wait_add(module) || ext_task_add(module) || ext_target_add(module) ||
+			       ext_port_add(module) || ext_stream_add(module)
 		       ? -1
 		       : 0;
 }

@@ -1,0 +1,169 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * stream: where the completions of batches come out, as columns.
+ *
+ * Invariants
+ *  - Columns are used again only when nobody holds them or one of their arrays.
+ *  - One coroutine reads a port's stream at a time. */
+#include "ext.h"
+
+PyTypeObject *StreamType;
+
+/* Stream(port, factory, limit, at_least, forever): factory(limit) -> Columns with the arrays kept. */
+static PyObject *stream_new(PyTypeObject *type, PyObject *args, PyObject *kw)
+{
+	PyObject *port, *factory;
+	unsigned limit, least;
+	int forever;
+	(void)kw;
+	if (!PyArg_ParseTuple(args, "O!OIIp", PortType, &port, &factory, &limit, &least, &forever))
+		return NULL;
+	if (limit == 0 || limit > 65536 || least == 0 || least > limit)
+		return PyErr_Format(ArgumentErrorType, "limit is %u and at_least %u; 1 <= at_least <= limit <= 65536", limit,
+				    least);
+	Stream *self = (Stream *)PyType_GenericAlloc(type, 0);
+	if (!self)
+		return NULL;
+	ext_wait_init(&self->wait, ((Port *)port)->engine);
+	self->wait.is_stream = true;
+	Py_INCREF(port);
+	Py_INCREF(factory);
+	self->port = (Port *)port;
+	self->factory = factory;
+	self->limit = limit;
+	self->least = least;
+	self->forever = forever;
+	self->pool = PyList_New(0);
+	if (!self->pool) {
+		Py_DECREF(self);
+		return NULL;
+	}
+	return (PyObject *)self;
+}
+
+static void stream_dealloc(Stream *self)
+{
+	PyTypeObject *type = Py_TYPE(self);
+	if (self->port && self->port->stream == self)
+		self->port->stream = NULL;
+	ext_wait_clear(&self->wait);
+	Py_XDECREF((PyObject *)self->port);
+	Py_XDECREF(self->factory);
+	Py_XDECREF(self->pool);
+	freefunc release = PyType_GetSlot(type, Py_tp_free);
+	release(self);
+	Py_DECREF(type);
+}
+
+bool ext_stream_ready(Stream *self)
+{
+	struct iod_port *port = &self->port->port;
+	if (port->done.count >= self->least)
+		return true;
+	/* Fewer than asked for, but no more are coming. */
+	if (port->busy == 0 && port->done.count > 0)
+		return true;
+	return port->rows == 0 && (!self->forever || port->closed);
+}
+
+/* An object of the pool whose arrays nobody kept, or a new one. */
+static Columns *stream_columns(Stream *self)
+{
+	Py_ssize_t n = PyList_Size(self->pool);
+	for (Py_ssize_t i = 0; i < n; i++) {
+		PyObject *object = PyList_GetItem(self->pool, i);
+		Columns *columns = (Columns *)object;
+		bool kept = Py_REFCNT(object) != 1;
+		for (Py_ssize_t k = 0; !kept && k < PyTuple_Size(columns->arrays); k++)
+			kept = Py_REFCNT(PyTuple_GetItem(columns->arrays, k)) != 1;
+		if (!kept) {
+			Py_INCREF(object);
+			return columns;
+		}
+	}
+	PyObject *object = PyObject_CallFunction(self->factory, "I", self->limit);
+	if (!object)
+		return NULL;
+	Columns *columns = (Columns *)object;
+	if (!PyObject_TypeCheck(object, ColumnsType) || !columns->arrays || columns->requests < (Py_ssize_t)self->limit) {
+		PyErr_SetString(ErrorType, "the factory must make a Completions of at least `limit` rows");
+		Py_DECREF(object);
+		return NULL;
+	}
+	if (n < 4 && PyList_Append(self->pool, object)) {
+		Py_DECREF(object);
+		return NULL;
+	}
+	return columns;
+}
+
+PyObject *ext_stream_take(Stream *self)
+{
+	struct iod_port *port = &self->port->port;
+	Engine *engine = self->port->engine;
+	if (port->done.count == 0) {
+		PyErr_SetNone(PyExc_StopAsyncIteration);
+		return NULL;
+	}
+	Columns *columns = stream_columns(self);
+	if (!columns)
+		return NULL;
+	Py_ssize_t room = columns->requests;
+	uint64_t *ticket = (uint64_t *)columns->block, *id = ticket + room, *moved = id + room,
+		 *fault_offset = moved + room, *fault_address = fault_offset + room;
+	int32_t *error = (int32_t *)(fault_address + room);
+	uint8_t *status = (uint8_t *)(error + room);
+	Py_ssize_t n = 0, bad = 0;
+	PyObject *held = (PyObject *)self->port;
+	Py_INCREF(held);
+	while (n < (Py_ssize_t)self->limit) {
+		struct iod_row *row = iod_take_batch(&engine->core, port);
+		if (!row)
+			break;
+		ticket[n] = row->ticket;
+		id[n] = row->id;
+		moved[n] = row->moved;
+		error[n] = row->error;
+		status[n] = row->status;
+		bad += row->status != IOD_OK;
+		bool fault = row->status == IOD_FAULT;
+		fault_offset[n] = fault ? row->fault.offset : 0;
+		fault_address[n] = fault ? row->fault.address : 0;
+		n++;
+		ext_row_free(engine, row);
+	}
+	columns->n = n;
+	columns->bad = bad;
+	Py_DECREF(held);
+	return (PyObject *)columns;
+}
+
+static PyObject *stream_iter(PyObject *self)
+{
+	Py_INCREF(self);
+	return self;
+}
+
+static PyObject *stream_next(Stream *self)
+{
+	if (self->port->stream && self->port->stream != self && self->port->stream->wait.waiter) {
+		PyErr_Format(ErrorType, "port %s has a stream of completions already", self->port->port.name);
+		return NULL;
+	}
+	self->port->stream = self;
+	Py_INCREF(self);
+	return (PyObject *)self;
+}
+
+static PyType_Slot stream_slots[] = {{Py_am_send, ext_wait_send}, {Py_tp_new, stream_new},
+				     {Py_tp_dealloc, stream_dealloc},
+				     {Py_am_aiter, stream_iter},
+				     {Py_am_anext, stream_next},
+				     {0}};
+static PyType_Spec stream_spec = {"iodma._core.Stream", sizeof(Stream), 0, Py_TPFLAGS_DEFAULT, stream_slots};
+
+int ext_stream_add(PyObject *module)
+{
+	StreamType = ext_type(module, &stream_spec, WaitType);
+	return StreamType ? 0 : -1;
+}
