@@ -14,6 +14,23 @@
 
 PyTypeObject *TargetType, *RevocationType;
 
+static void forget(Target *self)
+{
+	Engine *engine = self->engine;
+	struct iod_target *target = &self->target;
+
+	if (engine && target->file_index >= 0 && !engine->closed && engine->fork_generation == ext_forks) {
+		engine->backend->ops->set_file(engine->backend, target->file_index, -1);
+		engine->file_taken[target->file_index] = false;
+	}
+	target->file_index = -1;
+	if (target->fd >= 0)
+		close(target->fd);
+	if (target->buffered_fd >= 0)
+		close(target->buffered_fd);
+	target->fd = target->buffered_fd = -1;
+}
+
 /* Its last row is gone.  That may be in a stretch without the interpreter lock, so it is only noted. */
 static void target_idle(struct iod_target *target)
 {
@@ -34,6 +51,8 @@ void ext_drop_idle(Engine *engine)
 		self->on_idle_list = false;
 		if (self->idle) {
 			self->idle = false;
+			if (self->target.closed && self->target.references == 0)
+				forget(self); /* closed while it was in use */
 			Py_DECREF(self);
 		}
 	}
@@ -80,23 +99,6 @@ static PyObject *target_new(PyTypeObject *type, PyObject *args, PyObject *kw)
 		iod_region_get(self->target.region);
 	}
 	return (PyObject *)self;
-}
-
-static void forget(Target *self)
-{
-	Engine *engine = self->engine;
-	struct iod_target *target = &self->target;
-
-	if (engine && target->file_index >= 0 && !engine->closed) {
-		engine->backend->ops->set_file(engine->backend, target->file_index, -1);
-		engine->file_taken[target->file_index] = false;
-	}
-	target->file_index = -1;
-	if (target->fd >= 0)
-		close(target->fd);
-	if (target->buffered_fd >= 0)
-		close(target->buffered_fd);
-	target->fd = target->buffered_fd = -1;
 }
 
 static void target_dealloc(Target *self)

@@ -30,8 +30,11 @@ def socket_descriptor(given: socket.socket | int, kinds: tuple[int, ...], what: 
         raise ArgumentTypeError(f"{given!r} is not a socket and not a descriptor")
     fd = os.dup(number)
     try:
-        with socket.socket(fileno=os.dup(fd)) as probe:
+        probe = socket.socket(fileno=fd)
+        try:
             kind = probe.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)
+        finally:
+            probe.detach()
     except BaseException:
         os.close(fd)
         raise
