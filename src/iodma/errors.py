@@ -12,6 +12,7 @@ Invariants
 
 from __future__ import annotations
 
+from operator import index
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ __all__ = [
     "StaleError",
     "UnsupportedError",
     "WrongThreadError",
+    "integer",
 ]
 
 
@@ -93,3 +95,16 @@ class DmaFault(Error):
 
 class Cancelled(BaseException):
     """Thrown into the coroutines of a device that was reset, and into a cancelled task."""
+
+
+def integer(value: object, what: str, unit: str = "") -> int:
+    """``value`` as an int, whatever kind of integer it is.
+
+    Raises:
+        ArgumentTypeError: it is none.
+    """
+    try:
+        return index(value)  # type: ignore[arg-type]
+    except TypeError:
+        right = f"an integer number of {unit}" if unit else "an integer"
+        raise ArgumentTypeError(f"{what} is {value!r}; {right} would be right") from None

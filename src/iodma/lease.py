@@ -16,12 +16,18 @@ import logging
 from iodma._core import Revocation, Space
 from iodma.errors import ArgumentError
 
-__all__ = ["DEADLINE_S", "Revocation", "revoke"]
+__all__ = ["DEADLINE_S", "Revocation", "check_deadline", "revoke"]
 
 log = logging.getLogger("iodma.lease")
 
 #: Seconds: below the five after which VMMs give up on a device.
 DEADLINE_S = 4.0
+
+
+def check_deadline(deadline: float | None) -> None:
+    """Before anything leaves a map.  Raises ArgumentError."""
+    if deadline is not None and (not isinstance(deadline, int | float) or not deadline >= 0):
+        raise ArgumentError(f"deadline is {deadline!r}; seconds from 0, or None for no deadline")
 
 
 def revoke(
@@ -33,8 +39,6 @@ def revoke(
         cancel: ask the transfers in flight there to end, instead of waiting for them.
         deadline: seconds until it fails; None: never.
     """
-    if deadline is not None and not deadline >= 0:
-        raise ArgumentError(f"deadline is {deadline}; seconds from 0, or None for no deadline")
     revocation = Revocation(space, first, length, cancel)
     engine = revocation._engine
     if revocation.done or deadline is None or engine is None:

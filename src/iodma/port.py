@@ -18,7 +18,7 @@ from typing import Any, Self
 from iodma import _core
 from iodma._core import Target, Transfer
 from iodma.engine import Engine
-from iodma.errors import ArgumentError, ArgumentTypeError, DmaFault
+from iodma.errors import ArgumentError, ArgumentTypeError, DmaFault, integer
 from iodma.sg import Completions, ScatterList
 from iodma.types import Access, Status
 
@@ -30,15 +30,11 @@ _structs: dict[str, tuple[int, Callable[[bytes], Any], Callable[..., bytes]]] = 
 
 
 def _struct(format: str) -> tuple[int, Callable[[bytes], Any], Callable[..., bytes]]:
-    found = _structs.get(format)
-    if found is None:
-        try:
-            made = struct.Struct(format)
-        except (struct.error, TypeError) as error:
-            raise ArgumentError(
-                f"{format!r} is not a format of the struct module: {error}"
-            ) from None
-        found = _structs[format] = (made.size, made.unpack, made.pack)
+    try:
+        made = struct.Struct(format)
+    except (struct.error, TypeError) as error:
+        raise ArgumentError(f"{format!r} is not a format of the struct module: {error}") from None
+    found = _structs[format] = (made.size, made.unpack, made.pack)
     return found
 
 
@@ -56,7 +52,10 @@ class Port(_core.Port):
             DmaFault: when awaited: memory refused.
             ArgumentError: the format is not one of the `struct` module.
         """
-        size, unpack, _ = _structs.get(format) or _struct(format)
+        try:
+            size, unpack, _ = _structs[format]
+        except (KeyError, TypeError):
+            size, unpack, _ = _struct(format)
         return self._load(address, size, unpack)
 
     def load_bytes(self, address: int, length: int) -> Transfer[bytes]:
@@ -70,7 +69,10 @@ class Port(_core.Port):
             DmaFault: when awaited: memory refused.
             ArgumentError: the values do not fit the format.
         """
-        pack = (_structs.get(format) or _struct(format))[2]
+        try:
+            pack = _structs[format][2]
+        except (KeyError, TypeError):
+            pack = _struct(format)[2]
         try:
             data = pack(*values)
         except struct.error as error:
@@ -94,8 +96,8 @@ class Port(_core.Port):
         Raises:
             DmaFault: the table could not be read, or has more than ``limit`` entries.
         """
-        size, _, _ = _struct(format)
-        if not 0 <= count <= limit:
+        size, _, _ = _structs.get(format) or _struct(format)
+        if not 0 <= integer(count, "count") <= integer(limit, "limit"):
             raise DmaFault(
                 _core.completion(
                     Status.FAULT,
@@ -138,6 +140,9 @@ class Port(_core.Port):
             at_least: wait for this many, as long as as many are outstanding.
             forever: go on waiting when nothing is outstanding; otherwise the loop ends then.
         """
+        for what, value in (("limit", limit), ("at_least", at_least)):
+            if not 1 <= integer(value, what) <= 65536:
+                raise ArgumentError(f"{what} is {value}; 1 to 65536 would be right")
         return _core.Stream(self, Completions, limit, at_least, forever)
 
     def close(self) -> None:
@@ -160,6 +165,8 @@ class Port(_core.Port):
 def _make_port(engine: Engine, space: _core.Space, name: str, depth: int) -> Port:
     if not isinstance(name, str):
         raise ArgumentTypeError(f"name is {name!r}; a string would be right")
+    if not 1 <= integer(depth, "depth") <= 1 << 20:
+        raise ArgumentError(f"depth is {depth}; 1 to 2^20 would be right")
     return Port(engine, space, name, depth)
 
 

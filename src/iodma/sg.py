@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from iodma._core import Columns, Completed, ScatterList
-from iodma.errors import ArgumentError
+from iodma.errors import ArgumentError, integer
 from iodma.types import Status
 
 __all__ = ["Batch", "Completions", "ScatterList", "SegmentsLike"]
@@ -70,7 +70,8 @@ class Batch(Columns):
     direction: U8
 
     def __new__(cls, requests: int, segments: int | None = None) -> Batch:
-        segments = requests if segments is None else segments
+        requests = integer(requests, "requests")
+        segments = requests if segments is None else integer(segments, "segments")
         if not 1 <= requests <= 1 << 20 or not 1 <= segments <= 1 << 24:
             raise ArgumentError(
                 f"a batch of {requests} requests and {segments} segments;"

@@ -122,8 +122,14 @@ class Engine(_core.Engine):
             ("spin_us", spin_us, 0, 1e6),
             ("bounce_bytes", bounce_bytes, 0, 1 << 40),
         ):
+            if not isinstance(value, int | float):
+                raise ArgumentTypeError(f"{what} is {value!r}; a number would be right")
             if not low <= value <= high:
-                raise ArgumentError(f"{what} is {value}; {low} to {high} would be right")
+                raise ArgumentError(f"{what} is {value}; {low} to {high:.0f} would be right")
+        if small is not None and not (isinstance(small, tuple) and len(small) == 2):
+            raise ArgumentTypeError(f"small is {small!r}; (from memory, to memory) would be right")
+        if clock is not None and not callable(getattr(clock, "now_ns", None)):
+            raise ArgumentTypeError(f"clock is {clock!r}, which has no now_ns(): it is no Clock")
         if workers is None:
             workers = min(16, 4 * (os.cpu_count() or 1))
         if not 1 <= workers <= 256:
@@ -217,8 +223,8 @@ class Engine(_core.Engine):
 
     def call_later(self, seconds: float, callback: Callable[[], object]) -> Timer:
         """Call ``callback()`` in a turn not before ``seconds`` have passed."""
-        if not 0 <= seconds <= MOST_SECONDS:
-            raise ArgumentError(f"seconds is {seconds}; it must be 0 to {MOST_SECONDS}")
+        if not isinstance(seconds, int | float) or not 0 <= seconds <= MOST_SECONDS:
+            raise ArgumentError(f"seconds is {seconds!r}; it must be 0 to {MOST_SECONDS}")
         self._check()
         timer = Timer(self.clock.now_ns() + int(seconds * 1e9), callback)
         if self._timers.add(timer):

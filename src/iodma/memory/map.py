@@ -14,7 +14,7 @@ from typing import Self
 
 from iodma._core import Region, Space
 from iodma.errors import AddressRangeError, ArgumentTypeError
-from iodma.lease import DEADLINE_S, Revocation, revoke
+from iodma.lease import DEADLINE_S, Revocation, check_deadline, revoke
 from iodma.memory.regions import Rom
 from iodma.types import Access
 
@@ -43,6 +43,12 @@ class Memory(Space):
     _regions: dict[int, Region]
 
     def __new__(cls, regions: Mapping[int, Placed] | None = None, *, name: str = "memory") -> Self:
+        if not isinstance(name, str):
+            raise ArgumentTypeError(f"name is {name!r}; a string would be right")
+        if regions is not None and not isinstance(regions, Mapping):
+            raise ArgumentTypeError(
+                f"regions is {regions!r}; a dictionary of base address to region would be right"
+            )
         self = super().__new__(cls, _MEMORY, None, name)
         self._regions = {}
         for base, placed in (regions or {}).items():
@@ -86,6 +92,7 @@ class Memory(Space):
         Raises:
             AddressRangeError: nothing was put there.
         """
+        check_deadline(deadline)
         found = self._find(base)
         if found is None or found[0] != base:
             raise AddressRangeError(f"{self.name}: no region begins at {base:#x}")

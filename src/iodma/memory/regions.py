@@ -17,7 +17,13 @@ import warnings
 from typing import Protocol, Self
 
 from iodma._core import Region
-from iodma.errors import AddressRangeError, ArgumentError, ArgumentTypeError, ClosedError
+from iodma.errors import (
+    AddressRangeError,
+    ArgumentError,
+    ArgumentTypeError,
+    ClosedError,
+    integer,
+)
 
 __all__ = ["DeviceWindow", "Ram", "Rom", "WindowTarget"]
 
@@ -38,8 +44,8 @@ class _Mapped(Region):
 
     def view(self, offset: int = 0, length: int | None = None) -> memoryview:
         """``length`` bytes at ``offset`` (None: to the end): a lease until it is released."""
-        if length is None:
-            length = self.size - offset
+        offset = integer(offset, "offset", "bytes")
+        length = self.size - offset if length is None else integer(length, "length", "bytes")
         if offset < 0 or length < 0 or offset + length > self.size:
             raise AddressRangeError(
                 f"{length} bytes at offset {offset} of a region of {self.size} bytes"
@@ -78,8 +84,7 @@ class Ram(_Mapped):
     """
 
     def __new__(cls, size: int) -> Self:
-        if not isinstance(size, int):
-            raise ArgumentTypeError(f"size is {size!r}; an integer number of bytes would be right")
+        size = integer(size, "size", "bytes")
         if not 0 < size < 1 << 63:
             raise ArgumentError(f"size is {size} bytes; it must be 1 to 2^63 - 1")
         fd = os.memfd_create("iodma-ram", os.MFD_CLOEXEC)
@@ -108,7 +113,9 @@ class Ram(_Mapped):
             AddressRangeError: the file is smaller than that.
             OSError: the descriptor cannot be mapped.
         """
-        own = os.dup(fd)
+        offset = integer(offset, "offset", "bytes")
+        size = None if size is None else integer(size, "size", "bytes")
+        own = os.dup(integer(fd, "fd"))
         try:
             held = os.fstat(own)
             if stat.S_ISREG(held.st_mode):
@@ -180,6 +187,10 @@ class Rom(_Mapped):
     """Memory that devices may only read, with ``data`` in it."""
 
     def __new__(cls, data: bytes) -> Self:
+        try:
+            data = bytes(memoryview(data))
+        except TypeError:
+            raise ArgumentTypeError(f"data is {data!r}; bytes would be right") from None
         if not data:
             raise ArgumentError("a Rom of no bytes; at least one is needed")
         self = super().__new__(cls, _ROM, -1, 0, len(data))

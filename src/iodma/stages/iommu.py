@@ -14,8 +14,8 @@ from __future__ import annotations
 from typing import Self
 
 from iodma._core import Space
-from iodma.errors import AddressRangeError, ArgumentError, ArgumentTypeError
-from iodma.lease import DEADLINE_S, Revocation, revoke
+from iodma.errors import AddressRangeError, ArgumentError, ArgumentTypeError, integer
+from iodma.lease import DEADLINE_S, Revocation, check_deadline, revoke
 from iodma.stages.misses import Key, Mapping, Misses, Walk
 from iodma.types import Access
 
@@ -42,6 +42,7 @@ class Iommu(Space):
     def __new__(
         cls, next: Space, page: int = 4096, *, walk: Walk | None = None, name: str = "iommu"
     ) -> Self:
+        page = integer(page, "page", "bytes")
         if page < 8 or page & (page - 1):
             raise ArgumentError(f"page is {page} bytes; a power of two from 8 would be right")
         if walk is not None and not callable(walk):
@@ -56,7 +57,7 @@ class Iommu(Space):
 
     def _check(self, **values: int) -> None:
         for what, value in values.items():
-            if value % self.page:
+            if integer(value, what) % self.page:
                 raise AddressRangeError(
                     f"{self.name}: {what} {value:#x} is not a multiple of the page, {self.page:#x}"
                 )
@@ -69,7 +70,7 @@ class Iommu(Space):
                 2^64 - 1.
         """
         self._check(address=address, target=target, length=length)
-        if not Access.NONE < access <= Access.RW:
+        if not isinstance(access, int) or not Access.NONE < access <= Access.RW:
             raise ArgumentError(f"access is {access!r}; READ, WRITE or both would be right")
         self._map(address, length, target, None, access)
         if self._asked is not None:
@@ -87,6 +88,7 @@ class Iommu(Space):
 
         Holes in the range are allowed.
         """
+        check_deadline(deadline)
         self._check(address=address, length=length)
         if length <= 0:
             raise AddressRangeError(f"{self.name}: length is {length}; it must be at least a page")
@@ -112,6 +114,7 @@ class Iommu(Space):
             address: where the range begins; its pages are those that it touches.
             length: bytes; None: to the end of the address space.
         """
+        check_deadline(deadline)
         if length is not None and length <= 0:
             raise AddressRangeError(f"{self.name}: length is {length}; it must be 1 or more")
         start = address - address % self.page

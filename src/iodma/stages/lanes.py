@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Self
 
 from iodma._core import Space
-from iodma.errors import ArgumentError
+from iodma.errors import ArgumentError, ArgumentTypeError
 
 __all__ = ["ByteLanes"]
 
@@ -34,6 +34,10 @@ class ByteLanes(Space):
     def __new__(cls, next: Space, width: int = 2, *, name: str = "lanes") -> Self:
         if width not in (2, 4, 8):
             raise ArgumentError(f"width is {width}; 2, 4 or 8 bytes would be right")
+        if not isinstance(next, Space):
+            raise ArgumentTypeError(
+                f"{next!r} is not an address space; a Memory or a stage would be right"
+            )
         below: Space | None = next
         while below is not None:
             if below._offset % 8:

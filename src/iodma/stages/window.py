@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Self
 
 from iodma._core import Space
-from iodma.errors import AddressRangeError
+from iodma.errors import AddressRangeError, integer
 
 __all__ = ["Window"]
 
@@ -35,6 +35,8 @@ class Window(Space):
     def __new__(
         cls, next: Space, offset: int = 0, limit: int | None = None, *, name: str = "window"
     ) -> Self:
+        offset = integer(offset, "offset", "bytes")
+        limit = None if limit is None else integer(limit, "limit", "bytes")
         if not 0 <= offset < 1 << 64:
             raise AddressRangeError(f"offset is {offset:#x}; it must be 0 to 2^64 - 1")
         if limit is None:
