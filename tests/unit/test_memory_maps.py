@@ -1,0 +1,223 @@
+"""Memory maps: 1 to 4096 regions, up to the last address, touching, merging, with holes.
+
+Invariants:
+
+- What a transfer reads and writes is compared with a dictionary of bytes.
+- A map is told apart by what lies at its edges: the bytes before, first, last and after.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+import iodma
+from iodma import Access, Status
+from tests.unit.system import System, few_objects, leaks, system_fixture  # noqa: F401
+
+TOP = 1 << 64
+PAGE = 4096
+
+
+def pieces(memory: iodma.Memory, segments: Any, access: Access = Access.READ) -> Any:
+    """(bytes, offset in the region) of each piece, or the Fault."""
+    found = memory.translate(segments, access)
+    if isinstance(found, iodma.Fault):
+        return found
+    return [(length, offset) for _, length, offset, _ in found]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 64, 1000, 4096])
+def test_so_many_regions(count: int, rng: random.Random) -> None:
+    """Put in in any order; each byte of each is found, and nothing beside."""
+    with iodma.Ram(count * PAGE) as ram:
+        step = TOP // count
+        bases = [i * step + (step - PAGE if i == count - 1 else rng.randrange(step - PAGE + 1))
+                 for i in range(count)]  # fmt: skip
+        order = list(range(count))
+        rng.shuffle(order)
+        memory = iodma.Memory({bases[i]: (ram, i * PAGE, PAGE) for i in order})
+        for i in rng.sample(range(count), min(count, 200)):
+            base = bases[i]
+            assert pieces(memory, (base, PAGE)) == [(PAGE, i * PAGE)]
+            assert pieces(memory, (base + PAGE - 1, 1)) == [(1, i * PAGE + PAGE - 1)]
+            if base and (i == 0 or bases[i - 1] + PAGE <= base - 1):
+                fault = pieces(memory, (base - 1, 2))
+                assert (fault.address, fault.offset) == (base - 1, 0)
+            if base + PAGE < TOP and (i == count - 1 or bases[i + 1] > base + PAGE):
+                fault = pieces(memory, [(base, 1), (base + 1, PAGE)])
+                assert (fault.address, fault.offset) == (base + PAGE, PAGE)
+        everything = [(base, PAGE) for base in bases]
+        assert sum(length for length, _ in pieces(memory, everything)) == count * PAGE
+        rng.shuffle(order)
+        for n, i in enumerate(order):
+            assert memory.remove(bases[i]).done
+            if n % 257 == 0:
+                assert isinstance(pieces(memory, (bases[i], 1)), iodma.Fault)
+        assert memory._count == 0
+
+
+def test_a_region_that_touches_2_to_the_64(system: System) -> None:
+    base = TOP - 2 * PAGE
+    with iodma.Ram(2 * PAGE) as ram:
+        system.memory.add(base, ram)
+
+        async def main() -> None:
+            system.memory.write(0, b"last")
+            assert (await system.port.copy((0, 4), (TOP - 4, 4))).ok
+            assert await system.port.load_bytes(TOP - 4, 4) == b"last"
+            await system.port.store("<B", TOP - 1, 7)
+            assert await system.port.load("<B", TOP - 1) == (7,)
+            done = await system.port.copy((TOP - 4, 8), (0, 8))
+            assert done.status is Status.FAULT and done.fault is not None
+            assert (done.fault.offset, done.fault.address) == (4, TOP - 1)
+            assert "past 2^64" in done.fault.reason
+            with pytest.raises(iodma.DmaFault, match="past 2"):
+                await system.port.load("<Q", TOP - 4)
+            assert await system.memory.remove(base, cancel=True)
+
+        system.run(main())
+        with ram.view(2 * PAGE - 4, 4) as view:
+            assert bytes(view) == b"las\x07"
+
+
+def test_the_whole_address_space_in_two_windows(system: System) -> None:
+    """Address 0 and address 2^64 - 1, through a stage that moves them, and nothing between."""
+    with iodma.Ram(PAGE) as low, iodma.Ram(PAGE) as high:
+        memory = iodma.Memory({0: low, TOP - PAGE: high})
+        window = iodma.Window(memory)
+        assert isinstance(window.translate((0, PAGE), 1), list)
+        assert isinstance(window.translate((TOP - PAGE, PAGE), 1), list)
+        fault = window.translate([(0, 1), (TOP - 1, 1), (PAGE, 1)], 1)
+        assert isinstance(fault, iodma.Fault) and (fault.offset, fault.address) == (2, PAGE)
+        assert isinstance(iodma.Window(memory, TOP - PAGE).translate((0, PAGE), 1), list)
+
+
+def test_parts_of_one_region_side_by_side_are_one_piece() -> None:
+    with iodma.Ram(8 * PAGE) as ram, iodma.Ram(PAGE) as other:
+        memory = iodma.Memory(
+            {
+                0x0000: (ram, 0, PAGE),
+                0x1000: (ram, PAGE, PAGE),
+                0x2000: (ram, 2 * PAGE, PAGE),
+                0x3000: (ram, 5 * PAGE, PAGE),  # beside it in the map, and not in the region
+                0x4000: other,
+                0x5000: (ram, 6 * PAGE, PAGE),
+            }
+        )
+        assert pieces(memory, (0, 3 * PAGE)) == [(3 * PAGE, 0)]
+        assert pieces(memory, (PAGE - 1, 2)) == [(2, PAGE - 1)]
+        assert pieces(memory, (0, 6 * PAGE)) == [
+            (3 * PAGE, 0),
+            (PAGE, 5 * PAGE),
+            (PAGE, 0),
+            (PAGE, 6 * PAGE),
+        ]
+        assert pieces(memory, [(0x2000, PAGE), (0x0000, PAGE), (0x1000, 8)]) == [
+            (PAGE, 2 * PAGE),
+            (PAGE + 8, 0),
+        ], "also where the list has them apart"
+        assert pieces(memory, [(0x3000, PAGE), (0x5000, PAGE)]) == [(2 * PAGE, 5 * PAGE)]
+
+
+def test_a_region_may_be_mapped_more_than_once(system: System) -> None:
+    with iodma.Ram(PAGE) as ram:
+        for base in (1 << 40, 1 << 41):
+            system.memory.add(base, ram)
+
+        async def main() -> None:
+            await system.port.store("<I", 1 << 40, 5)
+            assert await system.port.load("<I", 1 << 41) == (5,)
+            assert await system.memory.remove(1 << 40)
+            with pytest.raises(iodma.DmaFault):
+                await system.port.load("<I", 1 << 40)
+            assert await system.port.load("<I", 1 << 41) == (5,)
+
+        system.run(main())
+
+
+@pytest.mark.parametrize("hole", [1, 7, PAGE])
+def test_a_hole_faults_at_its_first_byte(system: System, hole: int) -> None:
+    base = 1 << 40
+    with iodma.Ram(2 * PAGE) as ram:
+        system.memory.add(base, ram, 0, PAGE)
+        system.memory.add(base + PAGE + hole, ram, PAGE, PAGE)
+
+        async def main() -> None:
+            for begin in (0, 1, PAGE - 1):
+                done = await system.port.copy((base + begin, PAGE + hole), (0, PAGE + hole))
+                assert done.fault is not None and done.moved == 0
+                assert done.fault.offset == PAGE - begin
+                assert done.fault.address == base + PAGE
+            whole = [(base, PAGE), (base + PAGE + hole, PAGE)]
+            assert (await system.port.copy(whole, (0, 2 * PAGE))).ok
+
+        system.run(main())
+
+
+def test_rom_may_be_read_and_not_written(system: System) -> None:
+    with iodma.Rom(b"firmware") as rom:
+        system.memory.add(1 << 40, rom)
+
+        async def main() -> None:
+            assert await system.port.load_bytes(1 << 40, 8) == b"firmware"
+            done = await system.port.copy((0, 8), ((1 << 40) + 2, 8))
+            assert done.fault is not None
+            assert (done.fault.address, done.fault.access) == ((1 << 40) + 2, Access.WRITE)
+            assert "permit" in done.fault.reason
+            assert await system.port.load_bytes(1 << 40, 8) == b"firmware"
+
+        system.run(main())
+
+
+def test_regions_come_and_go_while_transfers_run(system: System, rng: random.Random) -> None:
+    """What is there is the right memory; what is not there is a fault at that address."""
+    count, base = 64, 1 << 40
+    rams = [iodma.Ram(PAGE) for _ in range(count)]
+    for i, ram in enumerate(rams):
+        with ram.view() as view:
+            view[:] = bytes([i + 1]) * PAGE
+    there = [False] * count
+    over = False
+
+    async def churn() -> None:
+        while not over:
+            i = rng.randrange(count)
+            if there[i]:
+                removal = system.memory.remove(base + i * PAGE)
+                assert await removal
+            else:
+                system.memory.add(base + i * PAGE, rams[i])
+            there[i] = not there[i]
+            await system.turns(1)
+
+    async def main() -> None:
+        nonlocal over
+        task = system.engine.start(churn())
+        faults = 0
+        for round_ in range(400):
+            first, pages = rng.randrange(count), rng.randrange(1, 5)
+            segments = [(base + (first + k) % count * PAGE + 5, 100) for k in range(pages)]
+            system.memory.fill(0, 0, pages * 100)
+            done = await system.port.copy(segments, (0, pages * 100))
+            got = system.memory.read(0, pages * 100)
+            if done.ok:
+                for k in range(pages):
+                    expected = bytes([(first + k) % count + 1]) * 100
+                    assert got[k * 100 : k * 100 + 100] == expected, round_
+            else:
+                faults += 1
+                assert done.fault is not None and done.fault.address in {a for a, _ in segments}
+                assert done.fault.offset == done.moved or done.moved == 0
+        assert 0 < faults < 400
+        over = True
+        await task
+
+    system.run(main())
+    for ram in rams:
+        ram.close()
+    for i, present in enumerate(there):
+        if present:
+            assert system.memory.remove(base + i * PAGE).done
