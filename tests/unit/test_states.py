@@ -227,8 +227,8 @@ def test_the_diagram_shows_every_edge() -> None:
     lines = diagram().splitlines()
     assert lines[0] == "stateDiagram-v2"
     assert len(lines) == 1 + len(TRANSITIONS)
-    for a, b, why in TRANSITIONS:
-        assert f"    {a} --> {b}: {why}" in lines
+    for a, b, _ in TRANSITIONS:
+        assert sum(line.startswith(f"    {a} --> {b}: ") for line in lines) == 1
 
 
 # -- every reason to wait -----------------------------------------------------
