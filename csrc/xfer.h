@@ -2,8 +2,8 @@
  *
  * xfer: transfers, from the list that a device describes to the one completion that it gets.
  *
- * Everything that affects the state of a transfer lives in core.c, plan.c and revoke.c, and every change of state goes
- * through iod_row_to, which knows no other edges than those of IOD_EDGES.
+ * Everything that affects the state of a transfer lives in core.c, step.c, result.c, row.c, plan.c and what they call,
+ * and every change of state goes through iod_row_to, which knows no other edges than those of IOD_EDGES.
  *
  * Invariants
  *  - A row that is FREE, PENDING or WAITING holds no translation, no lease and no address but its bus addresses.
@@ -300,7 +300,7 @@ void iod_port_reset(struct iod_core *, struct iod_port *);
 int iod_access(struct iod_core *, struct iod_space *, uint64_t address, void *data, size_t length, bool write,
 	       struct iod_fault *fault, size_t *done);
 
-/* For core.c, plan.c and revoke.c. */
+/* For the parts of the core. */
 extern uint16_t iod_may_go[IOD_STATE_COUNT]; /* one bit for each state that may follow */
 void iod_row_to_watched(struct iod_core *, struct iod_row *, enum iod_state); /* traced, counted, or forbidden */
 static inline void iod_row_to(struct iod_core *core, struct iod_row *row, enum iod_state to)
@@ -320,7 +320,14 @@ void iod_queue_remove(struct iod_row *);
 void iod_row_wait(struct iod_core *, struct iod_row *, enum iod_wait_reason, struct iod_queue *);
 void iod_row_complete(struct iod_core *, struct iod_row *, enum iod_status, int error);
 void iod_row_fault(struct iod_core *, struct iod_row *);
+void iod_row_gone(struct iod_core *, struct iod_row *); /* it was mapped, but the memory behind it is not there */
 void iod_row_release(struct iod_core *, struct iod_row *); /* translation, leases, bounce */
+void iod_row_continue(struct iod_core *, struct iod_row *); /* the next request of a row that is leased, or needs no lease */
+bool iod_row_hand_over(struct iod_core *, struct iod_row *, struct iod_op *); /* false: no room in the ring */
+static inline bool iod_on_wire(const struct iod_target *target)
+{
+	return target->kind == IOD_T_STREAM || target->kind == IOD_T_PACKET;
+}
 void iod_row_lease(struct iod_core *, struct iod_row *); /* what was just translated */
 void iod_row_advance(struct iod_row *, uint64_t bytes);
 void iod_row_ready(struct iod_core *, struct iod_row *); /* WAITING, PENDING -> DESCRIBED, to be stepped */

@@ -1,0 +1,214 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * result: what the backend answers, and what follows from it: the next request, or the end.
+ *
+ * Invariants
+ *  - A row's request is over when this is called for it; iovecs are as they were before they were lent.
+ *  - What a peer or the host caused becomes a status; no answer of the backend is dropped. */
+#include "xfer.h"
+
+#include <errno.h>
+
+static bool peer_gone(int error)
+{
+	return error == EPIPE || error == ECONNRESET || error == ENOTCONN || error == ECONNABORTED ||
+	       error == ESHUTDOWN || error == ECONNREFUSED || error == ETIMEDOUT;
+}
+
+static void row_failed(struct iod_core *core, struct iod_row *row, int error)
+{
+	/* A request that a cancel broke off says so in one of three ways. */
+	if (row->cancel_wanted && (error == ECANCELED || error == EINTR || error == EAGAIN))
+		iod_row_complete(core, row, IOD_CANCELLED, 0);
+	else if (error == EFAULT && row->kind == IOD_R_TRANSFER)
+		iod_row_gone(core, row);
+	else if (row->target && (iod_on_wire(row->target) || row->target->kind == IOD_T_SCRIPT) && peer_gone(error))
+		iod_row_complete(core, row, IOD_PEER_GONE, error);
+	else
+		iod_row_complete(core, row, IOD_IO_ERROR, error);
+}
+
+static void row_progress(struct iod_core *core, struct iod_row *row)
+{
+	struct iod_target *target = row->target;
+
+	if (row->moved >= row->total || target->kind == IOD_T_PACKET ||
+	    (target->kind == IOD_T_STREAM && row->direction == IOD_TO_MEMORY && row->moved >= row->minimum)) {
+		iod_row_complete(core, row, IOD_OK, 0);
+	} else if (row->cancel_wanted) {
+		iod_row_complete(core, row, IOD_CANCELLED, 0);
+	} else {
+		core->count.splits++;
+		iod_row_continue(core, row);
+	}
+}
+
+/* The backend moved nothing and says so without an error. */
+static void row_nothing(struct iod_core *core, struct iod_row *row)
+{
+	struct iod_target *target = row->target;
+
+	if (target->kind == IOD_T_PACKET)
+		iod_row_complete(core, row, IOD_OK, 0); /* an empty packet */
+	else if (row->direction == IOD_FROM_MEMORY)
+		iod_row_complete(core, row, IOD_IO_ERROR, EIO);
+	else if (target->kind == IOD_T_STREAM)
+		iod_row_complete(core, row, IOD_PEER_GONE, 0);
+	else
+		iod_row_complete(core, row, IOD_OK, 0); /* end of file */
+}
+
+/* The end of a request through the arena: n bytes of the bounce piece, the `before` ones included. */
+static void bounced(struct iod_core *core, struct iod_row *row, uint64_t n)
+{
+	uint64_t useful = n > row->before ? iod_min64(n - row->before, row->payload) : 0;
+	uint64_t done = useful;
+
+	if (useful == 0) {
+		row_nothing(core, row);
+		return;
+	}
+	if (row->direction == IOD_TO_MEMORY) {
+		int error = iod_row_scatter(core, row, row->bounce + row->before, useful, &done);
+		core->count.copied += done;
+		core->count.bounced[row->reason] += done;
+		iod_row_advance(row, done);
+		if (error) {
+			if (row->fault.space)
+				iod_row_fault(core, row);
+			else
+				iod_row_gone(core, row);
+			return;
+		}
+	} else {
+		iod_row_advance(row, useful);
+		iod_plan_took(row, useful);
+	}
+	row_progress(core, row);
+}
+
+static void row_result(struct iod_core *core, struct iod_row *row, int32_t result)
+{
+	uint8_t phase = row->phase;
+
+	iod_row_mark(core, row, IOD_M_RESULT, (uint64_t)(int64_t)result);
+	iod_plan_end(row);
+	row->phase = IOD_P_NONE;
+	if (phase == IOD_P_DIRECT && row->target->kind == IOD_T_STREAM && row->direction == IOD_FROM_MEMORY)
+		row->target->took = result > 0 && (uint64_t)result < row->message_bytes ? (uint64_t)result : 0;
+	if (row->riders && (result <= 0 || (uint64_t)result < row->op_bytes))
+		iod_riders_leave(core, row);
+	/* -ECANCELED that nobody wanted of this row: of one that rode along. */
+	if ((result == -EINTR || result == -ECANCELED) && !row->cancel_wanted) {
+		iod_row_continue(core, row);
+		return;
+	}
+	if (result == -EAGAIN && row->target && iod_on_wire(row->target) && !row->cancel_wanted) {
+		/* A descriptor that was set non-blocking: wait until it is ready, then again. */
+		struct iod_op op = {.code = IOD_OP_POLL, .fd = row->target->fd,
+				    .poll_events = row->direction == IOD_TO_MEMORY ? 1 /* POLLIN */ : 4 /* POLLOUT */};
+		row->op_bytes = 0;
+		row->phase = IOD_P_POLL;
+		if (!iod_row_hand_over(core, row, &op)) {
+			row->phase = IOD_P_NONE;
+			iod_row_wait(core, row, IOD_W_RING, &core->ring);
+		} else {
+			iod_row_mark(core, row, IOD_M_REQUEST, 0);
+		}
+		return;
+	}
+	if (result == -EOPNOTSUPP && row->target && row->target->zero_copy && !row->cancel_wanted) {
+		/* Not on this kernel, this engine or this kind of socket: an ordinary send does the same. */
+		row->target->zero_copy = false;
+		iod_row_continue(core, row);
+		return;
+	}
+	if (result < 0) {
+		row_failed(core, row, -result);
+		return;
+	}
+	switch (phase) {
+	case IOD_P_PLAIN:
+		iod_row_complete(core, row, IOD_OK, 0);
+		return;
+	case IOD_P_POLL:
+		if (row->cancel_wanted)
+			iod_row_complete(core, row, IOD_CANCELLED, 0);
+		else
+			iod_row_continue(core, row);
+		return;
+	case IOD_P_BEFORE:
+		row->sent = result; /* bytes that the blocks held */
+		row->phase = IOD_P_BEFORE;
+		if (row->cancel_wanted)
+			iod_row_complete(core, row, IOD_CANCELLED, 0);
+		else
+			iod_row_continue(core, row);
+		return;
+	case IOD_P_BOUNCE:
+		bounced(core, row, (uint64_t)result);
+		return;
+	default:
+		if (result == 0) {
+			row_nothing(core, row);
+			return;
+		}
+		iod_row_advance(row, iod_min64((uint64_t)result, row->op_bytes));
+		if (row->riders) {
+			row = iod_riders_share(core, row, (uint64_t)result - row->op_bytes);
+			if (row)
+				row_progress(core, row);
+			return;
+		}
+		row_progress(core, row);
+		return;
+	}
+}
+
+static void completion(struct iod_core *core, const struct iod_cqe *cqe)
+{
+	struct iod_row *row = iod_find(core, cqe->user_data);
+
+	if (!row || !row->with_backend) {
+		core->hooks.other(core, cqe);
+		return;
+	}
+	if (cqe->flags & IOD_CQE_MORE) { /* zero-copy: the pages are still the kernel's */
+		row->notified = true;
+		row->sent = cqe->res;
+		return;
+	}
+	row->with_backend = false;
+	core->with_backend--;
+	row->cancel_sent = false;
+	int32_t result = cqe->res;
+	if (row->notified) {
+		row->notified = false;
+		result = row->sent;
+	}
+	row_result(core, row, result);
+}
+
+uint32_t iod_core_reap(struct iod_core *core, uint32_t most)
+{
+	struct iod_cqe cqe[64];
+	uint32_t seen = 0;
+
+	while (seen < most) {
+		uint32_t want = most - seen < 64 ? most - seen : 64;
+		uint32_t got = core->backend->ops->reap(core->backend, cqe, want);
+		for (uint32_t i = 0; i < got; i++)
+			completion(core, &cqe[i]);
+		seen += got;
+		if (got < want)
+			break;
+	}
+	return seen;
+}
+
+void iod_script_done(struct iod_core *core, struct iod_row *row, int32_t result)
+{
+	if (row->phase != IOD_P_SCRIPT)
+		return;
+	row_result(core, row, result);
+}

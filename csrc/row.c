@@ -1,0 +1,199 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * row: what any part may do to a transfer: lease and release, wait and be ready again, advance, end.
+ *
+ * Invariants
+ *  - A row is completed once, and has given back leases, bounce piece, order and range before anybody can see that.
+ *  - A row that waits holds none of them but its turn in an order. */
+#include "xfer.h"
+
+/* Neighbours mostly lie in one region: count the run, then touch the region once. */
+static uint32_t same_region(const struct iod_translation *t, uint32_t i)
+{
+	uint32_t n = t->only ? t->count - i : 1;
+	while (i + n < t->count && t->piece[i + n].region == t->piece[i].region)
+		n++;
+	return n;
+}
+
+static void lease(struct iod_translation *t)
+{
+	for (uint32_t i = 0, n; i < t->count; i += n) {
+		n = same_region(t, i);
+		t->piece[i].region->leases += n;
+		t->piece[i].region->references += n;
+	}
+}
+
+static void unlease(struct iod_translation *t, bool written)
+{
+	for (uint32_t i = 0, n; i < t->count; i += n) {
+		struct iod_region *region = t->piece[i].region;
+		n = same_region(t, i);
+		if (written && region->dirty && region->kind == IOD_RAM)
+			for (uint32_t k = i; k < i + n; k++)
+				iod_region_mark_dirty(region,
+						      (uint64_t)((uint8_t *)t->iov[k].iov_base - region->host),
+						      t->iov[k].iov_len);
+		region->leases -= n;
+		region->references -= n - 1;
+		iod_region_put(region);
+	}
+	iod_translation_clear(t);
+}
+
+void iod_row_lease(struct iod_core *core, struct iod_row *row)
+{
+	core->count.pieces += row->t.count;
+	lease(&row->t);
+	if (row->count2)
+		lease(&row->t2);
+	row->leased = true;
+	iod_row_mark(core, row, IOD_M_WALKED, row->t.count);
+	row->cursor = row->cursor2 = 0;
+	row->skip = row->skip2 = 0;
+}
+
+static void give_bounce(struct iod_core *core, struct iod_row *row)
+{
+	if (!row->bounce)
+		return;
+	iod_arena_give(&core->arena, row->bounce, row->bounce_bytes);
+	row->bounce = NULL;
+	row->filled = false;
+	core->budget_again = true;
+}
+
+void iod_row_release(struct iod_core *core, struct iod_row *row)
+{
+	if (row->leased) {
+		/* Whatever its status: all that could have been written counts as written. */
+		unlease(&row->t, row->access & IOD_WRITE);
+		if (row->count2)
+			unlease(&row->t2, true);
+		row->leased = false;
+		if (row->holds)
+			iod_revocation_row_gone(core, row);
+	}
+	give_bounce(core, row);
+}
+
+static void leave_order(struct iod_core *core, struct iod_row *row)
+{
+	struct iod_target *target = row->target;
+	if (row->ranged) {
+		for (struct iod_row **at = &target->writers; *at; at = &(*at)->range_next)
+			if (*at == row) {
+				*at = row->range_next;
+				break;
+			}
+		row->ranged = false;
+		while (target->range_wait.head)
+			iod_row_ready(core, target->range_wait.head);
+	}
+	if (row->holds_order) {
+		row->holds_order = false;
+		struct iod_row *next = target->order[row->direction].head;
+		target->active[row->direction] = next;
+		if (next) {
+			next->holds_order = true;
+			iod_row_ready(core, next);
+		}
+	}
+}
+
+void iod_row_complete(struct iod_core *core, struct iod_row *row, enum iod_status status, int error)
+{
+	struct iod_port *port = row->port;
+
+	if (row->queue)
+		iod_queue_remove(row);
+	row->status = (uint8_t)status;
+	row->error = error;
+	iod_row_release(core, row);
+	iod_row_to(core, row, IOD_S_COMPLETE);
+	struct iod_target *target = row->target;
+	if (target)
+		leave_order(core, row);
+	row->target = NULL;
+	port->busy--;
+	port->completed[status]++;
+	core->count.completed[status]++;
+	if (row->kind == IOD_R_TRANSFER) {
+		port->bytes[row->direction] += row->moved;
+		core->count.bytes[row->direction] += row->moved;
+	}
+	if (row->user) {
+		iod_queue_add(&core->done, row);
+	} else {
+		iod_queue_add(&port->done, row);
+		core->batches_done++;
+	}
+	if (target && --target->references == 0 && target->idle)
+		target->idle(target); /* may free it */
+}
+
+void iod_row_fault(struct iod_core *core, struct iod_row *row)
+{
+	if (row->queue)
+		iod_queue_remove(row);
+	iod_row_to(core, row, IOD_S_FAULTED);
+	iod_row_complete(core, row, IOD_FAULT, 0);
+}
+
+/* The memory was mapped, but the kernel (or the guard) could not reach it: say where that was. */
+void iod_row_gone(struct iod_core *core, struct iod_row *row)
+{
+	struct iod_space *space = row->port->space;
+	uint64_t left = row->moved, address = 0;
+
+	while (space->next)
+		space = space->next;
+	for (uint32_t i = 0; i < row->count; i++) {
+		address = row->list[i].address + left;
+		if (left < row->list[i].length)
+			break;
+		left -= row->list[i].length;
+	}
+	row->fault = (struct iod_fault){
+		.offset = row->moved, .address = address, .space = space, .access = row->access, .cause = IOD_C_GONE};
+	iod_row_fault(core, row);
+}
+
+void iod_row_wait(struct iod_core *core, struct iod_row *row, enum iod_wait_reason why, struct iod_queue *queue)
+{
+	iod_row_release(core, row);
+	row->phase = IOD_P_NONE;
+	row->wait = (uint8_t)why;
+	core->count.waits[why]++;
+	iod_row_to(core, row, IOD_S_WAITING);
+	iod_queue_add(queue, row);
+}
+
+void iod_row_ready(struct iod_core *core, struct iod_row *row)
+{
+	if (row->queue)
+		iod_queue_remove(row);
+	row->was_ranged = row->state == IOD_S_WAITING && row->wait == IOD_W_RANGE;
+	row->wait = IOD_W_NONE;
+	iod_row_to(core, row, IOD_S_DESCRIBED);
+	iod_queue_add(&core->ready, row);
+}
+
+void iod_row_advance(struct iod_row *row, uint64_t bytes)
+{
+	uint64_t left = row->skip + bytes;
+	const struct iod_translation *t = &row->t;
+
+	row->moved += bytes;
+	if (row->moved == row->total) { /* the usual end: no need to walk there */
+		row->cursor = t->count;
+		row->skip = 0;
+		return;
+	}
+	while (row->cursor < t->count && left >= t->iov[row->cursor].iov_len) {
+		left -= t->iov[row->cursor].iov_len;
+		row->cursor++;
+	}
+	row->skip = left;
+}

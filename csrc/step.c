@@ -1,0 +1,296 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * step: from described to in flight: order, range, translation, lease, plan, request.
+ *
+ * Rows wait on one list each, and whoever frees what they wait for puts them on `ready`.  The step takes from `ready`
+ * only, so nothing here recurses however long a chain of waiting rows is.
+ *
+ * Invariants
+ *  - What cannot proceed holds no translation when the step is over. */
+#include "xfer.h"
+
+#include <errno.h>
+
+bool iod_row_hand_over(struct iod_core *core, struct iod_row *row, struct iod_op *op)
+{
+	struct iod_backend *backend = core->backend;
+
+	op->user_data = row->ticket;
+	int error = backend->ops->queue(backend, op);
+	if (error == -EAGAIN) {
+		backend->ops->flush(backend);
+		core->queued_bytes = 0;
+		error = backend->ops->queue(backend, op);
+	}
+	if (error)
+		return false;
+	row->with_backend = true;
+	core->with_backend++;
+	core->count.requests++;
+	core->queued_bytes += row->op_bytes;
+	return true;
+}
+
+static void in_flight(struct iod_core *core, struct iod_row *row)
+{
+	if (row->state == IOD_S_DESCRIBED)
+		iod_row_to(core, row, IOD_S_IN_FLIGHT);
+}
+
+/* The row is translated and leased, or needs neither: its next request. */
+void iod_row_continue(struct iod_core *core, struct iod_row *row)
+{
+	struct iod_op op;
+	int error = 0;
+
+	enum iod_plan plan = iod_plan_next(core, row, &op, &error);
+	if (row->cancel_wanted && plan == IOD_PLAN_REQUEST) {
+		/* By a device window that the plan read from; nothing was handed over yet. */
+		iod_plan_end(row);
+		row->phase = IOD_P_NONE;
+		iod_row_complete(core, row, IOD_CANCELLED, 0);
+		return;
+	}
+	switch (plan) {
+	case IOD_PLAN_REQUEST:
+		iod_riders_board(core, row, &op);
+		if (!iod_row_hand_over(core, row, &op)) {
+			iod_riders_leave(core, row);
+			iod_plan_end(row);
+			iod_row_wait(core, row, IOD_W_RING, &core->ring);
+			return;
+		}
+		in_flight(core, row);
+		iod_row_mark(core, row, IOD_M_REQUEST, row->op_bytes);
+		return;
+	case IOD_PLAN_WORK: {
+		bool plain = row->t.plain && (row->count2 == 0 || row->t2.plain);
+		row->phase = IOD_P_WORK;
+		in_flight(core, row);
+		/* Lanes alone need no lock, but are rare enough to take the same way. */
+		if (plain)
+			core->work_bytes += row->total - row->moved;
+		iod_row_mark(core, row, IOD_M_REQUEST, row->total - row->moved);
+		iod_queue_add(plain ? &core->work : &core->glue, row);
+		return;
+	}
+	case IOD_PLAN_SCRIPT:
+		row->phase = IOD_P_SCRIPT;
+		in_flight(core, row);
+		iod_row_mark(core, row, IOD_M_REQUEST, row->op_bytes);
+		core->hooks.script(core->hooks.context, row);
+		return;
+	case IOD_PLAN_WAIT_BUDGET:
+		iod_row_wait(core, row, IOD_W_BUDGET, &core->budget);
+		return;
+	case IOD_PLAN_WAIT_RING:
+		iod_row_wait(core, row, IOD_W_RING, &core->ring);
+		return;
+	case IOD_PLAN_FAULT:
+		iod_row_fault(core, row);
+		return;
+	case IOD_PLAN_ERROR:
+		if (error == EFAULT)
+			iod_row_gone(core, row);
+		else
+			iod_row_complete(core, row, IOD_IO_ERROR, error);
+		return;
+	}
+}
+
+/* A write to a direct file locks its blocks: one that must read a block first keeps all others off it. */
+static bool take_range(struct iod_core *core, struct iod_row *row)
+{
+	struct iod_target *target = row->target;
+	bool transfer = row->kind == IOD_R_TRANSFER;
+	uint64_t align = target->offset_alignment, length = transfer ? row->total : row->length;
+
+	if (row->ranged || align <= 1 || target->kind != IOD_T_FILE || row->direction != IOD_FROM_MEMORY)
+		return true;
+	if (length == 0 || length > UINT64_MAX - row->position)
+		return true; /* the kernel will say so */
+	uint64_t end = row->position + length;
+	/* Zeroes and discards read nothing, but a block that a write has read must not lose them again. */
+	row->reads_first = transfer && (row->position % align || end % align);
+	/* The last partial block goes through the page cache: its page is the unit then. */
+	if (row->reads_first && align < 4096)
+		align = 4096;
+	row->block_first = row->position / align;
+	row->block_last = (end - 1) / align;
+	if (align != 4096) { /* compare in one unit */
+		row->block_first = row->block_first * align / 4096;
+		row->block_last = (row->block_last * align + align - 1) / 4096;
+	}
+	struct iod_row *other;
+	for (other = target->writers; other; other = other->range_next)
+		if ((row->reads_first || other->reads_first) && row->block_first <= other->block_last &&
+		    other->block_first <= row->block_last)
+			break;
+	/* Nor past one that waits already, or a stream of small writes could keep it waiting for ever. */
+	if (!other && !row->was_ranged)
+		for (other = target->range_wait.head; other; other = other->next)
+			if ((row->reads_first || other->reads_first) && row->block_first <= other->block_last &&
+			    other->block_first <= row->block_last)
+				break;
+	if (other) {
+		iod_row_wait(core, row, IOD_W_RANGE, &target->range_wait);
+		return false;
+	}
+	row->ranged = true;
+	row->range_next = target->writers;
+	target->writers = row;
+	return true;
+}
+
+static bool take_order(struct iod_core *core, struct iod_row *row)
+{
+	struct iod_target *target = row->target;
+	if (!iod_on_wire(target) || row->holds_order)
+		return true;
+	if (target->active[row->direction]) {
+		iod_row_wait(core, row, IOD_W_ORDER, &target->order[row->direction]);
+		return false;
+	}
+	target->active[row->direction] = row;
+	row->holds_order = true;
+	return true;
+}
+
+static bool translate(struct iod_core *core, struct iod_row *row)
+{
+	struct iod_space *space = row->port->space;
+	iod_row_mark(core, row, IOD_M_WALK, 0);
+	enum iod_walk_result result =
+		iod_walk(space, row->list, row->count, row->moved, row->access, &row->t, &row->fault);
+
+	if (result == IOD_WALK_OK && row->count2)
+		result = iod_walk(space, row->list2, row->count2, row->moved, IOD_WRITE, &row->t2, &row->fault);
+	switch (result) {
+	case IOD_WALK_OK:
+		break;
+	case IOD_WALK_PENDING:
+		row->missed = row->fault.space;
+		core->count.pending++;
+		iod_translation_clear(&row->t);
+		iod_translation_clear(&row->t2);
+		iod_row_to(core, row, IOD_S_PENDING);
+		iod_queue_add(&core->pending, row);
+		return false;
+	case IOD_WALK_FAULT:
+		iod_translation_clear(&row->t);
+		iod_translation_clear(&row->t2);
+		iod_row_fault(core, row);
+		return false;
+	case IOD_WALK_NO_MEMORY:
+		iod_translation_clear(&row->t);
+		iod_translation_clear(&row->t2);
+		iod_row_complete(core, row, IOD_IO_ERROR, ENOMEM);
+		return false;
+	}
+	iod_row_lease(core, row);
+	return true;
+}
+
+static void row_step(struct iod_core *core, struct iod_row *row)
+{
+	struct iod_target *target = row->target;
+
+	if (row->cancel_wanted || row->port->resetting) {
+		iod_row_complete(core, row, IOD_CANCELLED, 0);
+		return;
+	}
+	if (target && target->closed) {
+		iod_row_complete(core, row, IOD_IO_ERROR, EBADF);
+		return;
+	}
+	if (row->kind == IOD_R_FLUSH || row->kind == IOD_R_DISCARD || row->kind == IOD_R_ZEROES) {
+		if (row->kind == IOD_R_FLUSH || take_range(core, row))
+			iod_row_continue(core, row);
+		return;
+	}
+	if (row->total > INT64_MAX || (row->count2 && iod_list_bytes(row->list2, row->count2) > INT64_MAX)) {
+		/* No host maps as much, so the walk refuses it, and says at which byte; unless the list names
+		 * the same memory over and over. */
+		if (translate(core, row)) {
+			row->fault = (struct iod_fault){.space = row->port->space, .address = UINT64_MAX,
+							.access = row->access, .cause = IOD_C_WRAP};
+			iod_row_fault(core, row);
+		}
+		return;
+	}
+	if (row->count2)
+		row->total = iod_min64(row->total, iod_list_bytes(row->list2, row->count2));
+	if (row->total == row->moved && !(target && target->kind == IOD_T_PACKET)) {
+		iod_row_complete(core, row, IOD_OK, 0);
+		return;
+	}
+	if (target) {
+		if (target->kind == IOD_T_FILE && row->position > INT64_MAX - row->total) {
+			iod_row_complete(core, row, IOD_IO_ERROR, EFBIG);
+			return;
+		}
+		if (target->read_only && row->direction == IOD_FROM_MEMORY) {
+			iod_row_complete(core, row, IOD_IO_ERROR, EROFS);
+			return;
+		}
+		if (!take_order(core, row) || !take_range(core, row))
+			return;
+	}
+	if (translate(core, row))
+		iod_row_continue(core, row);
+}
+
+static void retry_cancels(struct iod_core *core)
+{
+	core->cancel_again = false;
+	for (uint32_t i = 0; i < core->rows; i++) {
+		struct iod_row *row = iod_row_at(core, i);
+		if (row->state == IOD_S_CANCELLING && row->with_backend && !row->cancel_sent)
+			iod_cancel_row(core, row);
+	}
+}
+
+/* First in, first out, and nobody passes: the head gets its piece before any later row may try. */
+static void feed_budget(struct iod_core *core)
+{
+	core->budget_again = false;
+	while (core->budget.head) {
+		struct iod_row *row = core->budget.head;
+		row->bounce = iod_arena_take(&core->arena, row->bounce_want);
+		if (!row->bounce)
+			return;
+		row->bounce_bytes = row->bounce_want;
+		iod_row_ready(core, row);
+	}
+}
+
+void iod_core_step(struct iod_core *core)
+{
+	if (core->cancel_again)
+		retry_cancels(core);
+	for (;;) {
+		if (core->budget_again)
+			feed_budget(core);
+		if (core->ring.head && core->backend->ops->room(core->backend) > core->ready.count)
+			iod_row_ready(core, core->ring.head);
+		struct iod_row *row = core->ready.head;
+		if (!row)
+			return;
+		iod_queue_remove(row);
+		row_step(core, row);
+	}
+}
+
+void iod_core_work(struct iod_core *core, struct iod_queue *queue)
+{
+	/* Only what is there now: what a message to a device window causes comes in the next turn. */
+	for (uint32_t left = queue->count; left > 0 && queue->head; left--) {
+		struct iod_row *row = queue->head;
+		iod_queue_remove(row);
+		iod_row_mark(core, row, IOD_M_RESULT, row->total - row->moved);
+		row->phase = IOD_P_NONE; /* a cancel from one of its messages finds it under way */
+		iod_row_work(core, row);
+	}
+	if (queue == &core->work)
+		core->work_bytes = 0;
+}
