@@ -20,6 +20,18 @@
 #include <string.h>
 #include <sys/socket.h>
 
+#define ZEROES (64u << 10)
+#define ZERO_PIECES 256
+static const uint8_t zeroes[ZEROES] __attribute__((aligned(4096)));
+
+/* A read of a tap cuts a packet without a word: one byte more tells. */
+static uint8_t one_byte_more;
+
+static bool tells_cut(const struct iod_row *row)
+{
+	return row->target->plain_io && row->direction == IOD_TO_MEMORY;
+}
+
 bool iod_plan_is_small(const struct iod_core *core, const struct iod_row *row)
 {
 	uint64_t pieces = row->t.count - row->cursor, left = row->total - row->moved;
@@ -53,10 +65,14 @@ static void set_request(struct iod_row *row, struct iod_op *op, int fd)
 		op->code = out ? IOD_OP_WRITEV : IOD_OP_READV;
 		if (out && target->write_through)
 			op->flags |= IOD_OP_DSYNC;
+	} else if (target->plain_io) {
+		op->code = out ? IOD_OP_WRITEV : IOD_OP_READV;
+		op->flags |= out ? 0 : IOD_OP_CONSUMES;
+		op->offset = 0;
 	} else {
 		row->message = (struct msghdr){.msg_iov = (struct iovec *)(uintptr_t)op->iov, .msg_iovlen = op->niov};
 		op->msg = &row->message;
-		op->code = !out ? IOD_OP_RECVMSG : target->zero_copy ? IOD_OP_SEND_ZC : IOD_OP_SENDMSG;
+		op->code = !out ? IOD_OP_RECVMSG : target->zero_copy && !row->by_copy ? IOD_OP_SEND_ZC : IOD_OP_SENDMSG;
 	}
 	if (target->file_index >= 0 && fd == target->fd) {
 		op->flags |= IOD_OP_FIXED_FILE;
@@ -179,7 +195,7 @@ static enum iod_plan bounce(struct iod_core *core, struct iod_row *row, struct i
 		return IOD_PLAN_ERROR;
 	}
 	row->before = position % align;
-	uint64_t whole = round_up(row->before + bytes, align);
+	uint64_t whole = round_up(row->before + bytes, align) + tells_cut(row);
 	if (whole > most) {
 		if (target->kind == IOD_T_PACKET) {
 			*error = EMSGSIZE;
@@ -285,26 +301,68 @@ static uint64_t aligned_run(const struct iod_row *row, uint64_t limit, uint64_t 
 	return sum;
 }
 
-static enum iod_plan plain_request(struct iod_row *row, struct iod_op *op, int *error)
+static enum iod_plan zero_request(struct iod_row *row, struct iod_op *op)
 {
-	*op = (struct iod_op){.fd = row->target->fd};
-	row->op_bytes = 0;
-	row->phase = IOD_P_PLAIN;
-	switch (row->target->kind == IOD_T_FILE ? row->kind : IOD_R_TRANSFER) {
-	case IOD_R_FLUSH:
-		op->code = IOD_OP_FSYNC;
-		return IOD_PLAN_REQUEST;
-	case IOD_R_DISCARD:
-	case IOD_R_ZEROES:
-		op->code = IOD_OP_FALLOCATE;
-		op->mode = row->kind == IOD_R_DISCARD ? FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE : FALLOC_FL_ZERO_RANGE;
-		op->offset = row->position;
-		op->length = row->length;
-		return IOD_PLAN_REQUEST;
-	default:
+	static struct iovec many[ZERO_PIECES];
+	const struct iod_target *target = row->target;
+	uint64_t left = row->total - row->moved, position = row->position + row->moved;
+	uint64_t align = target->offset_alignment;
+	int fd = target->fd;
+
+	if (align > 1 && (position % align || left < align)) { /* part of a block: through the page cache */
+		fd = target->buffered_fd;
+		left = iod_min64(left, align - position % align);
+	} else {
+		left -= left % align;
+	}
+	*op = (struct iod_op){.code = IOD_OP_WRITEV, .fd = fd, .offset = position};
+	if (left >= ZEROES) {
+		for (unsigned i = 0; i < ZERO_PIECES && !many[i].iov_len; i++)
+			many[i] = (struct iovec){(uint8_t *)(uintptr_t)zeroes, ZEROES};
+		op->iov = many;
+		op->niov = (uint32_t)iod_min64(left / ZEROES, ZERO_PIECES);
+		row->op_bytes = (uint64_t)op->niov * ZEROES;
+	} else {
+		row->one = (struct iovec){(uint8_t *)(uintptr_t)zeroes, left};
+		op->iov = &row->one;
+		op->niov = 1;
+		row->op_bytes = left;
+	}
+	if (target->write_through)
+		op->flags |= IOD_OP_DSYNC;
+	if (target->file_index >= 0 && fd == target->fd) {
+		op->flags |= IOD_OP_FIXED_FILE;
+		op->file_index = target->file_index;
+	}
+	row->phase = IOD_P_ZERO;
+	return IOD_PLAN_REQUEST;
+}
+
+/* FLUSH, DISCARD, ZEROES */
+static enum iod_plan control(struct iod_row *row, struct iod_op *op, int *error)
+{
+	struct iod_target *target = row->target;
+
+	if (target->kind == IOD_T_NULL || (target->kind == IOD_T_BUFFER && row->kind == IOD_R_FLUSH))
+		return IOD_PLAN_DONE;
+	if (target->kind == IOD_T_BUFFER)
+		return IOD_PLAN_WORK;
+	if (target->kind != IOD_T_FILE) {
 		*error = EOPNOTSUPP;
 		return IOD_PLAN_ERROR;
 	}
+	if (row->kind == IOD_R_ZEROES && (row->by_write || target->no_zero_range || target->write_through))
+		return zero_request(row, op);
+	*op = (struct iod_op){.fd = target->fd, .offset = row->position, .length = row->total};
+	row->op_bytes = 0;
+	row->phase = IOD_P_PLAIN;
+	if (row->kind == IOD_R_FLUSH) {
+		op->code = IOD_OP_FSYNC;
+	} else {
+		op->code = IOD_OP_FALLOCATE;
+		op->mode = row->kind == IOD_R_DISCARD ? FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE : FALLOC_FL_ZERO_RANGE;
+	}
+	return IOD_PLAN_REQUEST;
 }
 
 enum iod_plan iod_plan_next(struct iod_core *core, struct iod_row *row, struct iod_op *op, int *error)
@@ -318,7 +376,7 @@ enum iod_plan iod_plan_next(struct iod_core *core, struct iod_row *row, struct i
 	if (row->kind == IOD_R_COPY || row->kind == IOD_R_LOAD || row->kind == IOD_R_STORE)
 		return IOD_PLAN_WORK;
 	if (row->kind != IOD_R_TRANSFER)
-		return plain_request(row, op, error);
+		return control(row, op, error);
 	if (row->filled && (target->kind != IOD_T_FILE || target->offset_alignment <= 1)) {
 		/* It was cut short, or interrupted: what is left of it. */
 		row->phase = IOD_P_BOUNCE;
@@ -337,19 +395,26 @@ enum iod_plan iod_plan_next(struct iod_core *core, struct iod_row *row, struct i
 		for (uint32_t i = row->cursor; i < row->t.count; i++)
 			if (piece_bounces(row, i, &reason))
 				return bounce(core, row, op, left, reason, error);
-		if (row->t.count > target->max_segments || iod_plan_is_small(core, row))
+		if (row->t.count + tells_cut(row) > target->max_segments || iod_plan_is_small(core, row))
 			return bounce(core, row, op, left, IOD_BY_SMALL, error);
 		if (left == 0) {
-			row->one = (struct iovec){NULL, 0};
-			row->phase = IOD_P_DIRECT;
-			row->op_pieces = 0;
-			*op = (struct iod_op){.iov = &row->one, .niov = 0};
+			bool tells = tells_cut(row);
+			row->one = (struct iovec){&one_byte_more, tells};
+			*op = (struct iod_op){.iov = &row->one, .niov = tells};
 			row->phase = IOD_P_PLAIN;
 			row->op_bytes = 0;
 			set_request(row, op, target->fd);
 			return IOD_PLAN_REQUEST;
 		}
+		if (tells_cut(row) && row->t.count == row->t.room && !iod_translation_more(&row->t)) {
+			*error = ENOMEM;
+			return IOD_PLAN_ERROR;
+		}
 		direct(row, op, left);
+		if (tells_cut(row)) {
+			row->t.iov[row->t.count] = (struct iovec){&one_byte_more, 1};
+			op->niov++;
+		}
 		return IOD_PLAN_REQUEST;
 	default:
 		break;

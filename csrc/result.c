@@ -8,6 +8,7 @@
 #include "xfer.h"
 
 #include <errno.h>
+#include <poll.h>
 
 static bool peer_gone(int error)
 {
@@ -32,7 +33,9 @@ static void row_progress(struct iod_core *core, struct iod_row *row)
 {
 	struct iod_target *target = row->target;
 
-	if (row->moved >= row->total || target->kind == IOD_T_PACKET ||
+	if (row->cut) {
+		iod_row_complete(core, row, IOD_IO_ERROR, EMSGSIZE);
+	} else if (row->moved >= row->total || target->kind == IOD_T_PACKET ||
 	    (target->kind == IOD_T_STREAM && row->direction == IOD_TO_MEMORY && row->moved >= row->minimum)) {
 		iod_row_complete(core, row, IOD_OK, 0);
 	} else if (row->cancel_wanted) {
@@ -43,13 +46,26 @@ static void row_progress(struct iod_core *core, struct iod_row *row)
 	}
 }
 
+/* An empty packet; or the other end of a sequenced-packet socket is gone, which looks the same. */
+static void end_of_packets(struct iod_core *core, struct iod_row *row)
+{
+	struct pollfd poll_fd = {.fd = row->target->fd, .events = POLLRDHUP};
+
+	if (row->cut)
+		iod_row_complete(core, row, IOD_IO_ERROR, EMSGSIZE);
+	else if (row->direction == IOD_TO_MEMORY && poll(&poll_fd, 1, 0) > 0 && poll_fd.revents & (POLLRDHUP | POLLHUP))
+		iod_row_complete(core, row, IOD_PEER_GONE, 0);
+	else
+		iod_row_complete(core, row, IOD_OK, 0);
+}
+
 /* The backend moved nothing and says so without an error. */
 static void row_nothing(struct iod_core *core, struct iod_row *row)
 {
 	struct iod_target *target = row->target;
 
 	if (target->kind == IOD_T_PACKET)
-		iod_row_complete(core, row, IOD_OK, 0); /* an empty packet */
+		end_of_packets(core, row);
 	else if (row->direction == IOD_FROM_MEMORY)
 		iod_row_complete(core, row, IOD_IO_ERROR, EIO);
 	else if (target->kind == IOD_T_STREAM)
@@ -87,6 +103,38 @@ static void bounced(struct iod_core *core, struct iod_row *row, uint64_t n)
 	row_progress(core, row);
 }
 
+/* What the kernel will not do this way it may do in another. */
+static bool another_way(struct iod_row *row, uint8_t phase, int error)
+{
+	struct iod_target *target = row->target;
+
+	if (!target || row->cancel_wanted)
+		return false;
+	if (row->kind == IOD_R_ZEROES && phase == IOD_P_PLAIN && (error == EOPNOTSUPP || error == EINVAL)) {
+		/* EINVAL: a range of a block device that is not made of its blocks. */
+		target->no_zero_range |= error == EOPNOTSUPP;
+		return row->by_write = true;
+	}
+	if (iod_on_wire(target) && target->zero_copy && !row->by_copy && row->direction == IOD_FROM_MEMORY &&
+	    (error == EOPNOTSUPP || error == ENOMEM || error == ENOBUFS)) {
+		/* Not on this kind of socket, or no more pages may be pinned just now. */
+		if (error == EOPNOTSUPP)
+			target->zero_copy = false;
+		return row->by_copy = true;
+	}
+	return false;
+}
+
+/* Whether a packet was longer than the list that it went to. */
+static bool was_cut(const struct iod_row *row, uint8_t phase, int32_t result)
+{
+	const struct iod_target *target = row->target;
+
+	if (!target || target->kind != IOD_T_PACKET || row->direction != IOD_TO_MEMORY || phase == IOD_P_POLL)
+		return false;
+	return target->plain_io ? (uint64_t)result > row->total : row->message.msg_flags & MSG_TRUNC;
+}
+
 static void row_result(struct iod_core *core, struct iod_row *row, int32_t result)
 {
 	uint8_t phase = row->phase;
@@ -117,9 +165,7 @@ static void row_result(struct iod_core *core, struct iod_row *row, int32_t resul
 		}
 		return;
 	}
-	if (result == -EOPNOTSUPP && row->target && row->target->zero_copy && !row->cancel_wanted) {
-		/* Not on this kernel, this engine or this kind of socket: an ordinary send does the same. */
-		row->target->zero_copy = false;
+	if (result < 0 && another_way(row, phase, -result)) {
 		iod_row_continue(core, row);
 		return;
 	}
@@ -127,9 +173,22 @@ static void row_result(struct iod_core *core, struct iod_row *row, int32_t resul
 		row_failed(core, row, -result);
 		return;
 	}
+	row->cut = was_cut(row, phase, result);
 	switch (phase) {
 	case IOD_P_PLAIN:
-		iod_row_complete(core, row, IOD_OK, 0);
+		if (row->kind == IOD_R_TRANSFER) {
+			row_nothing(core, row);
+		} else {
+			row->moved = row->total;
+			iod_row_complete(core, row, IOD_OK, 0);
+		}
+		return;
+	case IOD_P_ZERO:
+		row->moved += iod_min64((uint64_t)result, row->op_bytes);
+		if (result == 0)
+			iod_row_complete(core, row, IOD_IO_ERROR, EIO);
+		else
+			row_progress(core, row);
 		return;
 	case IOD_P_POLL:
 		if (row->cancel_wanted)

@@ -119,7 +119,7 @@ static void *grow(void *old, bool on_heap, size_t used, size_t size)
 	return fresh;
 }
 
-static bool more_pieces(struct iod_translation *t)
+bool iod_translation_more(struct iod_translation *t)
 {
 	uint32_t room = t->room ? t->room * 2 : 8;
 	struct iovec *iov = grow(t->iov, t->heap_pieces, t->count * sizeof *iov, room * sizeof *iov);
@@ -194,7 +194,7 @@ static inline bool add_piece(struct iod_translation *t, struct iod_region *regio
 			return true;
 		}
 	}
-	if (t->count == t->room && !more_pieces(t))
+	if (t->count == t->room && !iod_translation_more(t))
 		return false;
 	t->only = t->count == 0 || t->only == region ? region : NULL;
 	t->iov[t->count] = (struct iovec){base, length};
@@ -337,7 +337,7 @@ static size_t walk_memory(struct iod_space *space, const struct iod_segment *lis
 		}
 		if (n == room) {
 			out->count = n;
-			if (!more_pieces(out)) {
+			if (!iod_translation_more(out)) {
 				bytes -= length;
 				break;
 			}

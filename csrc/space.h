@@ -152,6 +152,7 @@ struct iod_translation {
 };
 void iod_translation_clear(struct iod_translation *);
 void iod_translation_free(struct iod_translation *);
+bool iod_translation_more(struct iod_translation *); /* room for more pieces */
 
 enum iod_walk_result { IOD_WALK_OK, IOD_WALK_FAULT, IOD_WALK_PENDING, IOD_WALK_NO_MEMORY };
 

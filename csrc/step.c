@@ -89,6 +89,10 @@ void iod_row_continue(struct iod_core *core, struct iod_row *row)
 	case IOD_PLAN_FAULT:
 		iod_row_fault(core, row);
 		return;
+	case IOD_PLAN_DONE:
+		row->moved = row->total;
+		iod_row_complete(core, row, IOD_OK, 0);
+		return;
 	case IOD_PLAN_ERROR:
 		if (error == EFAULT)
 			iod_row_gone(core, row);
@@ -110,8 +114,9 @@ static bool take_range(struct iod_core *core, struct iod_row *row)
 	if (length == 0 || length > UINT64_MAX - row->position)
 		return true; /* the kernel will say so */
 	uint64_t end = row->position + length;
-	/* Zeroes and discards read nothing, but a block that a write has read must not lose them again. */
-	row->reads_first = transfer && (row->position % align || end % align);
+	/* Zeroes and discards read nothing (but where zeroes are written), yet a block that a write has read must not lose
+	 * them again. */
+	row->reads_first = (transfer || row->kind == IOD_R_ZEROES) && (row->position % align || end % align);
 	/* The last partial block goes through the page cache: its page is the unit then. */
 	if (row->reads_first && align < 4096)
 		align = 4096;
@@ -191,6 +196,30 @@ static bool translate(struct iod_core *core, struct iod_row *row)
 	return true;
 }
 
+static void row_control(struct iod_core *core, struct iod_row *row)
+{
+	struct iod_target *target = row->target;
+
+	if (row->kind != IOD_R_FLUSH) {
+		row->total = row->length;
+		if (row->total > INT64_MAX || row->position > INT64_MAX - row->total) {
+			iod_row_complete(core, row, IOD_IO_ERROR, EFBIG);
+			return;
+		}
+		if (target->read_only) {
+			iod_row_complete(core, row, IOD_IO_ERROR, EROFS);
+			return;
+		}
+		if (row->total == 0) {
+			iod_row_complete(core, row, IOD_OK, 0);
+			return;
+		}
+		if (!take_range(core, row))
+			return;
+	}
+	iod_row_continue(core, row);
+}
+
 static void row_step(struct iod_core *core, struct iod_row *row)
 {
 	struct iod_target *target = row->target;
@@ -204,8 +233,7 @@ static void row_step(struct iod_core *core, struct iod_row *row)
 		return;
 	}
 	if (row->kind == IOD_R_FLUSH || row->kind == IOD_R_DISCARD || row->kind == IOD_R_ZEROES) {
-		if (row->kind == IOD_R_FLUSH || take_range(core, row))
-			iod_row_continue(core, row);
+		row_control(core, row);
 		return;
 	}
 	if (row->total > INT64_MAX || (row->count2 && iod_list_bytes(row->list2, row->count2) > INT64_MAX)) {

@@ -76,6 +76,8 @@ int32_t iod_job_try_read(const struct iod_op *op)
 	size_t wanted = 0;
 	for (uint32_t i = 0; i < op->niov; i++)
 		wanted += op->iov[i].iov_len;
+	if (op->flags & IOD_OP_CONSUMES)
+		return JOB_WOULD_BLOCK;
 	/* With O_DIRECT "do not wait" still waits for the device. */
 	int flags = fcntl(op->fd, F_GETFL);
 	if (flags < 0 || (flags & O_DIRECT))

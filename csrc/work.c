@@ -54,6 +54,25 @@ static void with_buffer(struct iod_core *core, struct iod_row *row)
 		finish(core, row, error);
 }
 
+/* ZEROES and DISCARD */
+static void zero_buffer(struct iod_core *core, struct iod_row *row)
+{
+	struct iod_region *region = row->target->region;
+	uint64_t room = row->position < region->size ? region->size - row->position : 0;
+	uint64_t n = iod_min64(row->total, room);
+
+	if (iod_fill(region->host + row->position, 0, n)) {
+		iod_row_complete(core, row, IOD_IO_ERROR, EIO);
+		return;
+	}
+	iod_region_mark_dirty(region, row->position, n);
+	row->moved = n;
+	if (n < row->total)
+		iod_row_complete(core, row, IOD_IO_ERROR, ENOSPC);
+	else
+		iod_row_complete(core, row, IOD_OK, 0);
+}
+
 static void with_null(struct iod_core *core, struct iod_row *row)
 {
 	static const uint8_t zeroes[4096];
@@ -120,6 +139,10 @@ void iod_row_work(struct iod_core *core, struct iod_row *row)
 		error = iod_row_scatter(core, row, row->data, row->total, &done);
 		iod_row_advance(row, done);
 		finish(core, row, error);
+		return;
+	case IOD_R_ZEROES:
+	case IOD_R_DISCARD:
+		zero_buffer(core, row);
 		return;
 	default:
 		if (row->target->kind == IOD_T_BUFFER)

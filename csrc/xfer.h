@@ -73,6 +73,8 @@ struct iod_queue {
 struct iod_target {
 	uint8_t kind;
 	bool closed, read_only, write_through, zero_copy, direct;
+	bool plain_io;	    /* PACKET that is no socket but read and written: a tap */
+	bool no_zero_range; /* FILE: the file system cannot; found out by asking */
 	int fd, buffered_fd; /* buffered_fd: the same file without O_DIRECT, for the last partial block */
 	int file_index;	     /* registered with the backend, or -1 */
 	uint32_t memory_alignment, offset_alignment, max_segments;
@@ -120,7 +122,7 @@ struct iod_hold { /* a row that a revocation waits for */
 };
 
 enum iod_phase { IOD_P_NONE, IOD_P_DIRECT, IOD_P_BOUNCE, IOD_P_BEFORE, IOD_P_POLL, IOD_P_PLAIN, IOD_P_WORK, IOD_P_SCRIPT,
-		 IOD_P_RIDE };
+		 IOD_P_RIDE, IOD_P_ZERO };
 
 #define IOD_INLINE_SEGMENTS 2
 /* In the order of use: a plain transfer of one or two segments lives and dies in the first six cache lines, and what is
@@ -153,7 +155,11 @@ struct iod_row {
 	struct iod_hold *holds;
 	struct iod_row *riders; /* coalesce.c */
 	uint32_t count2;	/* COPY */
-	bool leased, was_ranged, ranged, reads_first; /* a write to a direct file; one that must read blocks first */
+	bool leased, was_ranged;
+	bool ranged : 1, reads_first : 1; /* a write to a direct file; one that must read blocks first */
+	bool cut : 1;	   /* a packet was longer than the list */
+	bool by_copy : 1;  /* a zero-copy send that the kernel had no room for */
+	bool by_write : 1; /* ZEROES: the file or the range takes none but written ones */
 
 	struct iod_segment inline_list[IOD_INLINE_SEGMENTS];
 	struct iovec inline_iov[IOD_INLINE_SEGMENTS];
@@ -334,7 +340,7 @@ void iod_row_ready(struct iod_core *, struct iod_row *); /* WAITING, PENDING -> 
 
 /* plan.c: the next request of a row that is translated and leased. */
 enum iod_plan { IOD_PLAN_REQUEST, IOD_PLAN_WORK, IOD_PLAN_SCRIPT, IOD_PLAN_WAIT_BUDGET, IOD_PLAN_WAIT_RING, IOD_PLAN_FAULT,
-		IOD_PLAN_ERROR };
+		IOD_PLAN_ERROR, IOD_PLAN_DONE };
 enum iod_plan iod_plan_next(struct iod_core *, struct iod_row *, struct iod_op *, int *error);
 void iod_plan_end(struct iod_row *); /* undo what it did to the iovecs */
 void iod_plan_took(struct iod_row *, uint64_t bytes); /* of the payload in the arena, which are written */

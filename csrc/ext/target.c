@@ -59,19 +59,19 @@ void ext_drop_idle(Engine *engine)
 }
 
 /* Target(kind, fd, buffered_fd, read_only, write_through, direct, zero_copy, memory_alignment, offset_alignment,
- *        max_segments, max_bytes, region) */
+ *        max_segments, max_bytes, region, plain_io) */
 static PyObject *target_new(PyTypeObject *type, PyObject *args, PyObject *kw)
 {
 	static char *names[] = {"kind", "fd", "buffered_fd", "read_only", "write_through", "direct", "zero_copy",
-				"memory_alignment", "offset_alignment", "max_segments", "max_bytes", "region", NULL};
-	int kind, fd = -1, buffered = -1, read_only = 0, through = 0, direct = 0, zero_copy = 0;
+				"memory_alignment", "offset_alignment", "max_segments", "max_bytes", "region", "plain_io", NULL};
+	int kind, fd = -1, buffered = -1, read_only = 0, through = 0, direct = 0, zero_copy = 0, plain_io = 0;
 	unsigned memory_alignment = 1, offset_alignment = 1, segments = IOD_IOV_MAX;
 	unsigned long long bytes = IOD_MAX_IO;
 	PyObject *region = NULL;
 
-	if (!PyArg_ParseTupleAndKeywords(args, kw, "i|iippppIIIKO", names, &kind, &fd, &buffered, &read_only, &through,
+	if (!PyArg_ParseTupleAndKeywords(args, kw, "i|iippppIIIKOp", names, &kind, &fd, &buffered, &read_only, &through,
 					 &direct, &zero_copy, &memory_alignment, &offset_alignment, &segments, &bytes,
-					 &region))
+					 &region, &plain_io))
 		return NULL;
 	if (region == Py_None)
 		region = NULL;
@@ -89,7 +89,7 @@ static PyObject *target_new(PyTypeObject *type, PyObject *args, PyObject *kw)
 		return NULL;
 	self->target = (struct iod_target){
 		.kind = (uint8_t)kind, .fd = fd, .buffered_fd = buffered, .file_index = -1, .read_only = read_only,
-		.write_through = through, .direct = direct, .zero_copy = zero_copy,
+		.write_through = through, .direct = direct, .zero_copy = zero_copy, .plain_io = plain_io,
 		.memory_alignment = memory_alignment, .offset_alignment = offset_alignment, .max_segments = segments,
 		.max_bytes = bytes, .idle = target_idle, .owner = self};
 	if (region) {
@@ -258,6 +258,8 @@ static PyObject *target_get(Target *self, void *what)
 		return PyLong_FromLong(self->target.fd);
 	case 'r':
 		return PyBool_FromLong(self->target.file_index >= 0);
+	case 'z':
+		return PyBool_FromLong(self->target.zero_copy);
 	case 'e': {
 		PyObject *engine = self->engine ? (PyObject *)self->engine : Py_None;
 		Py_INCREF(engine);
@@ -277,6 +279,7 @@ static PyGetSetDef target_getset[] = {
 	{"closed", (getter)target_get, NULL, "Whether close was called.", (void *)'c'},
 	{"in_flight", (getter)target_get, NULL, "Transfers that are not complete.", (void *)'i'},
 	{"_fd", (getter)target_get, NULL, NULL, (void *)'f'},
+	{"_zero_copy", (getter)target_get, NULL, NULL, (void *)'z'},
 	{"_registered", (getter)target_get, NULL, NULL, (void *)'r'},
 	{"_engine", (getter)target_get, NULL, NULL, (void *)'e'},
 	{0}};

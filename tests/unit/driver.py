@@ -445,7 +445,7 @@ class Driver:
         def judge(move: Move, done: Any) -> None:
             if done.status == Status.IO_ERROR and done.error == errno.EOPNOTSUPP:
                 return  # not every file system can
-            self.ending(move, done, 0)
+            self.ending(move, done, n)
             zeroes = bytes(max(0, min(end, len(endpoint.model.data)) - position) if discard else n)
             if done.status == Status.OK:
                 endpoint.model.write(position, zeroes)

@@ -9,5 +9,6 @@ from iodma.endpoints.datagram import Datagram
 from iodma.endpoints.file import File
 from iodma.endpoints.memory import Buffer, Null
 from iodma.endpoints.stream import Socket
+from iodma.endpoints.tap import Tap
 
-__all__ = ["Buffer", "Datagram", "Endpoint", "File", "Null", "Socket"]
+__all__ = ["Buffer", "Datagram", "Endpoint", "File", "Null", "Socket", "Tap"]
