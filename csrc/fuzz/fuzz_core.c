@@ -127,10 +127,10 @@ static void place(struct world *w, unsigned i)
 					      IOD_READ | IOD_WRITE) == 0;
 }
 
-static void map_page(struct world *w, unsigned iova, uint64_t target, uint32_t access)
+static void map_pages(struct world *w, unsigned iova, unsigned pages, uint64_t target, uint32_t access)
 {
 	uint64_t first = (uint64_t)iova * PAGE;
-	iod_map_insert(&w->iommu.map, first, first + (PAGE - 1), target, NULL, access); /* or it is mapped */
+	iod_map_insert(&w->iommu.map, first, first + ((uint64_t)pages * PAGE - 1), target, NULL, access); /* or it is mapped */
 }
 
 /* ---- the hooks ---- */
@@ -203,7 +203,7 @@ static enum iod_verdict hook(struct iod_space *space, uint64_t address, uint64_t
 	(void)address;
 	(void)access;
 	if (w->ending)
-		return IOD_PASS;
+		return space == &w->iommu ? IOD_REFUSE : IOD_PASS;
 	switch (below(w, 12)) {
 	case 0:
 		return IOD_REFUSE;
@@ -213,9 +213,9 @@ static enum iod_verdict hook(struct iod_space *space, uint64_t address, uint64_t
 	case 3:
 		if (*length > 100)
 			*length = 100;
-		return IOD_PASS;
+		break;
 	}
-	return IOD_PASS;
+	return space == &w->iommu ? IOD_REFUSE : IOD_PASS; /* an IOMMU asks about what it misses */
 }
 
 /* What the kernel may be asked. */
@@ -238,20 +238,20 @@ static void inspect(void *context, const struct fake_op *own)
 	}
 	if (file)
 		MUST(own->bytes > 0 && op->offset <= INT64_MAX && own->bytes <= IOD_MAX_IO);
-	uint64_t leased = 0;
+	int registered = op->flags & IOD_OP_FIXED_BUFFER ? op->buffer_index : -1;
+	const struct iod_arena *arena = &w->core.arena;
 	for (size_t i = 0; i < count; i++) {
-		const uint8_t *at = iov[i].iov_base;
-		const struct iod_arena *arena = &w->core.arena;
-		bool good = iov[i].iov_len == 0 || (at >= arena->base && at + iov[i].iov_len <= arena->base +
-										   arena->pages * IOD_ARENA_PAGE);
-		for (uint32_t r = 0; !good && r < w->core.rows; r++) {
-			/* A row's own pieces; the region of one may have left the world. */
+		const uint8_t *at = iov[i].iov_base, *past = at + iov[i].iov_len;
+		bool good = iov[i].iov_len == 0;
+		if (at >= arena->base && past <= arena->base + arena->pages * IOD_ARENA_PAGE)
+			good = registered < 0 || registered == arena->buffer_index;
+		for (uint32_t r = 0; !good && r < w->core.rows; r++) { /* of a row that holds it */
 			const struct iod_row *row = iod_row_at(&w->core, r);
 			for (uint32_t k = 0; row->leased && !good && k < row->t.count; k++) {
 				const struct iod_region *region = row->t.piece[k].region;
 				good = region->host && region->leases && at >= region->host &&
-				       at + iov[i].iov_len <= region->host + region->size;
-				leased += good;
+				       past <= region->host + region->size &&
+				       (registered < 0 || registered == region->buffer_index);
 			}
 		}
 		MUST(good);
@@ -287,6 +287,36 @@ static uint64_t length(struct world *w)
 {
 	static const uint16_t usual[] = {0, 1, 3, 8, 32, 100, 511, 512, 513, 1024, 4096, 5000, 8192};
 	return below(w, 30) == 0 ? number(w) : usual[below(w, sizeof usual / sizeof *usual)];
+}
+
+/* Several sends of one stream, which may go together. */
+static void burst(struct world *w)
+{
+	uint8_t which = below(w, 2) ? STREAM : ZERO_COPY;
+
+	for (unsigned n = 1 + below(w, 6); n > 0 && w->submits < SUBMITS; n--) {
+		struct submitted *own = &w->submitted[w->submits];
+		struct iod_segment list = {address(w), 1 + byte(w)};
+		struct iod_request request = {.port = &w->port[0], .target = &w->target[which], .list = &list, .count = 1,
+					      .id = w->submits++, .user = own};
+		own->total = list.length;
+		if (iod_submit(&w->core, &request, &own->ticket))
+			own->completions = 1;
+	}
+}
+
+/* As `load` and `store` do it when nobody is to be waited for. */
+static void access_now(struct world *w)
+{
+	uint8_t data[256];
+	struct iod_fault fault = {0};
+	size_t size = 1 + below(w, sizeof data), done = 0;
+	bool write = below(w, 2);
+
+	memset(data, 0x77, sizeof data);
+	int error = iod_access(&w->core, w->top, address(w), data, size, write, &fault, &done);
+	MUST(error == 0 || error == -EAGAIN || (error == -EFAULT && fault.space && fault.cause));
+	MUST(done == (error ? 0 : size)); /* here no memory goes away */
 }
 
 static void submit(struct world *w)
@@ -521,9 +551,12 @@ static void change_maps(struct world *w)
 		MUST(iod_map_remove(&w->iommu.map, first, last, &removed) == 0);
 		take_back(w, &w->iommu, first, last, NULL);
 	}
-	for (unsigned k = 0; k < count && iova + k < IOVAS; k++)
-		map_page(w, iova + k, base_of(below(w, REGIONS)) / 8 * 8 + PAGE * (uint64_t)below(w, 2),
-			 1 + below(w, 3));
+	uint64_t target = base_of(below(w, REGIONS)) / 8 * 8;
+	if (below(w, 2))
+		map_pages(w, iova, count, target < UINT64_MAX - 8 * PAGE ? target : 0, IOD_READ | IOD_WRITE);
+	else
+		map_pages(w, iova, 1, target + PAGE * (uint64_t)below(w, 2), 1 + below(w, 3));
+	iod_resume_pending(&w->core, &w->iommu);
 }
 
 static void fail_one(struct world *w)
@@ -544,8 +577,13 @@ static void act(struct world *w)
 	case 2:
 	case 3:
 	case 4:
-	case 5:
 		submit(w);
+		break;
+	case 5:
+		if (below(w, 3))
+			burst(w);
+		else
+			access_now(w);
 		break;
 	case 6:
 	case 7:
@@ -578,7 +616,7 @@ static void act(struct world *w)
 		script_answers(w);
 		break;
 	case 21:
-		iod_resume_pending(&w->core, &w->hook);
+		iod_resume_pending(&w->core, below(w, 2) ? &w->hook : &w->iommu);
 		break;
 	case 22:
 		switch (below(w, 4)) {
@@ -619,7 +657,8 @@ static void begin(struct world *w)
 	w->core.small[0] = flags & 4 ? 1024 : 0;
 	w->core.small[1] = flags & 4 ? 512 : 0;
 	w->memory = (struct iod_space){.kind = IOD_MEMORY, .name = "memory"};
-	w->iommu = (struct iod_space){.kind = IOD_IOMMU, .name = "iommu", .next = &w->memory};
+	w->iommu = (struct iod_space){.kind = IOD_IOMMU, .name = "iommu", .next = &w->memory, .hook = hook, .owner = w,
+				      .misses_wait = flags & 64};
 	w->hook = (struct iod_space){.kind = IOD_HOOK, .name = "hook", .next = &w->iommu, .hook = hook, .owner = w};
 	w->lanes = (struct iod_space){.kind = IOD_LANES, .name = "lanes", .lanes = (uint8_t)((2u << below(w, 3)) - 1),
 				      .next = flags & 32 ? &w->hook : &w->iommu};
@@ -633,7 +672,11 @@ static void begin(struct world *w)
 	for (unsigned i = 0; i < IOVAS - 4; i++) {
 		static const uint64_t where[] = {0,	   PAGE,     2 * PAGE, 3 * PAGE, 4 * PAGE, 5 * PAGE,
 						 6 * PAGE, 7 * PAGE, 0x100008, 0x200000, UINT64_MAX - PAGE + 1};
-		map_page(w, i, where[below(w, 11)], IOD_READ | IOD_WRITE);
+		map_pages(w, i, 1, where[below(w, 11)], IOD_READ | IOD_WRITE);
+	}
+	if (below(w, 2)) { /* registered with the kernel */
+		w->region[0]->buffer_index = 0;
+		w->core.arena.buffer_index = 1;
 	}
 	static const uint8_t kinds[TARGETS] = {IOD_T_FILE,   IOD_T_FILE,   IOD_T_STREAM, IOD_T_STREAM,
 					       IOD_T_PACKET, IOD_T_BUFFER, IOD_T_NULL,	 IOD_T_SCRIPT};
@@ -649,7 +692,7 @@ static void begin(struct world *w)
 	w->target[ZERO_COPY].zero_copy = true;
 	w->target[BUFFER].region = region_make(IOD_RAM, 3000);
 	for (int i = 0; i < PORTS; i++)
-		w->port[i] = (struct iod_port){.core = &w->core, .space = w->top, .depth = 100};
+		w->port[i] = (struct iod_port){.core = &w->core, .space = w->top, .depth = flags & 128 ? 100 : 20};
 }
 
 static void all_has_ended(struct world *w)
@@ -685,6 +728,7 @@ static void end(struct world *w)
 		for (uint32_t i = w->scripts; i > 0; i--)
 			script_answers(w);
 		iod_resume_pending(&w->core, &w->hook);
+		iod_resume_pending(&w->core, &w->iommu);
 		deliver(w, true);
 	}
 	all_has_ended(w);
