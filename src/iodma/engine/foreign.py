@@ -4,6 +4,7 @@
 Invariants
  - A reader is called for as long as its descriptor is readable, once a turn.
  - The descriptor that is given away is readable as long as `Engine.pump` has something to do.
+ - A signal ends the engine's sleep also when it comes just before it, or to another thread.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import signal
+import threading
 from collections.abc import Callable
 
 from iodma import _core
 from iodma.errors import BusyError
 
-__all__ = ["Outer", "Readers"]
+__all__ = ["Outer", "Readers", "SignalPipe"]
 
 
 class Readers:
@@ -59,6 +62,45 @@ class Readers:
     def close(self) -> None:
         """Let go of them."""
         self._epoll.close()
+
+
+class SignalPipe:
+    """Where Python writes a byte for every signal, while an engine runs in the main thread.
+
+    Without it a signal that comes between the last look and the sleep would be answered only
+    when something else ends that sleep.
+    """
+
+    __slots__ = ("_before", "_read", "_write")
+
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._before = -1
+
+    @staticmethod
+    def wanted() -> bool:
+        """Signals are answered by the main thread alone."""
+        return threading.current_thread() is threading.main_thread()
+
+    def fileno(self) -> int:
+        """Readable when a signal came."""
+        return self._read
+
+    def drain(self) -> None:
+        """Hear the next one, too."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._read, 4096)
+
+    def __enter__(self) -> None:
+        self._before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+
+    def __exit__(self, *exc: object) -> None:
+        signal.set_wakeup_fd(self._before)
+
+    def close(self) -> None:
+        """Let go of it."""
+        os.close(self._read)
+        os.close(self._write)
 
 
 class Outer:

@@ -11,6 +11,7 @@ Invariants
 from __future__ import annotations
 
 import collections
+import contextlib
 import logging
 import os
 import threading
@@ -24,7 +25,7 @@ from iodma import _core
 from iodma._core import Space, Task, Wait
 from iodma.engine.choose import choose, fall_back
 from iodma.engine.clock import Clock, SystemClock
-from iodma.engine.foreign import Outer, Readers
+from iodma.engine.foreign import Outer, Readers, SignalPipe
 from iodma.engine.slow import SlowStepWatch
 from iodma.engine.stats import Stats, TransferInfo
 from iodma.engine.timers import Timer, Timers
@@ -152,6 +153,7 @@ class Engine(_core.Engine):
         )
         self._readers: Readers | None = None
         self._outer: Outer | None = None
+        self._signals: SignalPipe | None = None
         self._stopping = False
         self._running = False
         self._main: Task[Any] | None = None
@@ -318,14 +320,23 @@ class Engine(_core.Engine):
                 coroutine.close()
             raise
         try:
-            if coroutine is not None:
-                return self._run_main(coroutine)
-            if main is not None:
-                self.attach(main)
-            self._loop(lambda: self._stopping)
-            return None
+            with self._hear_signals():
+                if coroutine is not None:
+                    return self._run_main(coroutine)
+                if main is not None:
+                    self.attach(main)
+                self._loop(lambda: self._stopping)
+                return None
         finally:
             self._running = self._stopping = False
+
+    def _hear_signals(self) -> contextlib.AbstractContextManager[None]:
+        if not SignalPipe.wanted():
+            return contextlib.nullcontext()
+        if self._signals is None:
+            self._signals = SignalPipe()
+            self.add_reader(self._signals.fileno(), self._signals.drain)
+        return self._signals
 
     def _begin(self) -> None:
         if self._running:
@@ -507,10 +518,10 @@ class Engine(_core.Engine):
         return failed
 
     def _let_go(self) -> None:
-        for each in (self._readers, self._outer):
+        for each in (self._readers, self._outer, self._signals):
             if each is not None:
                 each.close()
-        self._readers = self._outer = None
+        self._readers = self._outer = self._signals = None
         self._timers.clear()
         self._soon.clear()
         self._devices.clear()  # each knows its port, and that the engine
