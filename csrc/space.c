@@ -293,6 +293,55 @@ static inline enum iod_walk_result walk_piece(struct iod_space *space, uint64_t 
 	return IOD_WALK_OK;
 }
 
+/* All of it in one range of host memory, as in a memory of one region: what the range says is looked at once. */
+__attribute__((noinline)) static size_t walk_range(struct iod_space *space, size_t at, const struct iod_segment *list,
+						   size_t count, uint8_t access, struct iod_translation *out)
+{
+	const struct iod_range *range = &space->map.range[at];
+	struct iod_region *region = range->region;
+	const uint64_t first = space->map.first[at], last = range->last;
+	uint8_t *const host = range->host, *end = NULL;
+	struct iovec *iov = out->iov;
+	struct iod_piece *piece = out->piece;
+	uint32_t n = out->count, room = out->room;
+	uint64_t bytes = 0;
+	size_t i;
+
+	if (!host || (range->access & access) != access || region->closed || region->quarantined ||
+	    !hold_range(out, space, first, last))
+		return 0;
+	for (i = 0; i < count; i++) {
+		uint64_t offset = list[i].address - first, length = list[i].length;
+		if (length == 0 || offset > last - first || length - 1 > last - first - offset)
+			break;
+		uint8_t *where = host + offset;
+		bytes += length;
+		if (where == end) {
+			iov[n - 1].iov_len += length;
+			end += length;
+			continue;
+		}
+		if (n == room) {
+			out->count = n;
+			if (!iod_translation_more(out)) {
+				bytes -= length;
+				break;
+			}
+			iov = out->iov;
+			piece = out->piece;
+			room = out->room;
+		}
+		end = where + length;
+		iov[n] = (struct iovec){where, length};
+		piece[n] = (struct iod_piece){region, 0, 0};
+		n++;
+	}
+	out->count = n;
+	out->only = n ? region : NULL;
+	out->bytes += bytes;
+	return i;
+}
+
 /* Straight onto a memory: each segment that lies in one range of host memory is one lookup and one piece.  Stops at the
  * first that is anything else, which the general walk takes from there.  Returns segments done. */
 __attribute__((noinline)) /* in its caller it has too few registers */
@@ -369,7 +418,8 @@ enum iod_walk_result iod_walk(struct iod_space *top, const struct iod_segment *l
 	fault->access = access;
 	size_t begin = 0;
 	if (top->kind == IOD_MEMORY && skip == 0) {
-		begin = walk_memory(top, list, count, access, out);
+		begin = top->map.count == 1 ? walk_range(top, 0, list, count, access, out)
+					    : walk_memory(top, list, count, access, out);
 		offset = out->bytes;
 	}
 	for (size_t i = begin; i < count; i++) {
