@@ -213,8 +213,13 @@ static PyObject *engine_close(Engine *self, PyObject *unused)
 		return NULL;
 	if (self->fork_generation == ext_forks && self->core.with_backend)
 		Py_RETURN_FALSE;
+	/* Whoever is told of an end can neither run nor close it again, nor submit. */
+	self->in_turn = true;
+	for (uint32_t i = 0; i < self->ports; i++)
+		self->port[i]->port.closed = true;
 	if (self->fork_generation == ext_forks)
 		end_rows(self);
+	self->in_turn = false;
 	for (Py_ssize_t i = 0; i < PyList_Size(self->spaces); i++) {
 		Space *space = (Space *)PyList_GetItem(self->spaces, i);
 		if (space->space.core == &self->core)

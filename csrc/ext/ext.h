@@ -238,6 +238,7 @@ int ext_port_add(PyObject *module);
 int ext_stream_add(PyObject *module);
 int ext_target_add(PyObject *module);
 int ext_target_use(Target *, Engine *); /* bind it to the engine; raises when it is another's, or closed */
+void ext_target_unused(Target *);	/* no row came of that */
 void ext_row_free(Engine *, struct iod_row *);
 int ext_engine_add(PyObject *module);
 extern unsigned ext_forks;

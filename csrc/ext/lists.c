@@ -26,9 +26,11 @@ static int segment_of(PyObject *pair, struct iod_segment *out)
 		PyErr_Format(ArgumentTypeErrorType, "%R is not a segment; (address, length) would be", pair);
 		return -1;
 	}
-	return ext_u64(address, "a segment's address", &out->address) || ext_u64(length, "a segment's length", &out->length)
-		       ? -1
-		       : 0;
+	Py_INCREF(length); /* the address's __index__ may change the list that holds it */
+	int bad = ext_u64(address, "a segment's address", &out->address) ||
+		  ext_u64(length, "a segment's length", &out->length);
+	Py_DECREF(length);
+	return bad ? -1 : 0;
 }
 
 int ext_list_get(PyObject *object, struct ext_list *out)

@@ -169,8 +169,8 @@ PyObject *ext_transfer(Port *self, const struct iod_request *given, PyObject *co
 	request.depth = self->engine->core.depth;
 	if (submit_row(self, &request, &transfer->ticket)) {
 		/* The target was taken for this row alone. */
-		if (request.target && request.target->references == 0)
-			Py_DECREF((PyObject *)request.target->owner);
+		if (request.target)
+			ext_target_unused(request.target->owner);
 		Py_DECREF(transfer);
 		return NULL;
 	}
@@ -494,8 +494,7 @@ static PyObject *submit_batch(Port *self, Columns *columns, PyObject *endpoint, 
 		if (__builtin_mul_overflow(positions ? positions[k] : b.position[i], unit, &request.position))
 			request.position = UINT64_MAX;
 		if (submit_row(self, &request, &b.ticket[i])) {
-			if (target->target.references == 0)
-				Py_DECREF(target);
+			ext_target_unused(target);
 			return NULL;
 		}
 	}
@@ -524,6 +523,13 @@ static PyObject *port_submit(Port *self, PyObject *const *args, Py_ssize_t n, Py
 		if (words_of(k[4].value, "rows", 0, &rows))
 			return NULL;
 		count = rows.len / 8;
+		struct batch b;
+		cut(columns, &b);
+		if ((uint64_t *)rows.buf < b.address && b.ticket < (uint64_t *)rows.buf + count) {
+			PyBuffer_Release(&rows); /* they would change while they are read */
+			PyErr_SetString(ArgumentErrorType, "rows lies in the batch's own tickets, which this call writes");
+			return NULL;
+		}
 	}
 	if (!k[2].value || k[2].value == Py_None || !words_of(k[2].value, "position", count, &positions))
 		result = submit_batch(self, columns, k[1].value, positions.buf, unit, rows.buf, count);

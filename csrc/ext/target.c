@@ -153,6 +153,16 @@ int ext_target_use(Target *self, Engine *engine)
 	return 0;
 }
 
+void ext_target_unused(Target *self)
+{
+	if (self->target.references)
+		return;
+	if (self->on_idle_list) /* the list drops it: it must not be freed while it is on it */
+		self->idle = true;
+	else
+		Py_DECREF(self);
+}
+
 /* _close(): nothing new; the descriptors go with the last reference. True when nothing was in flight. */
 static PyObject *target_close(Target *self, PyObject *unused)
 {
@@ -195,6 +205,23 @@ static struct iod_row *scripted(Target *self, unsigned long long ticket)
 	return row;
 }
 
+/* Around a move that handlers of device windows may run in: what they cancel is found under way, they cannot answer the
+ * same request, and they can neither run nor close the engine. */
+static bool begin_move(Engine *engine, struct iod_row *row)
+{
+	bool in_turn = engine->in_turn;
+	engine->in_turn = true;
+	row->phase = IOD_P_NONE;
+	return in_turn;
+}
+
+static void end_move(Engine *engine, struct iod_row *row, bool in_turn)
+{
+	row->phase = IOD_P_SCRIPT;
+	engine->in_turn = in_turn;
+	ext_poke(engine);
+}
+
 /* _peek(ticket, n) -> the first n bytes that are to be written; fewer when the memory behind them is gone */
 static PyObject *target_peek(Target *self, PyObject *args)
 {
@@ -211,7 +238,9 @@ static PyObject *target_peek(Target *self, PyObject *args)
 	PyObject *bytes = PyBytes_FromStringAndSize(NULL, n);
 	if (!bytes)
 		return NULL;
+	bool in_turn = begin_move(self->engine, row);
 	iod_row_gather(&self->engine->core, row, (uint8_t *)PyBytes_AsString(bytes), (uint64_t)n, &done);
+	end_move(self->engine, row, in_turn);
 	self->engine->python_bytes += done;
 	if (done == (uint64_t)n)
 		return bytes;
@@ -233,10 +262,10 @@ static PyObject *target_finish(Target *self, PyObject *args)
 		if (data.buf && result > 0) {
 			uint64_t done = 0, n = iod_min64((uint64_t)result, (uint64_t)data.len);
 			n = iod_min64(n, row->total - row->moved);
-			row->phase = IOD_P_NONE; /* a handler's cancel finds it under way */
+			bool in_turn = begin_move(self->engine, row);
 			int error = iod_row_scatter(&self->engine->core, row, data.buf, n, &done);
+			end_move(self->engine, row, in_turn);
 			self->engine->python_bytes += done;
-			row->phase = IOD_P_SCRIPT;
 			result = error ? -EFAULT : (int)done;
 		}
 		iod_script_done(&self->engine->core, row, result);

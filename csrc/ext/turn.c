@@ -80,8 +80,8 @@ void ext_deliver(Engine *engine)
 	}
 	for (uint32_t i = 0; i < engine->ports; i++) {
 		Port *port = engine->port[i];
+		Py_INCREF(port); /* its rows, or a callback, may have been the last to hold it */
 		if (port->port.resetting && port->port.busy == 0) {
-			Py_INCREF(port);
 			while ((row = iod_take_batch(&engine->core, &port->port)))
 				ext_row_free(engine, row);
 			port->port.resetting = false;
@@ -92,11 +92,11 @@ void ext_deliver(Engine *engine)
 				ext_wait_done((Wait *)wait, Py_None, false);
 				Py_DECREF(wait);
 			}
-			Py_DECREF(port);
 		}
 		Stream *stream = port->stream;
 		if (stream && stream->wait.waiter && ext_stream_ready(stream))
 			ext_wait_done(&stream->wait, NULL, false);
+		Py_DECREF(port);
 	}
 }
 
