@@ -121,13 +121,20 @@ class Port(_core.Port):
         return self._control(_FLUSH, endpoint, 0, 0)
 
     def discard(self, endpoint: Target, offset: int, length: int) -> Transfer[_core.Completion]:
-        """Give ``length`` bytes at ``offset`` back to the host; they read as zeroes afterwards."""
+        """Give ``length`` bytes at ``offset`` back to the host; they read as zeroes afterwards.
+
+        A file gets no shorter, and no longer. Where the file system cannot, it ends with IO_ERROR
+        (EOPNOTSUPP) and nothing has changed.
+        """
         return self._control(_DISCARD, endpoint, offset, length)
 
     def write_zeroes(
         self, endpoint: Target, offset: int, length: int
     ) -> Transfer[_core.Completion]:
-        """Write ``length`` zero bytes at ``offset``."""
+        """Write ``length`` zero bytes at ``offset``, without moving any where the host can do that.
+
+        A file grows as by a write. Where the host cannot, the zeroes are written.
+        """
         return self._control(_ZEROES, endpoint, offset, length)
 
     def completions(

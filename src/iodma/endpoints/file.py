@@ -20,7 +20,7 @@ from typing import Self
 
 from iodma._core import dio_alignment
 from iodma.endpoints.base import KIND_FILE, Endpoint
-from iodma.errors import ArgumentError, ArgumentTypeError
+from iodma.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from iodma.types import Constraints
 
 __all__ = ["File"]
@@ -120,8 +120,18 @@ class File(Endpoint):
         return info.st_size
 
     def grow(self, size: int) -> None:
-        """Make a regular file at least ``size`` bytes long."""
-        if size > self.size:
+        """Make a regular file at least ``size`` bytes long; what is new reads as zeroes.
+
+        Raises:
+            UnsupportedError: it is a block device, or was opened for reading only.
+            OSError: the file system refused.
+        """
+        info = os.fstat(self._fd)
+        if stat.S_ISBLK(info.st_mode):
+            raise UnsupportedError(f"{self.name} is a block device: it has the size that it has")
+        if self.read_only:
+            raise UnsupportedError(f"{self.name} was opened for reading only")
+        if size > info.st_size:
             os.ftruncate(self._fd, size)
 
 
