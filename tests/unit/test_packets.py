@@ -340,7 +340,7 @@ def test_frames_to_and_from_a_tap(tap: tuple[iodma.Tap, socket.socket], rng: ran
             while True:
                 done = await port.to_memory(list, source=endpoint)
                 if bytes(ram.view(list[0][0] + 12, 2)) == b"\x88\xb5":
-                    return done  # type: ignore[no-any-return]
+                    return done
 
         async def main() -> None:
             for length in (46, 100, 1500, 3000):
