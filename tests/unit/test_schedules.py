@@ -22,6 +22,7 @@ import errno
 import random
 import socket
 import tempfile
+import weakref
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +30,7 @@ import numpy as np
 import pytest
 
 import iodma
-from iodma import Access
+from iodma import Access, Mapping
 from iodma.testing import Answer, ScriptedEndpoint, no_leaks
 
 PAGE = 4096
@@ -100,7 +101,16 @@ class Schedule:
             self.memory.add(self.bases[i], self.rams[i])
         self.present = [True, True]
         self.lost = [False, False]  # quarantined
-        self.iommu = iodma.Iommu(self.memory, PAGE)
+        me = weakref.ref(self)  # the core holds the walker, and no cycle through it is found
+        self.over = False
+        self.walking = self.rng.random() < 0.4
+        self.iommu = iodma.Iommu(
+            self.memory,
+            PAGE,
+            walk=(lambda *key: schedule.walk(*key) if (schedule := me()) else False)
+            if self.walking
+            else None,
+        )
         top: Any = self.iommu
         if self.rng.random() < 0.3:
             top = iodma.ByteLanes(top, self.rng.choice([2, 4, 8]))
@@ -176,18 +186,41 @@ class Schedule:
     # -- the steps --------------------------------------------------------------------------
 
     def change_map(self) -> None:
-        """Map a page that is not mapped; what is in flight and has to start again may use it."""
+        """Map a page that is not mapped, perhaps one that somebody waits for."""
         free = [i for i in range(IOVAS) if i not in self.map]
         if not free:
             return
-        iova, ram, page = self.rng.choice(free), self.rng.randrange(2), self.rng.randrange(PAGES)
+        iova = self.rng.choice(free)
+        if self.iommu.misses and self.rng.random() < 0.7:
+            address, asked = self.rng.choice(self.iommu.misses)
+            iova = (address - IOVA) // PAGE
+            if iova in self.map or self.rng.random() < 0.2:
+                self.iommu.refuse(address, asked)
+                return
+        target = self.found(iova)
         access = self.rng.choice([Access.RW, Access.RW, Access.WRITE])
-        self.iommu.map(IOVA + iova * PAGE, self.bases[ram] + page * PAGE, PAGE, access)
+        if self.walking:
+            assert self.iommu.update(Mapping(IOVA + iova * PAGE, target, PAGE, access)) is None
+        else:
+            self.iommu.map(IOVA + iova * PAGE, target, PAGE, access)
+
+    def found(self, iova: int) -> int:
+        """Where a page shall be; what is in flight and has to start again may use it."""
+        ram, page = self.rng.randrange(2), self.rng.randrange(PAGES)
         self.map[iova] = Mapped(ram, page)
         self.expose(ram, page)
         for flight in self.flights:
             if iova in flight.iovas:
                 self.extend(flight, iova)
+        return self.bases[ram] + page * PAGE
+
+    def walk(self, address: int, access: Access) -> Mapping | bool | None:
+        iova = (address - IOVA) // PAGE
+        if self.over or iova in self.map or self.rng.random() < 0.1:
+            return False
+        if self.rng.random() < 0.4:
+            return None
+        return Mapping(address, self.found(iova), PAGE, Access.RW)
 
     def expose(self, ram: int, page: int | None = None) -> None:
         self.secrets = [
@@ -420,7 +453,10 @@ class Schedule:
                             self.sent += data
                 peer.close()
             self.script.on_cancel = "honour"
+            self.over = True
             while self.flights:
+                for key in self.iommu.misses:
+                    self.iommu.refuse(*key)
                 self.script.answer_all()
                 self.run(self.engine.sleep(0.0005))
                 self.look()
