@@ -12,12 +12,12 @@ import gc
 from typing import Any
 
 import pytest
-from system import few_objects, leaks
 
 import iodma
 from iodma import _core
 from iodma.endpoints.base import KIND_SCRIPT
 from iodma.testing import strict_engine
+from tests.unit.system import few_objects, leaks
 
 __all__ = ["few_objects", "leaks"]
 
@@ -169,4 +169,5 @@ def test_a_segment_whose_length_goes_as_its_address_is_read() -> None:
             return 0
 
     pair: list[Any] = [Address(), 1 << 40]
-    assert iodma.ScatterList([pair]).total_bytes == 1 << 40
+    segments: Any = [pair]
+    assert iodma.ScatterList(segments).total_bytes == 1 << 40
