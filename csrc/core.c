@@ -224,7 +224,7 @@ int iod_access(struct iod_core *core, struct iod_space *space, uint64_t address,
 		*done += n;
 		if (error)
 			*fault = (struct iod_fault){.offset = *done, .address = address + *done,
-						    .space = t.extent[t.extents - 1].space,
+						    .space = space,
 						    .access = write ? IOD_WRITE : IOD_READ, .cause = IOD_C_GONE};
 	}
 	iod_translation_free(&t);

@@ -89,27 +89,12 @@ static int device_piece(struct iod_core *core, struct iod_row *row, const struct
 	return 0;
 }
 
-/* The bus address of byte `at` of a list. */
-static uint64_t bus_address(const struct iod_segment *list, uint32_t count, uint64_t at)
-{
-	for (uint32_t i = 0; i < count; i++) {
-		if (at < list[i].length)
-			return list[i].address + at;
-		at -= list[i].length;
-	}
-	return 0;
-}
-
 static void refused(struct iod_row *row, const struct iod_translation *t, uint64_t offset, bool write)
 {
-	struct iod_space *space = row->port->space;
-
-	while (space->next)
-		space = space->next;
 	row->fault = (struct iod_fault){.offset = offset,
-					.address = t == &row->t ? bus_address(row->list, row->count, offset)
-								: bus_address(row->list2, row->count2, offset),
-					.space = space,
+					.address = t == &row->t ? iod_bus_address(row->list, row->count, offset)
+								: iod_bus_address(row->list2, row->count2, offset),
+					.space = row->port->space,
 					.access = write ? IOD_WRITE : IOD_READ,
 					.cause = IOD_C_MESSAGE};
 }

@@ -5,6 +5,7 @@
  * Invariants
  *  - A row is completed once, and has given back leases, bounce piece, order and range before anybody can see that.
  *  - A row that waits holds none of them but its turn in an order. */
+#include "bytes.h"
 #include "xfer.h"
 
 /* Neighbours mostly lie in one region: count the run, then touch the region once. */
@@ -141,22 +142,40 @@ void iod_row_fault(struct iod_core *core, struct iod_row *row)
 	iod_row_complete(core, row, IOD_FAULT, 0);
 }
 
-/* The memory was mapped, but the kernel (or the guard) could not reach it: say where that was. */
+uint64_t iod_bus_address(const struct iod_segment *list, uint32_t count, uint64_t at)
+{
+	for (uint32_t i = 0; i < count; i++) {
+		if (at < list[i].length)
+			return list[i].address + at;
+		at -= list[i].length;
+	}
+	return 0;
+}
+
+/* Of a copy that failed: whether the byte that it came to can be read, so that it must be the other side. */
+static bool source_is_there(const struct iod_row *row)
+{
+	uint8_t byte;
+	size_t done;
+	const struct iovec *iov = &row->t.iov[row->cursor];
+
+	if (row->cursor >= row->t.count || row->t.piece[row->cursor].region->kind == IOD_DEVICE)
+		return false;
+	return iod_copy(&byte, (const uint8_t *)iov->iov_base + row->skip, 1, &done) == 0;
+}
+
+/* The memory was mapped, but the kernel (or the guard) could not reach it: say where that was, as the device knows it. */
 void iod_row_gone(struct iod_core *core, struct iod_row *row)
 {
-	struct iod_space *space = row->port->space;
-	uint64_t left = row->moved, address = 0;
+	bool target = row->count2 && source_is_there(row);
 
-	while (space->next)
-		space = space->next;
-	for (uint32_t i = 0; i < row->count; i++) {
-		address = row->list[i].address + left;
-		if (left < row->list[i].length)
-			break;
-		left -= row->list[i].length;
-	}
 	row->fault = (struct iod_fault){
-		.offset = row->moved, .address = address, .space = space, .access = row->access, .cause = IOD_C_GONE};
+		.offset = row->moved,
+		.address = target ? iod_bus_address(row->list2, row->count2, row->moved)
+				  : iod_bus_address(row->list, row->count, row->moved),
+		.space = row->port->space,
+		.access = target ? IOD_WRITE : row->access,
+		.cause = IOD_C_GONE};
 	iod_row_fault(core, row);
 }
 

@@ -18,19 +18,7 @@ static void finish(struct iod_core *core, struct iod_row *row, int error)
 	} else if (row->fault.space) {
 		iod_row_fault(core, row);
 	} else {
-		struct iod_space *space = row->port->space;
-		while (space->next)
-			space = space->next;
-		uint64_t at = row->moved, address = 0;
-		for (uint32_t i = 0; i < row->count; i++) {
-			address = row->list[i].address + at;
-			if (at < row->list[i].length)
-				break;
-			at -= row->list[i].length;
-		}
-		row->fault = (struct iod_fault){.offset = row->moved, .address = address, .space = space,
-						.access = row->access, .cause = IOD_C_GONE};
-		iod_row_fault(core, row);
+		iod_row_gone(core, row);
 	}
 }
 

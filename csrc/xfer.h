@@ -326,6 +326,7 @@ void iod_queue_remove(struct iod_row *);
 void iod_row_wait(struct iod_core *, struct iod_row *, enum iod_wait_reason, struct iod_queue *);
 void iod_row_complete(struct iod_core *, struct iod_row *, enum iod_status, int error);
 void iod_row_fault(struct iod_core *, struct iod_row *);
+uint64_t iod_bus_address(const struct iod_segment *, uint32_t count, uint64_t at); /* of byte `at` of a list */
 void iod_row_gone(struct iod_core *, struct iod_row *); /* it was mapped, but the memory behind it is not there */
 void iod_row_release(struct iod_core *, struct iod_row *); /* translation, leases, bounce */
 void iod_row_continue(struct iod_core *, struct iod_row *); /* the next request of a row that is leased, or needs no lease */
