@@ -293,6 +293,22 @@ static inline enum iod_walk_result walk_piece(struct iod_space *space, uint64_t 
 	return IOD_WALK_OK;
 }
 
+/* Room for a piece a segment, so that the loops below need not look. */
+static bool room_for(struct iod_translation *out, size_t count)
+{
+	while (out->room - out->count < count)
+		if (out->room > UINT32_MAX / 2 || !iod_translation_more(out))
+			return false;
+	return true;
+}
+
+/* The general walk goes on where a loop stopped, and must know how far that is. */
+static void walked(struct iod_translation *out, const struct iod_segment *list, size_t done, size_t count)
+{
+	for (size_t i = 0; done < count && i < done; i++)
+		out->bytes += list[i].length;
+}
+
 /* All of it in one range of host memory, as in a memory of one region: what the range says is looked at once. */
 __attribute__((noinline)) static size_t walk_range(struct iod_space *space, size_t at, const struct iod_segment *list,
 						   size_t count, uint8_t access, struct iod_translation *out)
@@ -301,10 +317,11 @@ __attribute__((noinline)) static size_t walk_range(struct iod_space *space, size
 	struct iod_region *region = range->region;
 	const uint64_t first = space->map.first[at], last = range->last;
 	uint8_t *const host = range->host, *end = NULL;
+	if (!room_for(out, count))
+		return 0;
 	struct iovec *iov = out->iov;
 	struct iod_piece *piece = out->piece;
-	uint32_t n = out->count, room = out->room;
-	uint64_t bytes = 0;
+	uint32_t n = out->count;
 	size_t i;
 
 	if (!host || (range->access & access) != access || region->closed || region->quarantined ||
@@ -315,21 +332,10 @@ __attribute__((noinline)) static size_t walk_range(struct iod_space *space, size
 		if (length == 0 || offset > last - first || length - 1 > last - first - offset)
 			break;
 		uint8_t *where = host + offset;
-		bytes += length;
 		if (where == end) {
 			iov[n - 1].iov_len += length;
 			end += length;
 			continue;
-		}
-		if (n == room) {
-			out->count = n;
-			if (!iod_translation_more(out)) {
-				bytes -= length;
-				break;
-			}
-			iov = out->iov;
-			piece = out->piece;
-			room = out->room;
 		}
 		end = where + length;
 		iov[n] = (struct iovec){where, length};
@@ -338,24 +344,82 @@ __attribute__((noinline)) static size_t walk_range(struct iod_space *space, size
 	}
 	out->count = n;
 	out->only = n ? region : NULL;
-	out->bytes += bytes;
+	walked(out, list, i, count);
 	return i;
 }
 
-/* Straight onto a memory: each segment that lies in one range of host memory is one lookup and one piece.  Stops at the
+/* A few ranges: which of them were met is a bit each, and what that means is worked out after the loop. */
+__attribute__((noinline)) static size_t walk_few(struct iod_space *space, const struct iod_segment *list, size_t count,
+						 uint8_t access, struct iod_translation *out)
+{
+	const struct iod_map *map = &space->map;
+	const uint64_t *const firsts = map->first;
+	const struct iod_range *const ranges = map->range;
+	if (!room_for(out, count))
+		return 0;
+	struct iovec *iov = out->iov;
+	struct iod_piece *piece = out->piece;
+	uint32_t n = out->count;
+	uint64_t met = 0;
+	const uint8_t *end = NULL; /* of the last piece; no two regions share host memory */
+	size_t i;
+
+	if (shut_regions)
+		return 0;
+	uint64_t usable = 0;
+	for (size_t k = 0; k < map->count; k++)
+		usable |= (uint64_t)(ranges[k].host && (ranges[k].access & access) == access) << k;
+	for (i = 0; i < count; i++) {
+		uint64_t address = list[i].address, length = list[i].length;
+		ptrdiff_t at = iod_map_floor(map, address);
+		if (at < 0)
+			break;
+		const struct iod_range *range = &ranges[at];
+		uint64_t offset = address - firsts[at], left = range->last - address;
+		/* length 0 wraps, and is too long for anything */
+		uint64_t bit = (uint64_t)1 << at;
+		if ((address > range->last) | (length - 1 > left) | !(usable & bit))
+			break;
+		uint8_t *where = range->host + offset;
+		met |= bit;
+		if (where == end && piece[n - 1].region == range->region) {
+			iov[n - 1].iov_len += length;
+			end += length;
+			continue;
+		}
+		end = where + length;
+		iov[n] = (struct iovec){where, length};
+		piece[n] = (struct iod_piece){range->region, 0, 0};
+		n++;
+	}
+	out->count = n;
+	walked(out, list, i, count);
+	out->only = n && !(met & (met - 1)) ? piece[0].region : NULL;
+	for (; met; met &= met - 1) {
+		size_t at = (size_t)__builtin_ctzll(met);
+		if (!hold_range(out, space, firsts[at], ranges[at].last)) {
+			/* Without its extents nothing of it may stand: the general walk begins anew, and says why. */
+			iod_translation_clear(out);
+			return 0;
+		}
+	}
+	return i;
+}
+
+/* Many ranges: each segment that lies in one range of host memory is one lookup and one piece.  Stops at the
  * first that is anything else, which the general walk takes from there.  Returns segments done. */
 __attribute__((noinline)) /* in its caller it has too few registers */
-static size_t walk_memory(struct iod_space *space, const struct iod_segment *list, size_t count, uint8_t access,
+static size_t walk_many(struct iod_space *space, const struct iod_segment *list, size_t count, uint8_t access,
 			  struct iod_translation *out)
 {
 	const struct iod_map *map = &space->map;
 	const uint64_t *firsts = map->first;
 	const struct iod_range *ranges = map->range;
-	const bool few = map->count <= 64, shut = shut_regions != 0;
+	const bool shut = shut_regions != 0;
 	struct iovec *iov = out->iov;
 	struct iod_piece *piece = out->piece;
 	uint32_t n = out->count, room = out->room;
-	uint64_t bytes = 0, seen = 0;
+	uint64_t bytes = 0;
 	const struct iod_region *region = NULL;
 	uint8_t *end = NULL; /* of the last piece */
 	uintptr_t differ = 0; /* bits in which the regions differ from the first */
@@ -372,11 +436,8 @@ static size_t walk_memory(struct iod_space *space, const struct iod_segment *lis
 			break;
 		if (shut && (range->region->closed || range->region->quarantined))
 			break;
-		if (!few || !(seen >> at & 1)) {
-			seen |= few ? (uint64_t)1 << at : 0;
-			if (!hold_range(out, space, firsts[at], range->last))
-				break;
-		}
+		if (!hold_range(out, space, firsts[at], range->last))
+			break;
 		uint8_t *host = range->host + (address - firsts[at]);
 		bytes += length;
 		if (host == end && range->region == region) {
@@ -418,8 +479,9 @@ enum iod_walk_result iod_walk(struct iod_space *top, const struct iod_segment *l
 	fault->access = access;
 	size_t begin = 0;
 	if (top->kind == IOD_MEMORY && skip == 0) {
-		begin = top->map.count == 1 ? walk_range(top, 0, list, count, access, out)
-					    : walk_memory(top, list, count, access, out);
+		begin = top->map.count == 1    ? walk_range(top, 0, list, count, access, out)
+			: top->map.count <= 16 ? walk_few(top, list, count, access, out)
+					       : walk_many(top, list, count, access, out);
 		offset = out->bytes;
 	}
 	for (size_t i = begin; i < count; i++) {

@@ -90,7 +90,8 @@ int ext_list_get(PyObject *object, struct ext_list *out)
 
 void ext_list_put(struct ext_list *list)
 {
-	PyMem_Free(list->heap);
+	if (list->heap)
+		PyMem_Free(list->heap);
 	Py_XDECREF(list->hold);
 }
 
