@@ -162,6 +162,8 @@ class Driver:
         self.endpoints.append(Endpoint(keep(iodma.Null()), model.Null()))
         ours, peer = socket.socketpair()
         keep(peer)
+        if rng.random() < 0.4:  # sends are short, and wait for the peer
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         with ours:
             self.stream = Stream(keep(iodma.Socket(ours)), peer)
         peer.setblocking(False)
@@ -320,8 +322,8 @@ class Driver:
             return
         endpoint.model.write(position, data[:moved])
         old, content, end = endpoint.model.data, endpoint.content(), position + len(data)
-        if end > len(old):  # nobody else makes it longer meanwhile
-            assert len(old) <= len(content) <= end
+        if data and end > len(old):  # nobody else makes it longer meanwhile
+            assert len(old) <= len(content) <= end, (len(old), len(content), position, end, moved)
             old.extend(bytes(len(content) - len(old)))
         for i in range(position + moved, min(len(old), end)):
             assert content[i] in (old[i], data[i - position]), (i, content[i])
@@ -473,7 +475,11 @@ class Driver:
     # -- streams ----------------------------------------------------------------------------
 
     def send(self, rng: random.Random) -> None:
-        segments = self.segments(rng, READ)
+        """One, or several that wait for each other and may go together."""
+        for _ in range(rng.choice([1, 1, 8])):
+            self.send_one(self.segments(rng, READ))
+
+    def send_one(self, segments: model.Segments) -> None:
         found = self.faults(segments, READ)
         if isinstance(found, model.Fault):
             return
