@@ -52,10 +52,11 @@ T = TypeVar("T")
 _WOKEN, _WATCHED, _DEADLINE, _STOP = 1, 2, 4, 8
 #: Instead of a time, to `_run`: return when nothing is left to do but wait.
 _WHEN_IDLE = -2
-#: Measured where a gather copy is as fast as the vector: 512 B for reads of a file, 1 KiB for
+#: Bytes a segment below which one copy was cheaper than the vector, all that either costs included
+#: (`iodma doctor --measure` does it again).
 #: writes.
-SMALL_TO_MEMORY = 512
-SMALL_FROM_MEMORY = 1024
+SMALL_TO_MEMORY = 192
+SMALL_FROM_MEMORY = 512
 #: Of a timer: 31 years, far from where 64 bits of nanoseconds end.
 MOST_SECONDS = 10**9
 
