@@ -54,7 +54,6 @@ _WOKEN, _WATCHED, _DEADLINE, _STOP = 1, 2, 4, 8
 _WHEN_IDLE = -2
 #: Bytes a segment below which one copy was cheaper than the vector, all that either costs included
 #: (`iodma doctor --measure` does it again).
-#: writes.
 SMALL_TO_MEMORY = 192
 SMALL_FROM_MEMORY = 512
 #: Of a timer: 31 years, far from where 64 bits of nanoseconds end.
