@@ -10,6 +10,7 @@
 
 #include <errno.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 PyTypeObject *TargetType, *RevocationType;
@@ -299,7 +300,21 @@ static PyObject *target_get(Target *self, void *what)
 	}
 }
 
-static PyMethodDef target_methods[] = {{"_close", EXT_METHOD(target_close), METH_NOARGS, NULL},
+/* _abort(): break a connection; what was not acknowledged is dropped, and its pages are free. */
+static PyObject *target_abort(Target *self, PyObject *unused)
+{
+	(void)unused;
+	struct sockaddr nowhere = {.sa_family = AF_UNSPEC};
+	if (self->target.fd >= 0 && connect(self->target.fd, &nowhere, sizeof nowhere)) {
+		if (errno != EOPNOTSUPP && errno != EINVAL && errno != ENOTCONN) /* not a kind that can */
+			return PyErr_SetFromErrno(PyExc_OSError);
+		shutdown(self->target.fd, SHUT_RDWR);
+	}
+	Py_RETURN_NONE;
+}
+
+static PyMethodDef target_methods[] = {{"_abort", EXT_METHOD(target_abort), METH_NOARGS, NULL},
+				       {"_close", EXT_METHOD(target_close), METH_NOARGS, NULL},
 				       {"_set_script", EXT_METHOD(target_set_script), METH_VARARGS, NULL},
 				       {"_peek", EXT_METHOD(target_peek), METH_VARARGS, NULL},
 				       {"_finish", EXT_METHOD(target_finish), METH_VARARGS, NULL},

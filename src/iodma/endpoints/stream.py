@@ -50,7 +50,9 @@ class Socket(Endpoint):
     Args:
         sock: a `socket.socket` or a descriptor.
         zero_copy: send straight from guest memory, without a copy into the kernel.  A send then
-            completes when the other end has acknowledged it, and holds its pages until then.
+            completes when the other end has acknowledged it, and holds its pages until then, also
+            when it was cancelled; `abort` ends that.  Where the kernel cannot (unix sockets, the
+            threads engine) it is a plain send.
     """
 
     def __new__(cls, sock: socket.socket | int, *, zero_copy: bool = False) -> Self:
@@ -66,3 +68,11 @@ class Socket(Endpoint):
         except BaseException:
             os.close(fd)
             raise
+
+    def abort(self) -> None:
+        """Break the connection at once: what is in flight ends with PEER_GONE.
+
+        A TCP peer gets a reset. What it has not acknowledged is dropped, so that pages of zero-copy
+        sends are free even though the peer has stopped reading.
+        """
+        self._abort()
