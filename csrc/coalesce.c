@@ -57,6 +57,7 @@ static bool may_ride(struct iod_core *core, struct iod_row *row, uint32_t room, 
 		return false;
 	if (iod_walk(row->port->space, row->list, row->count, row->moved, row->access, &row->t, &row->fault) !=
 		    IOD_WALK_OK ||
+	    row->state != IOD_S_WAITING || /* a stage's hook cancelled it */
 	    !row->t.plain || row->t.count > room || iod_plan_is_small(core, row)) {
 		iod_translation_clear(&row->t);
 		return false;
@@ -74,7 +75,7 @@ void iod_riders_board(struct iod_core *core, struct iod_row *host, struct iod_op
 
 	host->message_bytes = bytes;
 	if (target->kind != IOD_T_STREAM || host->direction != IOD_FROM_MEMORY || target->zero_copy ||
-	    host->phase != IOD_P_DIRECT || bytes != host->total - host->moved || !queue->head)
+	    host->phase != IOD_P_DIRECT || host->alone || bytes != host->total - host->moved || !queue->head)
 		return;
 	if (!target->vector)
 		target->vector = malloc(IOD_IOV_MAX * sizeof *target->vector);

@@ -57,7 +57,7 @@ int iod_submit(struct iod_core *core, const struct iod_request *request, uint64_
 	row->wait = IOD_W_NONE;
 	row->cancel_wanted = row->cancel_sent = row->with_backend = row->holds_order = row->leased = false;
 	row->was_ranged = row->notified = row->ranged = row->reads_first = false;
-	row->cut = row->by_copy = row->by_write = false;
+	row->cut = row->by_copy = row->by_write = row->alone = false;
 	row->error = 0;
 	row->port = port;
 	row->target = request->target;
@@ -88,6 +88,21 @@ int iod_submit(struct iod_core *core, const struct iod_request *request, uint64_
 	return 0;
 }
 
+/* Of a row whose request the backend has. */
+static void ask_to_end(struct iod_core *core, struct iod_row *row)
+{
+	if (!row->with_backend || row->cancel_sent)
+		return;
+	int error = core->backend->ops->cancel(core->backend, row->ticket);
+	if (error == -EAGAIN) {
+		core->backend->ops->flush(core->backend);
+		error = core->backend->ops->cancel(core->backend, row->ticket);
+	}
+	row->cancel_sent = error != -EAGAIN;
+	if (!row->cancel_sent)
+		core->cancel_again = true;
+}
+
 void iod_cancel_row(struct iod_core *core, struct iod_row *row)
 {
 	row->cancel_wanted = true;
@@ -109,9 +124,7 @@ void iod_cancel_row(struct iod_core *core, struct iod_row *row)
 			return;
 		}
 		if (row->phase == IOD_P_RIDE) { /* it gets off when its host's request ends, which goes on alone */
-			if (row->host->with_backend && !row->host->cancel_sent)
-				row->host->cancel_sent =
-					core->backend->ops->cancel(core->backend, row->host->ticket) != -EAGAIN;
+			ask_to_end(core, row->host);
 			return;
 		}
 		break;
@@ -120,16 +133,7 @@ void iod_cancel_row(struct iod_core *core, struct iod_row *row)
 	default:
 		return;
 	}
-	if (!row->with_backend || row->cancel_sent)
-		return;
-	int error = core->backend->ops->cancel(core->backend, row->ticket);
-	if (error == -EAGAIN) {
-		core->backend->ops->flush(core->backend);
-		error = core->backend->ops->cancel(core->backend, row->ticket);
-	}
-	row->cancel_sent = error != -EAGAIN;
-	if (!row->cancel_sent)
-		core->cancel_again = true;
+	ask_to_end(core, row->phase == IOD_P_RIDE ? row->host : row);
 }
 
 bool iod_cancel(struct iod_core *core, uint64_t ticket)

@@ -144,8 +144,15 @@ static void row_result(struct iod_core *core, struct iod_row *row, int32_t resul
 	row->phase = IOD_P_NONE;
 	if (phase == IOD_P_DIRECT && row->target->kind == IOD_T_STREAM && row->direction == IOD_FROM_MEMORY)
 		row->target->took = result > 0 && (uint64_t)result < row->message_bytes ? (uint64_t)result : 0;
-	if (row->riders && (result <= 0 || (uint64_t)result < row->op_bytes))
+	if (row->riders && (result <= 0 || (uint64_t)result < row->op_bytes)) {
 		iod_riders_leave(core, row);
+		/* Whose memory it was that is gone shows when each goes by itself. */
+		if (result == -EFAULT && !row->cancel_wanted) {
+			row->alone = true;
+			iod_row_continue(core, row);
+			return;
+		}
+	}
 	/* -ECANCELED that nobody wanted of this row: of one that rode along. */
 	if ((result == -EINTR || result == -ECANCELED) && !row->cancel_wanted) {
 		iod_row_continue(core, row);

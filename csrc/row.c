@@ -107,8 +107,11 @@ void iod_row_complete(struct iod_core *core, struct iod_row *row, enum iod_statu
 {
 	struct iod_port *port = row->port;
 
-	if (row->queue)
+	if (row->queue) {
+		if (row->queue == &core->budget) /* it may have been what those behind it waited for */
+			core->budget_again = true;
 		iod_queue_remove(row);
+	}
 	row->status = (uint8_t)status;
 	row->error = error;
 	iod_row_release(core, row);

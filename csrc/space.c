@@ -188,7 +188,7 @@ static inline bool add_piece(struct iod_translation *t, struct iod_region *regio
 	if (t->count) {
 		struct iovec *prev = &t->iov[t->count - 1];
 		struct iod_piece *piece = &t->piece[t->count - 1];
-		if (piece->region == region && (uint8_t *)prev->iov_base + prev->iov_len == base &&
+		if (piece->region == region && region->kind != IOD_DEVICE && (uint8_t *)prev->iov_base + prev->iov_len == base &&
 		    piece->lanes == lanes && (lanes == 0 || ((piece->phase + prev->iov_len) & 7) == phase)) {
 			prev->iov_len += length;
 			return true;

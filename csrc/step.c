@@ -178,6 +178,11 @@ static bool translate(struct iod_core *core, struct iod_row *row)
 		core->count.pending++;
 		iod_translation_clear(&row->t);
 		iod_translation_clear(&row->t2);
+		if (row->cancel_wanted) { /* by the stage that was asked */
+			iod_row_complete(core, row, IOD_CANCELLED, 0);
+			return false;
+		}
+		iod_row_release(core, row); /* a piece of the arena, which others can use meanwhile */
 		iod_row_to(core, row, IOD_S_PENDING);
 		iod_queue_add(&core->pending, row);
 		return false;
@@ -273,7 +278,7 @@ static void retry_cancels(struct iod_core *core)
 	core->cancel_again = false;
 	for (uint32_t i = 0; i < core->rows; i++) {
 		struct iod_row *row = iod_row_at(core, i);
-		if (row->state == IOD_S_CANCELLING && row->with_backend && !row->cancel_sent)
+		if (row->state == IOD_S_CANCELLING && (row->with_backend || row->phase == IOD_P_RIDE))
 			iod_cancel_row(core, row);
 	}
 }

@@ -158,6 +158,7 @@ struct iod_row {
 	bool leased, was_ranged;
 	bool ranged : 1, reads_first : 1; /* a write to a direct file; one that must read blocks first */
 	bool cut : 1;	   /* a packet was longer than the list */
+	bool alone : 1;	   /* of a stream: nobody rides with it */
 	bool by_copy : 1;  /* a zero-copy send that the kernel had no room for */
 	bool by_write : 1; /* ZEROES: the file or the range takes none but written ones */
 

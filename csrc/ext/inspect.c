@@ -133,7 +133,7 @@ PyObject *ext_engine_trace(Engine *self, PyObject *arg)
 	if (room == 0)
 		Py_RETURN_NONE;
 	struct iod_trace *trace = calloc(1, sizeof *trace);
-	if (trace)
+	if (trace && room <= PTRDIFF_MAX / sizeof *trace->event)
 		trace->event = malloc(room * sizeof *trace->event);
 	if (!trace || !trace->event) {
 		free(trace);

@@ -140,6 +140,8 @@ bool ext_idle(const Engine *engine)
 	return !engine->core.with_backend && !ext_has_work(engine);
 }
 
+#define PATIENCE_NS 1000000 /* for more completions than one */
+
 static void sleep_for_completions(Engine *engine, int64_t timeout)
 {
 	struct iod_backend *backend = engine->backend;
@@ -152,7 +154,15 @@ static void sleep_for_completions(Engine *engine, int64_t timeout)
 	engine->gil_released++;
 	engine->step_started = 0;
 	Py_BEGIN_ALLOW_THREADS
-	backend->ops->wait(backend, least, timeout, spin);
+	if (least == 1) {
+		backend->ops->wait(backend, 1, timeout, spin);
+	} else {
+		/* Not for long: a request that is answered in part needs its next one, and the others may wait for that. */
+		bool short_enough = timeout >= 0 && timeout <= PATIENCE_NS;
+		int error = backend->ops->wait(backend, least, short_enough ? timeout : PATIENCE_NS, spin);
+		if (error == -ETIME && !short_enough)
+			backend->ops->wait(backend, 1, timeout < 0 ? -1 : timeout - PATIENCE_NS, 0);
+	}
 	Py_END_ALLOW_THREADS
 	/* Spinning pays where what it waits for comes soon: it halves with each miss, to nothing, and starts again,
 	 * small, after a sleep that turned out short. */

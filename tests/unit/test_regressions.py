@@ -9,6 +9,9 @@ Invariants
 from __future__ import annotations
 
 import gc
+import socket
+import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -171,3 +174,206 @@ def test_a_segment_whose_length_goes_as_its_address_is_read() -> None:
     pair: list[Any] = [Address(), 1 << 40]
     segments: Any = [pair]
     assert iodma.ScatterList(segments).total_bytes == 1 << 40
+
+
+def test_a_request_answered_in_part_has_its_next_though_more_completions_are_waited_for() -> None:
+    size = 4 << 20
+    ours, theirs = socket.socketpair()
+
+    def peer() -> None:
+        got = 0
+        while got < size:
+            got += len(theirs.recv(1 << 16))
+        theirs.sendall(bytes(16))  # only now: so the receive ends after the last of the sends
+
+    thread = threading.Thread(target=peer, daemon=True)
+    thread.start()
+    with (
+        ours,
+        theirs,
+        strict_engine() as engine,
+        iodma.Ram(2 * size) as ram,
+        iodma.Socket(ours) as stream,
+    ):
+        port = engine.port(iodma.Memory({0: ram}))
+        batch = batch_of(2)
+        batch.direction[:] = [0, 1]
+        batch.address[:] = [0, size]
+        batch.length[:] = [size, 16]
+
+        async def main() -> list[int]:
+            port.submit(batch, stream)
+            moved: list[int] = []
+            async for done in port.completions(limit=16, at_least=2):
+                assert done.all_ok
+                moved += done.moved.tolist()
+            return moved
+
+        assert sorted(engine.run(main())) == [16, size]
+        thread.join()
+
+
+def test_a_send_is_not_blamed_for_the_memory_of_one_that_goes_with_it(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair()
+    file = tmp_path / "memory"
+    file.write_bytes(bytes(4096))
+    with (
+        ours,
+        theirs,
+        file.open("r+b") as opened,
+        strict_engine(small=(0, 0)) as engine,
+        iodma.Ram(4096) as ram,
+        iodma.Ram.from_fd(opened.fileno(), 0, 4096) as gone,
+        iodma.Socket(ours) as stream,
+    ):
+        opened.truncate(0)
+        port = engine.port(iodma.Memory({0: ram, 0x10000: gone}))
+
+        async def main() -> list[iodma.Status]:
+            addresses = (0, 0x100, 0x10000, 0x200)
+            sends = [port.from_memory((address, 100), to=stream) for address in addresses]
+            return [(await send).status for send in sends]
+
+        ok, fault = iodma.Status.OK, iodma.Status.FAULT
+        assert engine.run(main()) == [ok, ok, fault, ok]
+
+
+def test_segments_side_by_side_on_a_device_window_are_accesses_of_their_own() -> None:
+    with strict_engine() as engine, iodma.Ram(4096) as ram:
+        seen = Writes()
+        port = engine.port(iodma.Memory({0: ram, 0x1000: iodma.DeviceWindow(seen, 4096)}))
+
+        async def main() -> None:
+            assert (await port.copy((0, 16), [(0x1000, 4), (0x1004, 4), (0x1008, 8)])).ok
+
+        engine.run(main())
+        assert seen.seen == [(0, 4, 0), (4, 4, 0), (8, 8, 0)]
+
+
+class Bounces:
+    """Reads of idle streams through byte lanes: each holds its bytes of a small arena."""
+
+    def __init__(self, engine: iodma.Engine, ram: iodma.Ram) -> None:
+        self.engine = engine
+        self.iommu = _core.Space(2, iodma.Memory({0: ram}), "iommu")
+        self.iommu._map(0, 1 << 16, 0, None, 3)
+        self.port = engine.port(iodma.ByteLanes(self.iommu, width=2))
+        self.pairs: list[tuple[socket.socket, socket.socket]] = []
+        self.streams: list[iodma.Socket] = []
+
+    def read(self, length: int) -> iodma.Transfer:
+        pair = socket.socketpair()
+        self.pairs.append(pair)
+        self.streams.append(iodma.Socket(pair[0]))
+        return self.port.to_memory((0, length), source=self.streams[-1])
+
+    def state(self, transfer: iodma.Transfer) -> str:
+        return next(t.state for t in self.engine.transfers() if t.ticket == transfer.ticket)
+
+    def used(self) -> int:
+        return int(self.engine._stats()["arena_used"])
+
+    def close(self) -> None:
+        for each in (*self.streams, *(end for pair in self.pairs for end in pair)):
+            each.close()
+
+
+def test_the_next_for_the_budget_goes_on_when_the_one_before_is_cancelled() -> None:
+    with strict_engine(bounce_bytes=64 << 10) as engine, iodma.Ram(1 << 16) as ram:
+        bounces = Bounces(engine, ram)
+
+        async def main() -> None:
+            held = [bounces.read(size) for size in (16 << 10, 16 << 10, 16 << 10, 8 << 10)]
+            first, second = bounces.read(16 << 10), bounces.read(4 << 10)
+            await engine.sleep(0)
+            await engine.sleep(0)
+            assert [bounces.state(each) for each in (first, second)] == ["WAITING"] * 2
+            first.cancel()
+            await engine.sleep(0)
+            await engine.sleep(0)
+            assert bounces.state(second) == "IN_FLIGHT"
+            for each in (*held, second):
+                each.cancel()
+                await each
+
+        engine.run(main())
+        bounces.close()
+
+
+def test_what_waits_for_a_translation_holds_nothing_of_the_budget() -> None:
+    with strict_engine(bounce_bytes=64 << 10) as engine, iodma.Ram(1 << 16) as ram:
+        bounces = Bounces(engine, ram)
+        bounces.iommu._set_hook(lambda address, length, access: 2, True)
+
+        async def main() -> None:
+            held = [bounces.read(16 << 10) for _ in range(4)]
+            waits = bounces.read(16 << 10)
+            while bounces.state(waits) != "WAITING":
+                await engine.sleep(0)
+            bounces.iommu._unmap(0, 1 << 16)
+            held[0].cancel()
+            await held[0]
+            while bounces.state(waits) != "PENDING":
+                await engine.sleep(0)
+            assert bounces.used() == 48 << 10
+            for each in (*held, waits):
+                each.cancel()
+                await each
+
+        engine.run(main())
+        bounces.close()
+
+
+def test_a_transfer_that_the_stage_cancels_as_it_is_asked_is_over() -> None:
+    with strict_engine() as engine, iodma.Ram(4096) as ram, iodma.Null() as null:
+        stage = _core.Space(2, iodma.Memory({0: ram}), "stage")
+        transfers: list[iodma.Transfer] = []
+
+        def miss(address: int, length: int, access: int) -> int:
+            transfers[0].cancel()
+            return 2
+
+        stage._set_hook(miss, True)
+        port = engine.port(stage)
+
+        async def main() -> None:
+            transfers.append(port.from_memory((0, 16), to=null))
+            assert (await transfers[0]).status is iodma.Status.CANCELLED
+
+        engine.run(main())
+        stage._set_hook(None, False)
+
+
+def test_a_send_that_a_stage_cancels_as_it_is_to_go_with_another_stays_behind() -> None:
+    ours, theirs = socket.socketpair()
+    with (
+        ours,
+        theirs,
+        strict_engine(small=(0, 0)) as engine,
+        iodma.Ram(4096) as ram,
+        iodma.Socket(ours) as stream,
+    ):
+        memory = iodma.Memory({0: ram})
+        stage = _core.Space(4, memory, "stage")
+        sends: list[iodma.Transfer] = []
+
+        def walk(address: int, length: int, access: int) -> int:
+            sends[2].cancel()
+            return 0
+
+        stage._set_hook(walk, False)
+        ports = engine.port(memory), engine.port(memory), engine.port(stage), engine.port(memory)
+
+        async def main() -> list[iodma.Status]:
+            sends.extend(port.from_memory((0, 100), to=stream) for port in ports)
+            return [(await send).status for send in sends]
+
+        ok = iodma.Status.OK
+        assert engine.run(main()) == [ok, ok, iodma.Status.CANCELLED, ok]
+        assert len(theirs.recv(4096)) == 300
+        stage._set_hook(None, False)
+
+
+def test_a_trace_too_large_for_any_memory_is_refused() -> None:
+    with strict_engine() as engine, pytest.raises(MemoryError):
+        engine._trace(1 << 60)
