@@ -4,7 +4,8 @@
  *
  * What is asserted, whatever the bytes say:
  *  - Every submit has exactly one completion, with no more bytes moved than there are; a fault names its space.
- *  - The backend gets only vectors in memory that is leased or in the arena, and of a direct file only what is aligned.
+ *  - The backend gets only vectors in memory that is leased, in the arena or the core's own zeroes, and of a direct file
+ *    only what is aligned.
  *  - When a region's revocation is acknowledged, no request with the backend has a byte of it.
  *  - A stream has one request in flight a direction.
  *  - When all has ended: no lease, no piece of the arena, no reference, nothing on any list.
@@ -240,9 +241,13 @@ static void inspect(void *context, const struct fake_op *own)
 		MUST(own->bytes > 0 && op->offset <= INT64_MAX && own->bytes <= IOD_MAX_IO);
 	int registered = op->flags & IOD_OP_FIXED_BUFFER ? op->buffer_index : -1;
 	const struct iod_arena *arena = &w->core.arena;
+	const struct iod_row *asks = iod_find(&w->core, op->user_data);
+	bool zeroes = asks && asks->kind == IOD_R_ZEROES && op->code == IOD_OP_WRITEV; /* the core's own page of them */
 	for (size_t i = 0; i < count; i++) {
 		const uint8_t *at = iov[i].iov_base, *past = at + iov[i].iov_len;
 		bool good = iov[i].iov_len == 0;
+		if (zeroes && iov[i].iov_len)
+			good = at[0] == 0 && !memcmp(at, at + 1, iov[i].iov_len - 1);
 		if (at >= arena->base && past <= arena->base + arena->pages * IOD_ARENA_PAGE)
 			good = registered < 0 || registered == arena->buffer_index;
 		for (uint32_t r = 0; !good && r < w->core.rows; r++) { /* of a row that holds it */
