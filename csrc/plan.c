@@ -82,11 +82,15 @@ static void set_request(struct iod_row *row, struct iod_op *op, int fd)
 
 static int registered(const struct iod_row *row, uint32_t pieces)
 {
-	int index = row->t.piece[row->cursor].region->buffer_index;
-	if (row->t.only || index < 0)
+	const struct iod_region *region = row->t.piece[row->cursor].region;
+	int index = region->buffer_index;
+	if (index < 0 || region->buffer_core != row->port->core->number)
+		return -1;
+	if (row->t.only)
 		return index;
 	for (uint32_t i = 1; i < pieces; i++)
-		if (row->t.piece[row->cursor + i].region->buffer_index != index)
+		if (row->t.piece[row->cursor + i].region->buffer_index != index ||
+		    row->t.piece[row->cursor + i].region->buffer_core != region->buffer_core)
 			return -1;
 	return index;
 }

@@ -36,7 +36,8 @@ struct iod_region {
 	uint8_t kind;
 	bool closed;	  /* the owner let go: nothing new may reach it */
 	bool quarantined; /* a revocation failed: nothing new may reach it, ever */
-	int buffer_index; /* registered with the kernel, or -1 */
+	int buffer_index; /* registered with the kernel, or -1 ... */
+	uint32_t buffer_core; /* ... by the core with this number: another's numbers mean nothing */
 	uint32_t references;
 	uint32_t leases; /* pieces of transfers in flight */
 	uint32_t views;	 /* buffers handed out */

@@ -264,6 +264,7 @@ struct iod_core {
 	struct iod_queue pending; /* PENDING */
 	struct iod_queue glue;	  /* as work, but needs the glue's lock: device windows */
 	uint32_t with_backend;
+	uint32_t number;	  /* no two cores of a process have the same */
 	bool cancel_again;	  /* a cancel found no room in the ring */
 	bool budget_again;	  /* bounce pieces came back */
 	uint64_t queued_bytes, work_bytes; /* since the last flush, and on `work` */

@@ -419,7 +419,7 @@ static PyObject *engine_register(Engine *self, PyObject *region_object)
 {
 	if (ext_check(self))
 		return NULL;
-	struct iod_region *region;
+	struct iod_region *region = NULL;
 	uint8_t *base;
 	size_t size;
 	int *index;
@@ -435,7 +435,7 @@ static PyObject *engine_register(Engine *self, PyObject *region_object)
 		size = region->size;
 		index = &region->buffer_index;
 	}
-	if (!base || size == 0 || *index >= 0)
+	if (!base || size == 0 || (*index >= 0 && (!region || region->buffer_core == self->core.number)))
 		Py_RETURN_FALSE;
 	int free_slot = self->next_buffer;
 	if (free_slot >= IOD_MAX_BUFFERS)
@@ -447,6 +447,8 @@ static PyObject *engine_register(Engine *self, PyObject *region_object)
 	}
 	self->next_buffer++;
 	*index = free_slot;
+	if (region)
+		region->buffer_core = self->core.number;
 	Py_RETURN_TRUE;
 }
 

@@ -681,6 +681,7 @@ static void begin(struct world *w)
 	}
 	if (below(w, 2)) { /* registered with the kernel */
 		w->region[0]->buffer_index = 0;
+		w->region[0]->buffer_core = w->core.number;
 		w->core.arena.buffer_index = 1;
 	}
 	static const uint8_t kinds[TARGETS] = {IOD_T_FILE,   IOD_T_FILE,   IOD_T_STREAM, IOD_T_STREAM,

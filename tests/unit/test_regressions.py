@@ -377,3 +377,21 @@ def test_a_send_that_a_stage_cancels_as_it_is_to_go_with_another_stays_behind() 
 def test_a_trace_too_large_for_any_memory_is_refused() -> None:
     with strict_engine() as engine, pytest.raises(MemoryError):
         engine._trace(1 << 60)
+
+
+def test_memory_registered_with_one_engine_is_not_so_with_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"a" * 4096)
+    with iodma.Ram(4096) as ram:
+        for what in (ram, None, ram):  # None: the arena, which takes the number that the memory had
+            with strict_engine() as engine, iodma.File(path, read_only=True) as file:
+                try:
+                    assert engine.register(what)
+                except OSError:
+                    pytest.skip("the kernel registers no memory here")
+                port = engine.port(iodma.Memory({0: ram}))
+
+                async def main(port: iodma.Port = port, file: iodma.File = file) -> None:
+                    assert (await port.to_memory((0, 4096), source=file)).moved == 4096
+
+                engine.run(main())
