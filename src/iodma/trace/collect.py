@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Trace", "attach", "trace_to"]
 
-#: Events; a transfer makes about ten, and some 2 KiB in the file.
-LIMIT = 1 << 19
+#: Events; a transfer makes about ten, and some 3 KiB in the file.
+LIMIT = 1 << 18
 _ROOM = 1 << 17
 
 
