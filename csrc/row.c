@@ -107,6 +107,12 @@ void iod_row_complete(struct iod_core *core, struct iod_row *row, enum iod_statu
 {
 	struct iod_port *port = row->port;
 
+	if (core->unlocked) { /* its leases are counted where others count as well: see iod_core_moved */
+		row->status = (uint8_t)status;
+		row->error = error;
+		iod_queue_add(&core->moved, row);
+		return;
+	}
 	if (row->queue) {
 		if (row->queue == &core->budget) /* it may have been what those behind it waited for */
 			core->budget_again = true;

@@ -327,3 +327,12 @@ void iod_core_work(struct iod_core *core, struct iod_queue *queue)
 	if (queue == &core->work)
 		core->work_bytes = 0;
 }
+
+void iod_core_moved(struct iod_core *core)
+{
+	struct iod_row *row;
+	while ((row = core->moved.head)) {
+		iod_queue_remove(row);
+		iod_row_complete(core, row, row->status, row->error);
+	}
+}

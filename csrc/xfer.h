@@ -262,9 +262,11 @@ struct iod_core {
 	struct iod_queue budget;  /* WAITING */
 	struct iod_queue ring;	  /* WAITING */
 	struct iod_queue pending; /* PENDING */
+	struct iod_queue moved;	  /* by a move without the glue's lock, to be completed with it */
 	struct iod_queue glue;	  /* as work, but needs the glue's lock: device windows */
 	uint32_t with_backend;
 	uint32_t number;	  /* no two cores of a process have the same */
+	bool unlocked;		  /* the glue's lock is not held */
 	bool cancel_again;	  /* a cancel found no room in the ring */
 	bool budget_again;	  /* bounce pieces came back */
 	uint64_t queued_bytes, work_bytes; /* since the last flush, and on `work` */
@@ -296,6 +298,8 @@ void iod_cancel_row(struct iod_core *, struct iod_row *);
 /* Step what became ready; the glue's lock is held.  Then do the core's own moving: `work` needs no lock, `glue` does. */
 void iod_core_step(struct iod_core *);
 void iod_core_work(struct iod_core *, struct iod_queue *);
+/* Complete what was moved while `unlocked` was set: with the glue's lock again, and with it not set. */
+void iod_core_moved(struct iod_core *);
 /* Take what the backend has. The number of completions seen. */
 uint32_t iod_core_reap(struct iod_core *, uint32_t most);
 void iod_script_done(struct iod_core *, struct iod_row *, int32_t result);

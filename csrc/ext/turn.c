@@ -216,9 +216,13 @@ static int turn(Engine *engine, int64_t timeout, uint32_t limit)
 	if (core->work.head) {
 		if (core->work_bytes > engine->release_bytes) {
 			engine->gil_released++;
+			/* Other threads let go of views meanwhile: what a region's counts are is changed with the lock. */
+			core->unlocked = true;
 			Py_BEGIN_ALLOW_THREADS
 			iod_core_work(core, &core->work);
 			Py_END_ALLOW_THREADS
+			core->unlocked = false;
+			iod_core_moved(core);
 		} else {
 			iod_core_work(core, &core->work);
 		}

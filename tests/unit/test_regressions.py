@@ -395,3 +395,32 @@ def test_memory_registered_with_one_engine_is_not_so_with_the_next(tmp_path: Pat
                     assert (await port.to_memory((0, 4096), source=file)).moved == 4096
 
                 engine.run(main())
+
+
+def test_views_are_let_go_of_while_large_copies_run_without_the_lock() -> None:
+    size = 1 << 20
+    with strict_engine() as engine, iodma.Ram(4 * size) as ram:
+        port = engine.port(iodma.Memory({0: ram}))
+        over = threading.Event()
+
+        def views() -> None:
+            while not over.is_set():
+                with ram.view():
+                    pass
+
+        thread = threading.Thread(target=views)
+        thread.start()
+
+        async def main() -> None:
+            for _ in range(50):
+                copies = [port.copy((k * size, size), (size, size)) for k in (0, 2, 3)]
+                copies.append(port.copy((0, 16), (1 << 40, 16)))
+                assert [(await each).ok for each in copies] == [True, True, True, False]
+
+        try:
+            engine.run(main())
+        finally:
+            over.set()
+            thread.join()
+        assert engine.stats().lock_released > 0
+        assert (ram.leases, ram.views) == (0, 0)
