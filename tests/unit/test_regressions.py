@@ -261,21 +261,24 @@ class Bounces:
         self.pairs: list[tuple[socket.socket, socket.socket]] = []
         self.streams: list[iodma.Socket] = []
 
-    def read(self, length: int) -> iodma.Transfer:
+    def read(self, length: int) -> iodma.Transfer[Any]:
         pair = socket.socketpair()
         self.pairs.append(pair)
         self.streams.append(iodma.Socket(pair[0]))
         return self.port.to_memory((0, length), source=self.streams[-1])
 
-    def state(self, transfer: iodma.Transfer) -> str:
+    def state(self, transfer: iodma.Transfer[Any]) -> str:
         return next(t.state for t in self.engine.transfers() if t.ticket == transfer.ticket)
 
     def used(self) -> int:
         return int(self.engine._stats()["arena_used"])
 
     def close(self) -> None:
-        for each in (*self.streams, *(end for pair in self.pairs for end in pair)):
-            each.close()
+        for stream in self.streams:
+            stream.close()
+        for pair in self.pairs:
+            for end in pair:
+                end.close()
 
 
 def test_the_next_for_the_budget_goes_on_when_the_one_before_is_cancelled() -> None:
@@ -327,7 +330,7 @@ def test_what_waits_for_a_translation_holds_nothing_of_the_budget() -> None:
 def test_a_transfer_that_the_stage_cancels_as_it_is_asked_is_over() -> None:
     with strict_engine() as engine, iodma.Ram(4096) as ram, iodma.Null() as null:
         stage = _core.Space(2, iodma.Memory({0: ram}), "stage")
-        transfers: list[iodma.Transfer] = []
+        transfers: list[iodma.Transfer[Any]] = []
 
         def miss(address: int, length: int, access: int) -> int:
             transfers[0].cancel()
@@ -355,7 +358,7 @@ def test_a_send_that_a_stage_cancels_as_it_is_to_go_with_another_stays_behind() 
     ):
         memory = iodma.Memory({0: ram})
         stage = _core.Space(4, memory, "stage")
-        sends: list[iodma.Transfer] = []
+        sends: list[iodma.Transfer[Any]] = []
 
         def walk(address: int, length: int, access: int) -> int:
             sends[2].cancel()
