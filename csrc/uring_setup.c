@@ -134,7 +134,9 @@ static int ring_make(struct iod_uring *u, uint32_t entries, uint32_t inflight)
 	struct uring_params p;
 	/* Room in the completion ring for two completions an op (zero-copy sends) and the ring's own; what does not fit
 	 * is kept by the kernel, which costs time but nothing else. */
-	uint32_t completions = round_up_pow2(inflight < MAX_ENTRIES ? inflight * 2 : MAX_ENTRIES * 2);
+	/* Without the last one, which is the engine's poll: a power of two of transfers stays one. */
+	uint32_t usual = inflight > 1 ? inflight - 1 : 1;
+	uint32_t completions = round_up_pow2(usual < MAX_ENTRIES ? usual * 2 : MAX_ENTRIES * 2);
 	uint32_t slots = entries < MIN_ENTRIES ? MIN_ENTRIES : round_up_pow2(entries < MAX_ENTRIES ? entries : MAX_ENTRIES);
 	if (completions < slots * 2)
 		completions = slots * 2;

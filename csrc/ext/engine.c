@@ -159,6 +159,7 @@ static PyObject *engine_open(Engine *self, PyObject *args)
 		self->spaces = PyList_New(0);
 	if (!self->spaces)
 		return NULL;
+	inflight++; /* the poll of what the engine watches: transfers must not have to wait for it */
 	self->backend = kind == 0 ? iod_uring_create(entries, inflight, &error) : iod_threads_create(workers, inflight, &error);
 	if (!self->backend) {
 		errno = -error;
