@@ -94,6 +94,7 @@ void iod_riders_board(struct iod_core *core, struct iod_row *host, struct iod_op
 		iod_row_to(core, row, IOD_S_DESCRIBED);
 		iod_row_lease(core, row);
 		iod_row_to(core, row, IOD_S_IN_FLIGHT);
+		iod_row_mark(core, row, IOD_M_REQUEST, row->total - row->moved);
 		row->phase = IOD_P_RIDE;
 		row->host = host;
 		row->range_next = NULL;

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import gzip
 import json
+import random
+import socket
 import threading
 from itertools import pairwise
 from pathlib import Path
@@ -61,8 +64,12 @@ def check(records: list[Record]) -> None:
                 (record["ts"], record["ts"] + record["dur"])
             )
     for track in slices.values():
-        track.sort()
-        assert all(before[1] <= after[0] + 1e-6 for before, after in pairwise(track))
+        within: list[float] = []
+        for begin, end in sorted(track, key=lambda each: (each[0], -each[1])):
+            while within and within[-1] <= begin + 1e-6:
+                within.pop()
+            assert not within or end <= within[-1] + 1e-6
+            within.append(end)
     flows = collections.defaultdict(list)
     for record in records:
         if record["ph"] in "stf":
@@ -206,6 +213,81 @@ def test_the_buffer_is_emptied_before_it_is_full(tmp_path: Path) -> None:
             r["name"] for r in json.load(text)["traceEvents"] if r["ph"] == "f"
         )
     assert names["transfer"] >= count
+
+
+def test_everything_at_once_is_a_good_file(tmp_path: Path, file: Path, rng: random.Random) -> None:
+    """Misses, waits for order and budget, sends that share a request, messages, resets, cancels."""
+    out = tmp_path / "trace.json"
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+
+    class Registers:
+        def read(self, offset: int, width: int) -> int:
+            return 0
+
+        def write(self, offset: int, width: int, value: int) -> None:
+            pass
+
+    with (
+        ours,
+        theirs,
+        iodma.Engine(strict=True, bounce_bytes=1 << 16) as engine,
+        iodma.Ram(1 << 20) as ram,
+        iodma.File(file) as disk,
+        iodma.File(file, direct=True) as direct,
+        iodma.Socket(ours) as stream,
+        iodma.Null() as null,
+    ):
+        memory = iodma.Memory({0: ram, 1 << 30: iodma.DeviceWindow(Registers(), 4096)})
+
+        async def walk(address: int, access: iodma.Access) -> iodma.Mapping | bool:
+            await engine.sleep(rng.random() / 1000)
+            return rng.random() < 0.9 and iodma.Mapping(address, address, 4096, access)
+
+        iommu = iodma.Iommu(memory, walk=walk)
+        ports = [
+            engine.port(iommu, "mapped"),
+            engine.port(memory, "plain"),
+            engine.port(iodma.ByteLanes(memory, width=2), "swapped"),
+        ]
+
+        async def main() -> None:
+            going: list[Any] = []
+            for step in range(400):
+                port = rng.choice(ports)
+                where = rng.choice(
+                    (
+                        (rng.randrange(1 << 19), rng.randrange(1, 40_000)),
+                        ((1 << 30) + 8, 64),
+                        [(i * 4096, 100) for i in range(8)],
+                    )
+                )
+                act = rng.randrange(6)
+                if act == 0:
+                    going.append(port.to_memory(where, source=rng.choice((disk, direct, null))))
+                elif act == 1:
+                    going.append(port.from_memory(where, to=null))
+                elif act in (2, 3):
+                    going.append(port.from_memory((0, 1000), to=stream))
+                elif act == 4 and going:
+                    rng.choice(going).cancel()
+                else:
+                    going.append(port.copy((0, 4096), (4096, 4096)))
+                if step % 97 == 96:
+                    await rng.choice(ports).reset()
+                if step % 50 == 49:
+                    await iommu.invalidate()
+                if rng.random() < 0.3:
+                    await engine.sleep(0)
+                with contextlib.suppress(BlockingIOError):
+                    theirs.recv(1 << 20)
+
+        with trace_to(engine, out):
+            engine.run(main())
+    records = read(out)
+    check(records)
+    states = {record["name"] for record in records if record["ph"] == "b"}
+    assert states >= {"PENDING", "WAITING", "IN_FLIGHT", "FAULTED", "COMPLETE", "request"}
 
 
 def test_attach_ends_with_the_engine(tmp_path: Path, file: Path) -> None:

@@ -119,7 +119,8 @@ class Misses:
                 if engine is None:
                     found.close()
                 else:
-                    engine.start(self._walked(key, self.asked[key], found), name="walk")
+                    task = engine.start(self._walked(key, self.asked[key], found), name="walk")
+                    task._when_done(lambda _, walk=found: walk.close())  # it may never have begun
             else:
                 self._answer(key, found)
 

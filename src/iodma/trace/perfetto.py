@@ -48,7 +48,7 @@ _STATES = (
     "DELIVERED",
 )
 assert {name for edge in transitions() for name in edge[:2]} == set(_STATES)
-_FREE, _DESCRIBED, _COMPLETE = 0, 1, 7
+_FREE, _DESCRIBED, _CANCELLING, _COMPLETE = 0, 1, 5, 7
 _WALK, _WALKED, _REQUEST, _RESULT = range(0x80, 0x84)
 _KINDS = ("transfer", "copy", "load", "store", "flush", "discard", "write_zeroes")
 _DEVICE, _TRANSLATE, _SUBMIT, _FINISH = range(1, 5)
@@ -198,15 +198,16 @@ class _Writer:
             yield from self._moved(live, ticket, when, before, to, amount, status)
 
     def _walked(self, live: _Live, ticket: int, when: int, args: Record) -> Iterator[Record]:
-        yield self._slice(live.port, _TRANSLATE, live.name, live.walk, when, args)
-        yield self._flow("t", live, ticket, _TRANSLATE, live.walk)
+        begin = live.walk or when  # lost, when the trace began in the middle of it
+        yield self._slice(live.port, _TRANSLATE, live.name, begin, when, args)
+        yield self._flow("t", live, ticket, _TRANSLATE, begin)
         live.walk = 0
 
     def _requested(self, live: _Live, ticket: int, when: int, amount: int) -> Iterator[Record]:
         if live.result:  # the next piece: what followed the last result is over
             yield self._slice(live.port, _FINISH, live.name, live.result, when, {"goes": "on"})
             live.result = 0
-        begin = min(live.since, when)
+        begin = live.since or when
         yield self._slice(live.port, _SUBMIT, live.name, begin, when, {"bytes": amount})
         yield self._flow("t", live, ticket, _SUBMIT, begin)
         yield self._async("b", live, ticket, "request", when, {"bytes": amount})
@@ -218,7 +219,8 @@ class _Writer:
         """A change of state."""
         if live.walk:  # it ended without a translation
             yield from self._walked(live, ticket, when, {"ended": _STATES[to]})
-        if live.requested and to != 5:  # all but CANCELLING end what was asked of the kernel
+        asked = live.requested
+        if asked:
             live.requested = False
             yield self._async("e", live, ticket, "request", when)
         end: Record = {"moved": moved} if to in (_COMPLETE, _FREE) else {}
@@ -241,8 +243,13 @@ class _Writer:
             return
         live.state = to
         if to == _DESCRIBED:
-            live.since = when
+            live.since = 0
         yield self._async("b", live, ticket, _STATES[to], when)
+        if (
+            asked and to == _CANCELLING
+        ):  # the kernel has it still
+            live.requested = True
+            yield self._async("b", live, ticket, "request", when, {"cancelled": True})
 
     def finish(self) -> Iterator[Record]:
         """Closes what is open."""
