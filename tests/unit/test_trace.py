@@ -348,3 +348,21 @@ def test_several_are_merged_side_by_side(tmp_path: Path) -> None:
         "one: port net",
         "two: port net",
     ]
+
+
+def test_a_benchmark_is_traced_outside_of_what_is_measured(tmp_path: Path) -> None:
+    from iodma.tools.bench.worker import traced
+
+    out = tmp_path / "row.json"
+    with iodma.Engine(strict=True) as engine, iodma.Ram(4096) as ram, iodma.Null() as null:
+        port = engine.port(iodma.Memory({0: ram}))
+
+        async def sample(seconds: float) -> float:
+            for _ in range(10):
+                await port.from_memory((0, 64), to=null)
+            return 10 / seconds
+
+        assert traced(lambda seconds: engine.run(sample(seconds)), 0.001, str(out)) == 1
+    records = read(out)
+    check(records)
+    assert ended(records) == [("from_memory", "OK", 64)] * 10

@@ -245,9 +245,7 @@ class _Writer:
         if to == _DESCRIBED:
             live.since = 0
         yield self._async("b", live, ticket, _STATES[to], when)
-        if (
-            asked and to == _CANCELLING
-        ):  # the kernel has it still
+        if asked and to == _CANCELLING:  # the kernel has it still
             live.requested = True
             yield self._async("b", live, ticket, "request", when, {"cancelled": True})
 
