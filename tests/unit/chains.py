@@ -10,6 +10,7 @@ Invariants:
 from __future__ import annotations
 
 import random
+from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Any
 
@@ -173,7 +174,7 @@ def lists_for(twin: Twin, rng: random.Random, most: int) -> model.Segments:
         if rng.random() < 0.02:
             address = rng.randrange(TOP)
         address %= TOP
-        nexts = [edge for edge in edges if edge > address][:3]
+        nexts = edges[bisect_right(edges, address) :][:3]
         length = rng.choice([0, 1, 3, 8, 16, 33, 64, 5000])
         if nexts and rng.random() < 0.5:
             length = rng.choice(nexts) - address + rng.choice([0, 0, 0, 1, -1])

@@ -16,6 +16,7 @@ Invariants:
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -168,10 +169,11 @@ class Iommu(Stage):
 
     def edges(self) -> set[int]:
         out = {0, TOP}
-        below = self.next.edges()
+        below = sorted(self.next.edges())
         for r in self.ranges:
             out |= {r.first, r.first + r.length}
-            out |= {r.first + e - r.target for e in below if r.target <= e < r.target + r.length}
+            inside = below[bisect_left(below, r.target) : bisect_left(below, r.target + r.length)]
+            out |= {r.first + e - r.target for e in inside}
         return out
 
 

@@ -60,7 +60,7 @@ def compare(twin: Twin, segments: model.Segments, access: int) -> None:
         assert any(at - offset == host for host in hosts.values())
 
 
-@examples(150)
+@examples(80)
 @given(plans(), st.integers(0, 1 << 32), st.integers(1, 3))
 def test_any_list_through_any_chain(plan: Plan, seed: int, access: int) -> None:
     rng = random.Random(seed)
@@ -70,7 +70,7 @@ def test_any_list_through_any_chain(plan: Plan, seed: int, access: int) -> None:
             compare(twin, good_list(twin, rng, 40, access), access)
 
 
-@examples(4)
+@examples(2)
 @given(st.integers(0, 1 << 32))
 def test_maps_of_thousands_of_ranges(seed: int) -> None:
     rng = random.Random(seed)
@@ -87,7 +87,7 @@ def test_maps_of_thousands_of_ranges(seed: int) -> None:
             compare(twin, lists_for(twin, rng, 4), 1)
 
 
-@examples(60)
+@examples(40)
 @given(st.integers(0, 1 << 32))
 def test_after_every_change_of_the_maps(seed: int) -> None:
     """Regions come and go, pages are mapped and unmapped in parts: no stale answer."""
