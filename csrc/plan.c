@@ -187,12 +187,41 @@ static enum iod_plan fill_bounce(struct iod_core *core, struct iod_row *row, int
 	return IOD_PLAN_ERROR;
 }
 
+static uint64_t blocks_bytes(const struct iod_row *row)
+{
+	return round_up(row->before + row->payload, row->target->offset_alignment);
+}
+
+/* What `sent` bytes of the blocks around the payload are still missing.  A read that ends early, but at a block's end, is
+ * not yet the end of the file: it may have been cut short, and what it left out must not be taken for nothing. */
+static enum iod_plan read_blocks(struct iod_core *core, struct iod_row *row, struct iod_op *op)
+{
+	uint64_t had = (uint64_t)row->sent, whole = blocks_bytes(row);
+
+	row->phase = IOD_P_BEFORE;
+	bounce_request(core, row, op, whole);
+	row->one = (struct iovec){row->bounce + had, whole - had};
+	row->op_bytes = whole - had;
+	op->offset += had;
+	op->code = IOD_OP_READV;
+	op->flags &= (uint8_t)~IOD_OP_DSYNC;
+	return IOD_PLAN_REQUEST;
+}
+
+bool iod_plan_blocks_read(struct iod_row *row, uint64_t bytes)
+{
+	row->sent += (int32_t)bytes;
+	uint64_t had = (uint64_t)row->sent;
+	return bytes == 0 || had % row->target->offset_alignment || had >= blocks_bytes(row);
+}
+
 static enum iod_plan bounce(struct iod_core *core, struct iod_row *row, struct iod_op *op, uint64_t bytes,
 			    enum iod_reason reason, int *error)
 {
 	struct iod_target *target = row->target;
 	uint64_t align = target->kind == IOD_T_FILE ? target->offset_alignment : 1;
-	uint64_t position = row->position + row->moved, most = core->arena.most / align * align;
+	uint64_t position = row->position + row->moved;
+	uint64_t most = iod_min64(core->arena.most, target->max_bytes) / align * align;
 
 	if (most < 2 * align || !core->arena.pages) {
 		*error = ENOBUFS;
@@ -216,11 +245,8 @@ static enum iod_plan bounce(struct iod_core *core, struct iod_row *row, struct i
 	if (row->direction == IOD_FROM_MEMORY) {
 		if (row->before || (row->before + bytes) % align) {
 			/* Read the blocks first; the write comes when they are here. */
-			row->phase = IOD_P_BEFORE;
-			bounce_request(core, row, op, whole);
-			op->code = IOD_OP_READV;
-			op->flags &= (uint8_t)~IOD_OP_DSYNC;
-			return IOD_PLAN_REQUEST;
+			row->sent = 0;
+			return read_blocks(core, row, op);
 		}
 		enum iod_plan plan = fill_bounce(core, row, error);
 		if (plan != IOD_PLAN_REQUEST)
@@ -376,7 +402,7 @@ enum iod_plan iod_plan_next(struct iod_core *core, struct iod_row *row, struct i
 	uint8_t reason = 0;
 
 	if (row->phase == IOD_P_BEFORE)
-		return write_blocks(core, row, op, error);
+		return row->blocks_read ? write_blocks(core, row, op, error) : read_blocks(core, row, op);
 	if (row->kind == IOD_R_COPY || row->kind == IOD_R_LOAD || row->kind == IOD_R_STORE)
 		return IOD_PLAN_WORK;
 	if (row->kind != IOD_R_TRANSFER)

@@ -204,7 +204,7 @@ static void row_result(struct iod_core *core, struct iod_row *row, int32_t resul
 			iod_row_continue(core, row);
 		return;
 	case IOD_P_BEFORE:
-		row->sent = result; /* bytes that the blocks held */
+		row->blocks_read = iod_plan_blocks_read(row, (uint64_t)result);
 		row->phase = IOD_P_BEFORE;
 		if (row->cancel_wanted)
 			iod_row_complete(core, row, IOD_CANCELLED, 0);

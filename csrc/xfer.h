@@ -170,6 +170,7 @@ struct iod_row {
 	bool filled;   /* `payload` bytes were gathered into it and are not written yet */
 	bool notified; /* a zero-copy send's first completion came; its result is in `sent` */
 	uint8_t reason; /* of the bounce */
+	bool blocks_read; /* of a write that reads first: `sent` bytes of them are there, and that is all of them */
 	int32_t sent;
 	uint64_t message_bytes; /* of a stream's request, the riders' included */
 
@@ -349,6 +350,8 @@ void iod_row_ready(struct iod_core *, struct iod_row *); /* WAITING, PENDING -> 
 enum iod_plan { IOD_PLAN_REQUEST, IOD_PLAN_WORK, IOD_PLAN_SCRIPT, IOD_PLAN_WAIT_BUDGET, IOD_PLAN_WAIT_RING, IOD_PLAN_FAULT,
 		IOD_PLAN_ERROR, IOD_PLAN_DONE };
 enum iod_plan iod_plan_next(struct iod_core *, struct iod_row *, struct iod_op *, int *error);
+/* More of the blocks around a payload came. False: there may be still more. */
+bool iod_plan_blocks_read(struct iod_row *, uint64_t bytes);
 void iod_plan_end(struct iod_row *); /* undo what it did to the iovecs */
 void iod_plan_took(struct iod_row *, uint64_t bytes); /* of the payload in the arena, which are written */
 
