@@ -55,7 +55,13 @@ STAGES = (
     Stage("peers", (*PYTEST, "tests/peers"), total=1800, needs="tests/peers/test_*.py"),
     Stage("sdist", ("scripts/check_sdist.sh",)),
 )
-SOAK = Stage("soak", (*PYTEST, "tests"), {"IODMA_SOAK": "1"}, silence=600, total=12 * 3600)
+#: The long campaigns; "soak" stands for all of them.
+SOAK = (
+    Stage(
+        "soak-fuzz", ("make", "-C", "csrc", "fuzz", "SECONDS=3600"), silence=4000, total=2 * 3600
+    ),
+    Stage("soak", (*PYTEST, "tests"), {"IODMA_SOAK": "1"}, silence=600, total=12 * 3600),
+)
 
 
 @dataclass
@@ -87,10 +93,10 @@ def run(stage: Stage, tally: Tally, seconds_left: float) -> bool:
 
 
 def main() -> int:
-    names = [stage.name for stage in (*STAGES, SOAK)]
+    names = [stage.name for stage in (*STAGES, *SOAK)]
     parser = argparse.ArgumentParser(description="Runs the project's tests.")
     parser.add_argument("stage", nargs="*", metavar="STAGE", help=", ".join(names))
-    chosen = parser.parse_args().stage or names[:-1]
+    chosen = parser.parse_args().stage or names[: len(STAGES)]
     for name in chosen:
         if name not in names:
             parser.error(f"no stage is called {name!r}; there are {', '.join(names)}")
@@ -98,8 +104,8 @@ def main() -> int:
     os.chdir(ROOT)
     os.environ["PATH"] = f"{Path(PYTHON).parent}:{os.environ['PATH']}"
     tally, failures = Tally(), []
-    deadline = time.monotonic() + (SOAK.total if "soak" in chosen else SECONDS_OF_CI)
-    for stage in (*STAGES, SOAK):
+    deadline = time.monotonic() + (SOAK[-1].total if "soak" in chosen else SECONDS_OF_CI)
+    for stage in (*STAGES, *SOAK):
         if stage.name not in chosen or (stage.needs and not list(ROOT.glob(stage.needs))):
             continue
         if not run(stage, tally, deadline - time.monotonic()):
