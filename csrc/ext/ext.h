@@ -72,9 +72,7 @@ typedef struct Wait {
 } Wait;
 
 typedef struct {
-	Wait wait;
-	struct iod_port *port;
-	PyObject *port_object, *target;
+	Wait wait; /* it does not hold its port: the port's rows do, and a device may keep a transfer that is over */
 	uint64_t ticket;
 	uint8_t kind;
 	PyObject *convert; /* LOAD: bytes -> result; None: the bytes */

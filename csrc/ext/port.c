@@ -156,10 +156,7 @@ PyObject *ext_transfer(Port *self, const struct iod_request *given, PyObject *co
 		return NULL;
 	ext_wait_init(&transfer->wait, self->engine);
 	transfer->wait.is_transfer = true;
-	transfer->port = &self->port;
 	transfer->kind = request.kind;
-	Py_INCREF(self);
-	transfer->port_object = (PyObject *)self;
 	Py_XINCREF(convert);
 	Py_XINCREF(payload);
 	transfer->convert = convert;

@@ -104,9 +104,30 @@ static PyObject *region_new(PyTypeObject *type, PyObject *args, PyObject *kw)
 	return (PyObject *)self;
 }
 
+/* What a device window leads to often leads back: a device, its port, the memory that the window is in. */
+static int region_traverse(Region *self, visitproc visit, void *arg)
+{
+	Py_VISIT(Py_TYPE(self));
+	if (self->region && self->region->kind == IOD_DEVICE)
+		Py_VISIT((PyObject *)self->region->owner);
+	return 0;
+}
+
+static int region_clear(Region *self)
+{
+	if (self->region && self->region->kind == IOD_DEVICE && self->region->owner != Py_None) {
+		PyObject *target = self->region->owner;
+		Py_INCREF(Py_None);
+		self->region->owner = Py_None;
+		Py_DECREF(target);
+	}
+	return 0;
+}
+
 static void region_dealloc(Region *self)
 {
 	PyTypeObject *type = Py_TYPE(self);
+	PyObject_GC_UnTrack(self);
 	if (self->region) {
 		iod_region_close(self->region);
 		iod_region_put(self->region);
@@ -302,14 +323,17 @@ static PyGetSetDef region_getset[] = {{"size", (getter)region_get, NULL, "Bytes.
 				      {"_host", (getter)region_get, NULL, NULL, (void *)'h'},
 				      {0}};
 static PyType_Slot region_slots[] = {{Py_tp_new, region_new},
+				     {Py_tp_traverse, region_traverse},
+				     {Py_tp_clear, region_clear},
+				     {Py_tp_free, PyObject_GC_Del},
 				     {Py_tp_dealloc, region_dealloc},
 				     {Py_tp_methods, region_methods},
 				     {Py_tp_getset, region_getset},
 				     {Py_bf_getbuffer, region_getbuffer},
 				     {Py_bf_releasebuffer, region_releasebuffer},
 				     {0}};
-static PyType_Spec region_spec = {"iodma._core.Region", sizeof(Region), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
-				  region_slots};
+static PyType_Spec region_spec = {"iodma._core.Region", sizeof(Region), 0,
+				  Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC, region_slots};
 
 int ext_region_add(PyObject *module)
 {

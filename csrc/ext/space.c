@@ -76,9 +76,24 @@ static PyObject *space_new(PyTypeObject *type, PyObject *args, PyObject *kw)
 	return (PyObject *)self;
 }
 
+static int space_traverse(Space *self, visitproc visit, void *arg)
+{
+	Py_VISIT(Py_TYPE(self));
+	Py_VISIT(self->next);
+	Py_VISIT(self->hook);
+	return 0;
+}
+
+static int space_clear(Space *self)
+{
+	Py_CLEAR(self->hook); /* `next` stays: a walk follows it */
+	return 0;
+}
+
 static void space_dealloc(Space *self)
 {
 	PyTypeObject *type = Py_TYPE(self);
+	PyObject_GC_UnTrack(self);
 	iod_map_clear(&self->space.map);
 	Py_XDECREF(self->next);
 	Py_XDECREF(self->hook);
@@ -350,12 +365,15 @@ static PyGetSetDef space_getset[] = {{"name", (getter)space_get, NULL, "What fau
 				     {"_count", (getter)space_get, NULL, NULL, (void *)'r'},
 				     {0}};
 static PyType_Slot space_slots[] = {{Py_tp_new, space_new},
+				    {Py_tp_traverse, space_traverse},
+				    {Py_tp_clear, space_clear},
+				    {Py_tp_free, PyObject_GC_Del},
 				    {Py_tp_dealloc, space_dealloc},
 				    {Py_tp_methods, space_methods},
 				    {Py_tp_getset, space_getset},
 				    {0}};
-static PyType_Spec space_spec = {"iodma._core.Space", sizeof(Space), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
-				 space_slots};
+static PyType_Spec space_spec = {"iodma._core.Space", sizeof(Space), 0,
+				 Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC, space_slots};
 
 int ext_space_add(PyObject *module)
 {

@@ -102,9 +102,27 @@ static PyObject *target_new(PyTypeObject *type, PyObject *args, PyObject *kw)
 	return (PyObject *)self;
 }
 
+static int target_traverse(Target *self, visitproc visit, void *arg)
+{
+	Py_VISIT(Py_TYPE(self));
+	Py_VISIT(self->region);
+	Py_VISIT(self->script);
+	Py_VISIT(self->script_cancel);
+	Py_VISIT(self->engine);
+	return 0;
+}
+
+static int target_clear(Target *self)
+{
+	Py_CLEAR(self->script);
+	Py_CLEAR(self->script_cancel);
+	return 0;
+}
+
 static void target_dealloc(Target *self)
 {
 	PyTypeObject *type = Py_TYPE(self);
+	PyObject_GC_UnTrack(self);
 	forget(self);
 	if (self->target.region)
 		iod_region_put(self->target.region);
@@ -328,11 +346,15 @@ static PyGetSetDef target_getset[] = {
 	{"_engine", (getter)target_get, NULL, NULL, (void *)'e'},
 	{0}};
 static PyType_Slot target_slots[] = {{Py_tp_new, target_new},
+				     {Py_tp_traverse, target_traverse},
+				     {Py_tp_clear, target_clear},
+				     {Py_tp_free, PyObject_GC_Del},
 				     {Py_tp_dealloc, target_dealloc},
 				     {Py_tp_methods, target_methods},
 				     {Py_tp_getset, target_getset},
 				     {0}};
-static PyType_Spec target_spec = {"iodma._core.Target", sizeof(Target), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+static PyType_Spec target_spec = {"iodma._core.Target", sizeof(Target), 0,
+				  Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
 				  target_slots};
 
 /* ---- Revocation ---- */

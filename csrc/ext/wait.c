@@ -354,8 +354,6 @@ static void transfer_dealloc(Transfer *self)
 {
 	PyTypeObject *type = Py_TYPE(self);
 	ext_wait_clear(&self->wait);
-	Py_XDECREF(self->port_object);
-	Py_XDECREF(self->target);
 	Py_XDECREF(self->convert);
 	Py_XDECREF(self->payload);
 	freefunc release = PyType_GetSlot(type, Py_tp_free);

@@ -8,14 +8,16 @@ Invariants:
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from typing import Any
 
 import pytest
 
 import iodma
 from iodma import Access, Status
-from tests.unit.system import System, few_objects, leaks, system_fixture  # noqa: F401
+from tests.unit.system import System, system_fixture  # noqa: F401
 
 TOP = 1 << 64
 PAGE = 4096
@@ -221,3 +223,30 @@ def test_regions_come_and_go_while_transfers_run(system: System, rng: random.Ran
     for i, present in enumerate(there):
         if present:
             assert system.memory.remove(base + i * PAGE).done
+
+
+class Looped(iodma.Device):
+    """A device whose own window is in the memory that its port leads to."""
+
+    value = iodma.Register(0x0)
+
+
+def test_a_machine_that_is_let_go_of_is_collected() -> None:
+    """Memory, window, bus, device, port and what the device keeps: one cycle, through the core."""
+
+    def machine() -> list[weakref.ref[Any]]:
+        with iodma.Engine() as engine, iodma.Ram(PAGE) as ram:
+            memory, bus = iodma.Memory({0: ram}), iodma.Bus()
+            device = Looped(engine.port(memory))
+            memory.add(1 << 32, iodma.DeviceWindow(bus.attach(device, 0), PAGE))
+
+            async def main() -> None:
+                device.last = device.port.copy((0, 4), (1 << 32, 4))  # type: ignore[attr-defined]
+                await device.last  # type: ignore[attr-defined]
+
+            engine.run(main())
+            return [weakref.ref(each) for each in (engine, ram, memory, device, device.port)]
+
+    parts = machine()
+    gc.collect()
+    assert [part() for part in parts] == [None] * 5

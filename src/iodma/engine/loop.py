@@ -484,7 +484,10 @@ class Engine(_core.Engine):
             self._slow = None
         failed = None if forked else self._drain(deadline)
         if self._tracer is not None and not forked:
-            self._tracer.stop()
+            try:
+                self._tracer.stop()
+            except OSError as error:  # the file's disk is full
+                failed = failed or error
         if self._close():
             self._let_go()
         else:
