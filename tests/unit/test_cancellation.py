@@ -29,10 +29,8 @@ from tests.unit.system import (  # noqa: F401
     Registers,
     System,
     content,
-    few_objects,
     file_fixture,
     hold,
-    leaks,
     system_fixture,
 )
 

@@ -22,10 +22,8 @@ from tests.unit.system import (  # noqa: F401
     System,
     connection,
     content,
-    few_objects,
     file_fixture,
     hold,
-    leaks,
     shuffled,
     system_fixture,
 )

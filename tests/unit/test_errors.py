@@ -25,9 +25,7 @@ from iodma.testing import FakeMemory, ScriptedEndpoint, strict_engine
 from tests.unit.system import (  # noqa: F401
     Registers,
     System,
-    few_objects,
     file_fixture,
-    leaks,
     system_fixture,
 )
 

@@ -20,9 +20,6 @@ import iodma
 from iodma import _core
 from iodma.endpoints.base import KIND_SCRIPT
 from iodma.testing import strict_engine
-from tests.unit.system import few_objects, leaks
-
-__all__ = ["few_objects", "leaks"]
 
 
 class Writes:

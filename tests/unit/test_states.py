@@ -19,12 +19,10 @@ import pytest
 import iodma
 from iodma import Status
 from iodma.transfer import TRANSITIONS, diagram
-from tests.unit.system import (  # noqa: F401
+from tests.unit.system import (
     WINDOW,
     Registers,
     System,
-    few_objects,
-    leaks,
 )
 
 Scenario = Callable[[System, Path], Awaitable[None]]

@@ -28,7 +28,6 @@ from iodma.testing import (
     no_leaks,
     strict_engine,
 )
-from iodma.testing.leaks import few_objects, leaks  # noqa: F401  (checks every test here)
 from iodma.testing.memory import MARGIN
 
 MODULES = [f"iodma.testing.{each.name}" for each in pkgutil.iter_modules(iodma.testing.__path__)]

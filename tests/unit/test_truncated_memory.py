@@ -22,7 +22,7 @@ import pytest
 import iodma
 from iodma import Status
 from iodma.testing import ScriptedEndpoint, strict_engine
-from tests.unit.system import connection, few_objects, leaks  # noqa: F401
+from tests.unit.system import connection
 
 PAGE = 4096
 PAGES = 64

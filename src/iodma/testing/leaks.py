@@ -15,7 +15,7 @@ from __future__ import annotations
 import gc
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,27 +127,33 @@ try:
 except ModuleNotFoundError:  # it is only needed by who uses the plugin
     pass
 else:
+    _before = pytest.StashKey[tuple[Snapshot, int]]()
 
     def pytest_configure(config: pytest.Config) -> None:
         """Make the marker known."""
         config.addinivalue_line("markers", "leaks_allowed: what it leaves behind is no error")
 
-    @pytest.fixture(scope="session", autouse=True)
-    def few_objects() -> None:
+    def pytest_sessionstart() -> None:
         """What is there before the first test is not looked through again for each of them."""
         gc.collect()
         gc.freeze()
 
-    @pytest.fixture(autouse=True)
-    def leaks(request: pytest.FixtureRequest, few_objects: None) -> Iterator[None]:
-        """Fail a test that passed but left something behind."""
-        before = Snapshot.take()
-        failed = request.session.testsfailed
-        yield
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
+        """Before any fixture is made."""
+        item.stash[_before] = Snapshot.take(), item.session.testsfailed
+        return (yield)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
+        """After all its fixtures are gone: fail a test that passed and left something behind."""
+        result = yield
+        before, failed = item.stash[_before]
         # The traceback of a test that failed holds on to its variables.
-        if request.session.testsfailed == failed and not request.node.get_closest_marker(
-            "leaks_allowed"
-        ):
+        if item.session.testsfailed == failed and not item.get_closest_marker("leaks_allowed"):
+            if isinstance(item, pytest.Function):
+                item.funcargs.clear()  # what the fixtures made, which they have closed by now
             found = before.leaks()
             if found:
                 pytest.fail("left behind:\n  " + "\n  ".join(found), pytrace=False)
+        return result
