@@ -365,7 +365,7 @@ def test_a_benchmark_is_traced_outside_of_what_is_measured(
             return 10 / seconds
 
         # A worker has one engine; here there may be others that wait to be collected.
-        monkeypatch.setattr("iodma.engine.loop.engines", [engine])
+        monkeypatch.setattr("iodma.engine.loop.engines", {engine})
         assert traced(lambda seconds: engine.run(sample(seconds)), 0.001, str(out)) == 1
     records = read(out)
     check(records)
