@@ -58,7 +58,7 @@ int iod_submit(struct iod_core *core, const struct iod_request *request, uint64_
 	row->status = IOD_OK;
 	row->wait = IOD_W_NONE;
 	row->cancel_wanted = row->cancel_sent = row->with_backend = row->holds_order = row->leased = false;
-	row->was_ranged = row->polled = row->notified = row->ranged = row->reads_first = false;
+	row->was_ranged = row->notified = row->ranged = row->reads_first = false;
 	row->cut = row->by_copy = row->by_write = row->alone = false;
 	row->error = 0;
 	row->port = port;

@@ -130,22 +130,17 @@ void iod_plan_end(struct iod_row *row)
 	first->iov_len += row->skip;
 }
 
-static void give_piece(struct iod_core *core, struct iod_row *row)
-{
-	if (row->bounce) {
-		iod_arena_give(&core->arena, row->bounce, row->bounce_bytes);
-		row->bounce = NULL;
-		core->budget_again = true;
-	}
-}
-
 /* A piece of the arena of at least `want` bytes in row->bounce, or why not. */
 static bool take_bounce(struct iod_core *core, struct iod_row *row, size_t want)
 {
 	if (row->bounce && row->bounce_bytes >= want)
 		return true;
 	row->bounce_want = want;
-	give_piece(core, row);
+	if (row->bounce) {
+		iod_arena_give(&core->arena, row->bounce, row->bounce_bytes);
+		row->bounce = NULL;
+		core->budget_again = true;
+	}
 	if (core->budget.head) /* others wait: behind them */
 		return false;
 	row->bounce = iod_arena_take(&core->arena, want);
@@ -220,17 +215,6 @@ bool iod_plan_blocks_read(struct iod_row *row, uint64_t bytes)
 	return bytes == 0 || had % row->target->offset_alignment || had >= blocks_bytes(row);
 }
 
-/* Nobody knows when a peer sends: receives that wait for one hold half of the arena together, and no more. */
-static bool must_poll(const struct iod_core *core, const struct iod_row *row, size_t want)
-{
-	const struct iod_arena *arena = &core->arena;
-	size_t pages = (want + IOD_ARENA_PAGE - 1) / IOD_ARENA_PAGE;
-
-	if (row->direction != IOD_TO_MEMORY || row->target->kind == IOD_T_FILE || row->polled)
-		return false;
-	return (arena->used + (row->bounce ? 0 : pages)) * 2 > arena->pages;
-}
-
 static enum iod_plan bounce(struct iod_core *core, struct iod_row *row, struct iod_op *op, uint64_t bytes,
 			    enum iod_reason reason, int *error)
 {
@@ -252,13 +236,6 @@ static enum iod_plan bounce(struct iod_core *core, struct iod_row *row, struct i
 		}
 		whole = most;
 		bytes = whole - row->before;
-	}
-	if (must_poll(core, row, whole)) {
-		give_piece(core, row);
-		*op = (struct iod_op){.code = IOD_OP_POLL, .fd = target->fd, .poll_events = 1 /* POLLIN */};
-		row->op_bytes = 0;
-		row->phase = IOD_P_POLL;
-		return IOD_PLAN_REQUEST;
 	}
 	if (!take_bounce(core, row, whole))
 		return IOD_PLAN_WAIT_BUDGET;

@@ -154,8 +154,6 @@ static void row_result(struct iod_core *core, struct iod_row *row, int32_t resul
 		}
 	}
 	/* -ECANCELED that nobody wanted of this row: of one that rode along. */
-	if (phase != IOD_P_POLL)
-		row->polled = false;
 	if ((result == -EINTR || result == -ECANCELED) && !row->cancel_wanted) {
 		iod_row_continue(core, row);
 		return;
@@ -200,7 +198,6 @@ static void row_result(struct iod_core *core, struct iod_row *row, int32_t resul
 			row_progress(core, row);
 		return;
 	case IOD_P_POLL:
-		row->polled = true;
 		if (row->cancel_wanted)
 			iod_row_complete(core, row, IOD_CANCELLED, 0);
 		else

@@ -167,7 +167,6 @@ struct iod_row {
 
 	struct iod_piece inline_piece[IOD_INLINE_SEGMENTS];
 	uint8_t *bounce;
-	bool polled;   /* its descriptor was found ready, and it has not received since */
 	bool filled;   /* `payload` bytes were gathered into it and are not written yet */
 	bool notified; /* a zero-copy send's first completion came; its result is in `sent` */
 	uint8_t reason; /* of the bounce */
