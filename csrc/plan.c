@@ -8,8 +8,9 @@
  * Invariants
  *  - Direct is the default; a bounce has a reason (enum iod_reason), and its bytes are counted under it.
  *  - A bounce covers the shortest run that its reason forces, and whole blocks around it where the file wants those.
- *  - What was gathered into the arena is gathered once, however often it takes to write it: of a device window every
- *    access has an effect.  (But for the blocks of a direct file, which a short write has read again.)
+ *  - What a device window gave is gathered once, however often it takes to write it: every access has an effect.  (But
+ *    for the blocks of a direct file, which a short write has read again.)
+ *  - Nobody holds a piece of the arena while it waits for a peer, but for what a device window gave.
  *  - A write that covers a block only in part reads that block first, under the range that row_step locked, and never
  *    makes the file longer than the payload does.
  *  - The iovecs that a request borrows are as they were once iod_plan_end ran. */
@@ -73,6 +74,10 @@ static void set_request(struct iod_row *row, struct iod_op *op, int fd)
 		row->message = (struct msghdr){.msg_iov = (struct iovec *)(uintptr_t)op->iov, .msg_iovlen = op->niov};
 		op->msg = &row->message;
 		op->code = !out ? IOD_OP_RECVMSG : target->zero_copy && !row->by_copy ? IOD_OP_SEND_ZC : IOD_OP_SENDMSG;
+		if (row->phase == IOD_P_BOUNCE) { /* nobody keeps a piece of the arena until a peer likes */
+			op->code = out ? IOD_OP_SENDMSG : IOD_OP_RECVMSG;
+			op->flags |= IOD_OP_NOWAIT;
+		}
 	}
 	if (target->file_index >= 0 && fd == target->fd) {
 		op->flags |= IOD_OP_FIXED_FILE;
@@ -136,11 +141,7 @@ static bool take_bounce(struct iod_core *core, struct iod_row *row, size_t want)
 	if (row->bounce && row->bounce_bytes >= want)
 		return true;
 	row->bounce_want = want;
-	if (row->bounce) {
-		iod_arena_give(&core->arena, row->bounce, row->bounce_bytes);
-		row->bounce = NULL;
-		core->budget_again = true;
-	}
+	iod_row_give_bounce(core, row);
 	if (core->budget.head) /* others wait: behind them */
 		return false;
 	row->bounce = iod_arena_take(&core->arena, want);
@@ -178,6 +179,7 @@ static enum iod_plan fill_bounce(struct iod_core *core, struct iod_row *row, int
 
 	core->count.copied += done;
 	core->count.bounced[row->reason] += done;
+	core->count.bounces[row->reason]++;
 	row->filled = !failed;
 	if (!failed)
 		return IOD_PLAN_REQUEST;
@@ -241,7 +243,6 @@ static enum iod_plan bounce(struct iod_core *core, struct iod_row *row, struct i
 		return IOD_PLAN_WAIT_BUDGET;
 	row->payload = bytes;
 	row->reason = (uint8_t)reason;
-	core->count.bounces[reason]++;
 	if (row->direction == IOD_FROM_MEMORY) {
 		if (row->before || (row->before + bytes) % align) {
 			/* Read the blocks first; the write comes when they are here. */
@@ -254,6 +255,24 @@ static enum iod_plan bounce(struct iod_core *core, struct iod_row *row, struct i
 	}
 	row->phase = IOD_P_BOUNCE;
 	return bounce_request(core, row, op, whole);
+}
+
+static bool came_from_device(const struct iod_row *row)
+{
+	uint64_t left = row->skip + row->payload;
+
+	for (uint32_t i = row->cursor; left && i < row->t.count; i++) {
+		if (row->t.piece[i].region->kind == IOD_DEVICE)
+			return true;
+		left -= iod_min64(left, row->t.iov[i].iov_len);
+	}
+	return false;
+}
+
+void iod_plan_pause(struct iod_core *core, struct iod_row *row)
+{
+	if (!row->filled || !came_from_device(row))
+		iod_row_give_bounce(core, row);
 }
 
 void iod_plan_took(struct iod_row *row, uint64_t bytes)

@@ -88,6 +88,7 @@ static void bounced(struct iod_core *core, struct iod_row *row, uint64_t n)
 		int error = iod_row_scatter(core, row, row->bounce + row->before, useful, &done);
 		core->count.copied += done;
 		core->count.bounced[row->reason] += done;
+		core->count.bounces[row->reason]++;
 		iod_row_advance(row, done);
 		if (error) {
 			if (row->fault.space)
@@ -159,9 +160,11 @@ static void row_result(struct iod_core *core, struct iod_row *row, int32_t resul
 		return;
 	}
 	if (result == -EAGAIN && row->target && iod_on_wire(row->target) && !row->cancel_wanted) {
-		/* A descriptor that was set non-blocking: wait until it is ready, then again. */
+		/* A request that is not to wait, or a descriptor that was set non-blocking: wait until it is ready,
+		 * then again. */
 		struct iod_op op = {.code = IOD_OP_POLL, .fd = row->target->fd,
 				    .poll_events = row->direction == IOD_TO_MEMORY ? 1 /* POLLIN */ : 4 /* POLLOUT */};
+		iod_plan_pause(core, row);
 		row->op_bytes = 0;
 		row->phase = IOD_P_POLL;
 		if (!iod_row_hand_over(core, row, &op)) {

@@ -55,7 +55,7 @@ void iod_row_lease(struct iod_core *core, struct iod_row *row)
 	row->skip = row->skip2 = 0;
 }
 
-static void give_bounce(struct iod_core *core, struct iod_row *row)
+void iod_row_give_bounce(struct iod_core *core, struct iod_row *row)
 {
 	if (!row->bounce)
 		return;
@@ -76,7 +76,7 @@ void iod_row_release(struct iod_core *core, struct iod_row *row)
 		if (row->holds)
 			iod_revocation_row_gone(core, row);
 	}
-	give_bounce(core, row);
+	iod_row_give_bounce(core, row);
 }
 
 static void leave_order(struct iod_core *core, struct iod_row *row)

@@ -43,10 +43,10 @@ static int32_t result(ssize_t r)
 	return r < 0 ? -errno : (int32_t)r;
 }
 
-static int32_t would_block(ssize_t r)
+static int32_t would_block(const struct iod_op *op, ssize_t r)
 {
 	if (r < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR))
-		return JOB_WOULD_BLOCK;
+		return op->flags & IOD_OP_NOWAIT ? -EAGAIN : JOB_WOULD_BLOCK;
 	return result(r);
 }
 
@@ -55,7 +55,7 @@ static int32_t poll_now(const struct iod_op *op)
 	struct pollfd p = {.fd = op->fd, .events = (short)op->poll_events};
 	int r = poll(&p, 1, 0);
 	if (r < 0)
-		return would_block(r);
+		return would_block(op, r);
 	if (op->fd < 0 || (p.revents & POLLNVAL)) /* poll passes over negative ones */
 		return -EBADF;
 	return r ? (uint16_t)p.revents : JOB_WOULD_BLOCK;
@@ -97,9 +97,9 @@ int32_t iod_job_run(const struct iod_op *op)
 	case IOD_OP_WRITEV:
 		return result(pwritev2(op->fd, op->iov, (int)op->niov, (off_t)op->offset, op->flags & IOD_OP_DSYNC ? RWF_DSYNC : 0));
 	case IOD_OP_SENDMSG:
-		return would_block(sendmsg(op->fd, op->msg, MSG_NOSIGNAL | MSG_DONTWAIT));
+		return would_block(op, sendmsg(op->fd, op->msg, MSG_NOSIGNAL | MSG_DONTWAIT));
 	case IOD_OP_RECVMSG:
-		return would_block(recvmsg(op->fd, op->msg, MSG_DONTWAIT));
+		return would_block(op, recvmsg(op->fd, op->msg, MSG_DONTWAIT));
 	case IOD_OP_FSYNC:
 		return result(fdatasync(op->fd));
 	case IOD_OP_FALLOCATE:

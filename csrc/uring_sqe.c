@@ -39,7 +39,7 @@ static void fill_rw(const struct iod_uring *u, struct uring_sqe *s, const struct
 static void fill_send(const struct iod_uring *u, struct uring_sqe *s, const struct iod_op *op, bool zero_copy)
 {
 	const struct msghdr *m = op->msg;
-	s->op_flags = MSG_NOSIGNAL;
+	s->op_flags = MSG_NOSIGNAL | (op->flags & IOD_OP_NOWAIT ? MSG_DONTWAIT : 0);
 	if (m->msg_iovlen == 1 && !m->msg_namelen && !m->msg_controllen && m->msg_iov->iov_len <= LEN_MAX) {
 		s->opcode = zero_copy ? URING_SEND_ZC : URING_SEND;
 		s->addr = (uint64_t)(uintptr_t)m->msg_iov->iov_base;
@@ -81,6 +81,7 @@ bool iod_uring_fill_sqe(const struct iod_uring *u, struct uring_sqe *s, const st
 		break;
 	case IOD_OP_RECVMSG:
 		s->opcode = URING_RECVMSG;
+		s->op_flags = op->flags & IOD_OP_NOWAIT ? MSG_DONTWAIT : 0;
 		s->addr = (uint64_t)(uintptr_t)op->msg;
 		s->len = 1;
 		break;

@@ -336,6 +336,7 @@ void iod_row_fault(struct iod_core *, struct iod_row *);
 uint64_t iod_bus_address(const struct iod_segment *, uint32_t count, uint64_t at); /* of byte `at` of a list */
 void iod_row_gone(struct iod_core *, struct iod_row *); /* it was mapped, but the memory behind it is not there */
 void iod_row_release(struct iod_core *, struct iod_row *); /* translation, leases, bounce */
+void iod_row_give_bounce(struct iod_core *, struct iod_row *); /* its piece of the arena, if it has one */
 void iod_row_continue(struct iod_core *, struct iod_row *); /* the next request of a row that is leased, or needs no lease */
 bool iod_row_hand_over(struct iod_core *, struct iod_row *, struct iod_op *); /* false: no room in the ring */
 static inline bool iod_on_wire(const struct iod_target *target)
@@ -354,6 +355,9 @@ enum iod_plan iod_plan_next(struct iod_core *, struct iod_row *, struct iod_op *
 bool iod_plan_blocks_read(struct iod_row *, uint64_t bytes);
 void iod_plan_end(struct iod_row *); /* undo what it did to the iovecs */
 void iod_plan_took(struct iod_row *, uint64_t bytes); /* of the payload in the arena, which are written */
+/* It waits for its peer, who may never come: its piece of the arena goes back, unless it holds what a device window gave,
+ * which cannot be had again. */
+void iod_plan_pause(struct iod_core *, struct iod_row *);
 
 bool iod_plan_is_small(const struct iod_core *, const struct iod_row *); /* a copy is cheaper than the vector */
 

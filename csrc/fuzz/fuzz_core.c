@@ -243,13 +243,15 @@ static void inspect(void *context, const struct fake_op *own)
 	const struct iod_arena *arena = &w->core.arena;
 	const struct iod_row *asks = iod_find(&w->core, op->user_data);
 	bool zeroes = asks && asks->kind == IOD_R_ZEROES && op->code == IOD_OP_WRITEV; /* the core's own page of them */
+	if (op->code == IOD_OP_POLL) /* a piece of the arena is kept for a peer's sake only if it cannot be filled again */
+		MUST(!asks->bounce || asks->filled);
 	for (size_t i = 0; i < count; i++) {
 		const uint8_t *at = iov[i].iov_base, *past = at + iov[i].iov_len;
 		bool good = iov[i].iov_len == 0;
 		if (zeroes && iov[i].iov_len)
 			good = at[0] == 0 && !memcmp(at, at + 1, iov[i].iov_len - 1);
 		if (at >= arena->base && past <= arena->base + arena->pages * IOD_ARENA_PAGE)
-			good = registered < 0 || registered == arena->buffer_index;
+			good = (registered < 0 || registered == arena->buffer_index) && (file || op->flags & IOD_OP_NOWAIT);
 		for (uint32_t r = 0; !good && r < w->core.rows; r++) { /* of a row that holds it */
 			const struct iod_row *row = iod_row_at(&w->core, r);
 			for (uint32_t k = 0; row->leased && !good && k < row->t.count; k++) {

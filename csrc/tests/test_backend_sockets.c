@@ -56,6 +56,33 @@ static void streams(struct iod_backend *b)
 	close_pair(s);
 }
 
+/* A request that is not to wait says that it would have to. */
+static void without_waiting(struct iod_backend *b)
+{
+	int s[2];
+	static unsigned char in[1 << 20]; /* more than is tried in a flush */
+	struct iovec into = vec(in, sizeof in), out = vec(bytes, sizeof bytes);
+	struct msghdr receive = header(&into, 1), send = header(&out, 1);
+	stream_pair(s);
+	struct iod_op op = message(IOD_OP_RECVMSG, s[1], &receive);
+	op.flags = IOD_OP_NOWAIT;
+	CHECK_EQ(run_op(b, op), -EAGAIN);
+	CHECK_EQ(write(s[0], "abc", 3), 3);
+	CHECK_EQ(run_op(b, op), 3);
+	into.iov_len = 1;
+	CHECK_EQ(run_op(b, op), -EAGAIN);
+	op = message(IOD_OP_SENDMSG, s[0], &send);
+	op.flags = IOD_OP_NOWAIT;
+	int32_t sent = 1;
+	for (int i = 0; i < 1000 && sent > 0; i++)
+		sent = run_op(b, op);
+	CHECK_EQ(sent, -EAGAIN);
+	out.iov_len = 1;
+	CHECK_EQ(run_op(b, op), -EAGAIN);
+	CHECK(quiet(b));
+	close_pair(s);
+}
+
 static void closed_peers(struct iod_backend *b)
 {
 	int s[2];
@@ -236,6 +263,7 @@ static void zero_copy_sends(struct iod_backend *b)
 
 static const struct test tests[] = {
 	TEST(streams, 8, 8),
+	TEST(without_waiting, 8, 8),
 	TEST(closed_peers, 8, 8),
 	TEST(packets, 8, 8),
 	TEST(polls, 8, 8),

@@ -109,12 +109,20 @@ static void messages(void)
 			fill(op);
 			CHECK_EQ(s.ioprio, zero_copy && !kind ? URING_RECVSEND_FIXED_BUF : 0);
 			CHECK_EQ(s.buf_index, zero_copy && !kind ? 3 : 0);
+			op.flags = IOD_OP_NOWAIT;
+			fill(op);
+			CHECK_EQ(s.op_flags, MSG_NOSIGNAL | MSG_DONTWAIT);
 		}
 	}
 	struct msghdr m = header(iov, 1);
 	fill(message(IOD_OP_RECVMSG, 6, &m));
 	CHECK_EQ(s.opcode, URING_RECVMSG); /* which reports truncation */
 	CHECK_EQ(s.addr, (uintptr_t)&m);
+	CHECK_EQ(s.op_flags, 0);
+	struct iod_op op = message(IOD_OP_RECVMSG, 6, &m);
+	op.flags = IOD_OP_NOWAIT;
+	fill(op);
+	CHECK_EQ(s.op_flags, MSG_DONTWAIT);
 }
 
 static void the_rest(void)

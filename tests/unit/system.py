@@ -8,6 +8,7 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import random
 import socket
 from collections.abc import Callable, Iterator
@@ -74,6 +75,12 @@ class System:
         with near:
             return self.use(iodma.Socket(near, **options)), self.use(far)
 
+    def full_wire(self) -> tuple[iodma.Socket, socket.socket]:
+        """An endpoint that takes nothing before `drain`, and the other end."""
+        near, far = full_connection()
+        with near:
+            return self.use(iodma.Socket(near)), self.use(far)
+
     def window(self, target: Any) -> None:
         """A device's registers at `WINDOW`."""
         self.memory.add(WINDOW, iodma.DeviceWindow(target, 4096))
@@ -129,6 +136,23 @@ def connection(kind: str) -> tuple[socket.socket, socket.socket]:
         near = socket.create_connection(server.getsockname())
         far, _ = server.accept()
     return near, far
+
+
+def full_connection() -> tuple[socket.socket, socket.socket]:
+    """Two connected sockets, of which the first has room for nothing more."""
+    near, far = connection("unix")
+    near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            near.send(bytes(4096), socket.MSG_DONTWAIT)
+    return near, far
+
+
+def drain(far: socket.socket) -> None:
+    """Take all that is there."""
+    with contextlib.suppress(BlockingIOError):
+        while far.recv(1 << 16, socket.MSG_DONTWAIT):
+            pass
 
 
 def hold(_: Request) -> Answer:

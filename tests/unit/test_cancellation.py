@@ -29,6 +29,7 @@ from tests.unit.system import (  # noqa: F401
     Registers,
     System,
     content,
+    drain,
     file_fixture,
     hold,
     system_fixture,
@@ -92,28 +93,29 @@ async def holding_the_order(system: System, path: Path) -> Case:
     return Case(transfers[0], "IN_FLIGHT", others=transfers[1:], free=lambda: far.send(bytes(16)))
 
 
-@setup
-async def waiting_for_budget(system: System, path: Path) -> Case:
+async def holds_the_budget(system: System, path: Path) -> tuple[list[Any], socket.socket]:
+    """The first has all of it: what registers gave is kept until the peer takes it."""
     system.window(Registers())
-    wire, far = system.wire()
+    wire, far = system.full_wire()
     file = system.use(iodma.File(path))
-    transfers = [system.port.to_memory((WINDOW, 8), source=wire)]
+    transfers = [system.port.from_memory((WINDOW, 8), to=wire)]
     await system.turns()
+    assert system.engine.stats().arena[1] == 4096
     transfers += [system.port.to_memory((WINDOW + i * 8, 8), source=file) for i in range(3)]
     await system.turns()
+    return transfers, far
+
+
+@setup
+async def waiting_for_budget(system: System, path: Path) -> Case:
+    transfers, far = await holds_the_budget(system, path)
     others = [transfers[0], transfers[2], transfers[3]]
-    return Case(transfers[1], "WAITING", others=others, free=lambda: far.send(bytes(8)))
+    return Case(transfers[1], "WAITING", others=others, free=lambda: drain(far))
 
 
 @setup
 async def holding_the_budget(system: System, path: Path) -> Case:
-    system.window(Registers())
-    wire, _ = system.wire()
-    file = system.use(iodma.File(path))
-    transfers = [system.port.to_memory((WINDOW, 8), source=wire)]
-    await system.turns()
-    transfers += [system.port.to_memory((WINDOW + i * 8, 8), source=file) for i in range(3)]
-    await system.turns()
+    transfers, _ = await holds_the_budget(system, path)
     return Case(transfers[0], "IN_FLIGHT", others=transfers[1:])
 
 
@@ -328,17 +330,17 @@ def test_reset_of_one_port_lets_the_others_go_on(tmp_path: Path) -> None:
 
     async def main() -> None:
         system.window(Registers())
-        wire, far = system.wire()
+        wire, far = system.full_wire()
         file = system.use(iodma.File(path))
-        mine = [system.port.to_memory((WINDOW, 8), source=wire) for _ in range(3)]
+        mine = [system.port.from_memory((WINDOW, 8), to=wire) for _ in range(3)]
         await system.turns()
-        theirs = [port.to_memory((i, 8), source=wire) for i in (8, 16) for port in (other, third)]
+        theirs = [port.from_memory((i, 8), to=wire) for i in (8, 16) for port in (other, third)]
         theirs += [port.to_memory((WINDOW, 8), source=file) for port in (third, other)]
         await system.turns()
         assert [system.state(each) for each in theirs] == ["WAITING"] * 6
         await system.port.reset()
         assert [(await each).status for each in mine] == [CANCELLED] * 3
-        far.send(bytes(32))
+        drain(far)
         assert [(await each).status for each in theirs] == [OK] * 6
 
     system.run(main())

@@ -20,6 +20,7 @@ import iodma
 from iodma import _core
 from iodma.endpoints.base import KIND_SCRIPT
 from iodma.testing import strict_engine
+from tests.unit.system import Registers, full_connection
 
 
 class Writes:
@@ -248,21 +249,24 @@ def test_segments_side_by_side_on_a_device_window_are_accesses_of_their_own() ->
 
 
 class Bounces:
-    """Reads of idle streams through byte lanes: each holds its bytes of a small arena."""
+    """Sends of registers to peers that read nothing: each holds its bytes of a small arena."""
 
     def __init__(self, engine: iodma.Engine, ram: iodma.Ram) -> None:
         self.engine = engine
-        self.iommu = _core.Space(2, iodma.Memory({0: ram}), "iommu")
-        self.iommu._map(0, 1 << 16, 0, None, 3)
+        self.window = iodma.DeviceWindow(Registers(), 1 << 16)
+        memory = iodma.Memory({0: ram, 1 << 16: self.window})
+        self.iommu = _core.Space(2, memory, "iommu")
+        self.iommu._map(0, 1 << 17, 0, None, 3)
         self.port = engine.port(iodma.ByteLanes(self.iommu, width=2))
-        self.pairs: list[tuple[socket.socket, socket.socket]] = []
+        self.far: list[socket.socket] = []
         self.streams: list[iodma.Socket] = []
 
-    def read(self, length: int) -> iodma.Transfer[Any]:
-        pair = socket.socketpair()
-        self.pairs.append(pair)
-        self.streams.append(iodma.Socket(pair[0]))
-        return self.port.to_memory((0, length), source=self.streams[-1])
+    def send(self, length: int, address: int = 1 << 16) -> iodma.Transfer[Any]:
+        near, far = full_connection()
+        self.far.append(far)
+        with near:
+            self.streams.append(iodma.Socket(near))
+        return self.port.from_memory((address, length), to=self.streams[-1])
 
     def state(self, transfer: iodma.Transfer[Any]) -> str:
         return next(t.state for t in self.engine.transfers() if t.ticket == transfer.ticket)
@@ -273,9 +277,9 @@ class Bounces:
     def close(self) -> None:
         for stream in self.streams:
             stream.close()
-        for pair in self.pairs:
-            for end in pair:
-                end.close()
+        for far in self.far:
+            far.close()
+        self.window.close()
 
 
 def test_the_next_for_the_budget_goes_on_when_the_one_before_is_cancelled() -> None:
@@ -283,8 +287,8 @@ def test_the_next_for_the_budget_goes_on_when_the_one_before_is_cancelled() -> N
         bounces = Bounces(engine, ram)
 
         async def main() -> None:
-            held = [bounces.read(size) for size in (16 << 10, 16 << 10, 16 << 10, 8 << 10)]
-            first, second = bounces.read(16 << 10), bounces.read(4 << 10)
+            held = [bounces.send(size) for size in (16 << 10, 16 << 10, 16 << 10, 8 << 10)]
+            first, second = bounces.send(16 << 10), bounces.send(4 << 10)
             await engine.sleep(0)
             await engine.sleep(0)
             assert [bounces.state(each) for each in (first, second)] == ["WAITING"] * 2
@@ -306,8 +310,8 @@ def test_what_waits_for_a_translation_holds_nothing_of_the_budget() -> None:
         bounces.iommu._set_hook(lambda address, length, access: 2, True)
 
         async def main() -> None:
-            held = [bounces.read(16 << 10) for _ in range(4)]
-            waits = bounces.read(16 << 10)
+            held = [bounces.send(16 << 10) for _ in range(4)]
+            waits = bounces.send(16 << 10, address=0)
             while bounces.state(waits) != "WAITING":
                 await engine.sleep(0)
             bounces.iommu._unmap(0, 1 << 16)

@@ -23,6 +23,7 @@ from tests.unit.system import (
     WINDOW,
     Registers,
     System,
+    drain,
 )
 
 Scenario = Callable[[System, Path], Awaitable[None]]
@@ -118,10 +119,10 @@ async def nothing_to_move_or_cancelled_at_once(system: System, path: Path) -> No
 
 @edge("IN_FLIGHT", "WAITING")
 async def the_next_piece_needs_what_another_has(system: System, path: Path) -> None:
-    """The arena has one page, and a receive into a device window has it."""
+    """The arena has one page, and a send from a device window has it."""
     system.window(Registers())
-    wire, far = system.wire()
-    holder = system.port.to_memory((WINDOW, 8), source=wire)
+    wire, far = system.full_wire()
+    holder = system.port.from_memory((WINDOW, 8), to=wire)
     await system.turns()
     with iodma.File(path) as file:
         transfer = system.port.to_memory([(0, 4096), (WINDOW, 8)], source=file)
@@ -129,7 +130,7 @@ async def the_next_piece_needs_what_another_has(system: System, path: Path) -> N
         (row,) = (row for row in system.engine.transfers() if row.ticket == transfer.ticket)
         assert (row.waits_for, row.moved) == ("budget", 4096)
         assert not holder.done
-        far.send(bytes(8))
+        drain(far)
         await ended(transfer, Status.OK, 4104)
     await ended(holder, Status.OK, 8)
 
@@ -290,15 +291,15 @@ def test_waiting_for_bounce_budget_is_first_in_first_out(path: Path) -> None:
 
     async def main() -> None:
         system.window(Registers())
-        wire, far = system.wire()
-        holder = system.port.to_memory((WINDOW, 8), source=wire)
+        wire, far = system.full_wire()
+        holder = system.port.from_memory((WINDOW, 8), to=wire)
         await system.turns()
         with iodma.File(path) as file:
             transfers = [system.port.to_memory((WINDOW + i * 8, 8), source=file) for i in range(5)]
             for i, transfer in enumerate(transfers):
                 transfer._when_done(functools.partial(note, i))
                 await waits_for(system, transfer, "budget")
-            far.send(bytes(8))
+            drain(far)
             for transfer in [holder, *transfers]:
                 await ended(transfer, Status.OK, 8)
 
