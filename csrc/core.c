@@ -61,6 +61,12 @@ int iod_submit(struct iod_core *core, const struct iod_request *request, uint64_
 	row->was_ranged = row->notified = row->ranged = row->reads_first = false;
 	row->cut = row->by_copy = row->by_write = row->alone = false;
 	row->error = 0;
+	if (request->unit) {
+		if (row->total > request->end || request->position > request->end - row->total)
+			row->error = ERANGE; /* the first step says so */
+		else if (row->total % request->unit)
+			row->error = EINVAL;
+	}
 	row->port = port;
 	row->target = request->target;
 	row->moved = 0;

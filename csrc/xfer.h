@@ -202,6 +202,7 @@ struct iod_request {
 	const uint64_t *addresses, *lengths; /* instead of list, where that is two columns */
 	uint32_t count, count2;
 	uint64_t position, length, minimum, id;
+	uint64_t end, unit; /* unit 0: anywhere; else whole units, none of them past byte `end` of the target */
 	uint8_t *data;
 	void *user;
 };

@@ -467,7 +467,7 @@ static int check_batch(const Columns *columns, const struct batch *b, const uint
 }
 
 static PyObject *submit_batch(Port *self, Columns *columns, PyObject *endpoint, const uint64_t *positions, uint64_t unit,
-			      const uint64_t *rows, Py_ssize_t n)
+			      const uint64_t *end, const uint64_t *rows, Py_ssize_t n)
 {
 	struct batch b;
 	Target *target;
@@ -486,7 +486,8 @@ static PyObject *submit_batch(Port *self, Columns *columns, PyObject *endpoint, 
 		struct iod_request request = {.kind = IOD_R_TRANSFER, .direction = b.direction[i], .port = &self->port,
 					      .target = &target->target, .addresses = b.address + b.first[i],
 					      .lengths = b.length + b.first[i], .count = b.count[i],
-					      .id = b.id[i], .minimum = UINT64_MAX, .depth = self->engine->core.depth};
+					      .id = b.id[i], .minimum = UINT64_MAX, .depth = self->engine->core.depth,
+					      .end = end ? *end : 0, .unit = end ? unit : 0};
 		/* What a guest asked for cannot be an exception: a position that does not fit is refused as a request. */
 		if (__builtin_mul_overflow(positions ? positions[k] : b.position[i], unit, &request.position))
 			request.position = UINT64_MAX;
@@ -503,10 +504,10 @@ static PyObject *submit_batch(Port *self, Columns *columns, PyObject *endpoint, 
 static PyObject *port_submit(Port *self, PyObject *const *args, Py_ssize_t n, PyObject *names)
 {
 	struct keyword k[] = {{"batch", NULL}, {"endpoint", NULL}, {"position", NULL}, {"unit", NULL}, {"rows", NULL},
-			      {NULL, NULL}};
+			      {"end", NULL}, {NULL, NULL}};
 	Py_buffer rows = {0}, positions = {0};
 	PyObject *result = NULL;
-	uint64_t unit = 1;
+	uint64_t unit = 1, end = 0;
 
 	if (keywords(args, n, 3, names, k) || may_submit(self))
 		return NULL;
@@ -514,6 +515,11 @@ static PyObject *port_submit(Port *self, PyObject *const *args, Py_ssize_t n, Py
 		return PyErr_Format(ArgumentTypeErrorType, "%R is not a Batch", k[0].value ? k[0].value : Py_None);
 	if (k[3].value && ext_u64(k[3].value, "unit", &unit))
 		return NULL;
+	bool bounded = k[5].value && k[5].value != Py_None;
+	if (bounded && ext_u64(k[5].value, "end", &end))
+		return NULL;
+	if (bounded && !unit)
+		return PyErr_Format(ArgumentErrorType, "unit is 0; with an end it must be 1 or more");
 	Columns *columns = (Columns *)k[0].value;
 	Py_ssize_t count = columns->n;
 	if (k[4].value && k[4].value != Py_None) {
@@ -529,7 +535,8 @@ static PyObject *port_submit(Port *self, PyObject *const *args, Py_ssize_t n, Py
 		}
 	}
 	if (!k[2].value || k[2].value == Py_None || !words_of(k[2].value, "position", count, &positions))
-		result = submit_batch(self, columns, k[1].value, positions.buf, unit, rows.buf, count);
+		result = submit_batch(self, columns, k[1].value, positions.buf, unit, bounded ? &end : NULL, rows.buf,
+				      count);
 	if (positions.obj)
 		PyBuffer_Release(&positions);
 	if (rows.obj)
@@ -605,9 +612,11 @@ static PyMethodDef port_methods[] = {
 	{"to_memory", EXT_METHOD(port_to_memory), METH_FASTCALL | METH_KEYWORDS,
 	 "to_memory(segments, *, source, offset=0, minimum=None) -> Transfer: the endpoint is read into memory."},
 	{"submit", EXT_METHOD(port_submit), METH_FASTCALL | METH_KEYWORDS,
-	 "submit(batch, endpoint, position=None, *, unit=1, rows=None): the requests of a batch, with one call.\n\n"
+	 "submit(batch, endpoint, position=None, *, unit=1, rows=None, end=None): the requests of a batch, with one\n"
+	 "call.\n\n"
 	 "position: where in the endpoint, in `unit`s, one for each request; None: batch.position. rows: which\n"
-	 "requests of the batch; None: the first batch.n. Gives batch.ticket, written for those requests."},
+	 "requests of the batch; None: the first batch.n. end: bytes; a request that reaches further, or is not made of\n"
+	 "whole units, ends with IO_ERROR and moves nothing. Gives batch.ticket, written for those requests."},
 	{"copy", EXT_METHOD(port_copy), METH_FASTCALL | METH_KEYWORDS,
 	 "copy(source, target) -> Transfer: from one list to another of as many bytes."},
 	{"cancel", EXT_METHOD(port_cancel), METH_O, "cancel(ticket): ask that it ends soon. False: it was over."},

@@ -308,6 +308,8 @@ static PyObject *target_get(Target *self, void *what)
 		return PyBool_FromLong(self->target.file_index >= 0);
 	case 'z':
 		return PyBool_FromLong(self->target.zero_copy);
+	case 'w':
+		return PyBool_FromLong(self->target.write_through);
 	case 'e': {
 		PyObject *engine = self->engine ? (PyObject *)self->engine : Py_None;
 		Py_INCREF(engine);
@@ -316,6 +318,20 @@ static PyObject *target_get(Target *self, void *what)
 	default:
 		return PyLong_FromUnsignedLong(self->target.references);
 	}
+}
+
+/* Of a FILE: for requests handed over from now on. */
+static int target_set_write_through(Target *self, PyObject *value, void *unused)
+{
+	(void)unused;
+	int through = value ? PyObject_IsTrue(value) : -1;
+	if (through < 0) {
+		if (!PyErr_Occurred())
+			PyErr_SetString(PyExc_TypeError, "write_through cannot be deleted");
+		return -1;
+	}
+	self->target.write_through = through;
+	return 0;
 }
 
 /* _abort(): break a connection; what was not acknowledged is dropped, and its pages are free. */
@@ -342,6 +358,7 @@ static PyGetSetDef target_getset[] = {
 	{"in_flight", (getter)target_get, NULL, "Transfers that are not complete.", (void *)'i'},
 	{"_fd", (getter)target_get, NULL, NULL, (void *)'f'},
 	{"_zero_copy", (getter)target_get, NULL, NULL, (void *)'z'},
+	{"_write_through", (getter)target_get, (setter)target_set_write_through, NULL, (void *)'w'},
 	{"_registered", (getter)target_get, NULL, NULL, (void *)'r'},
 	{"_engine", (getter)target_get, NULL, NULL, (void *)'e'},
 	{0}};

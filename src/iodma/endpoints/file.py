@@ -111,6 +111,18 @@ class File(Endpoint):
         return self
 
     @property
+    def write_through(self) -> bool:
+        """Whether a write has reached the medium when it completes (RWF_DSYNC).
+
+        Set, it is for requests that are handed to the kernel from then on.
+        """
+        return self._write_through
+
+    @write_through.setter
+    def write_through(self, value: bool) -> None:
+        self._write_through = value
+
+    @property
     def size(self) -> int:
         """Bytes, now."""
         info = os.fstat(self._fd)
