@@ -21,6 +21,14 @@ has_headers() {
     "$python" -c 'import os, sysconfig
 assert os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h"))'
 }
+sbin() { PATH="$PATH:/usr/sbin:/sbin" "$@"; } # some are root's, but work for everybody
+has_static_busybox() { busybox --list | grep -qx fstrim && ! ldd "$(command -v busybox)"; }
+has_kernel() { # with its modules: what the package linux-image-amd64 stands for
+    for image in /boot/vmlinuz-*[0-9]-amd64; do
+        [ ! -f "/lib/modules/${image#/boot/vmlinuz-}/modules.dep" ] || return 0
+    done
+    return 1
+}
 
 check() {
     missing=''
@@ -31,8 +39,13 @@ check() {
     need python3-venv "$python" -c 'import ensurepip, venv'
     case $goal in
     demo) ;;
-    test) # the peers that tests/peers measures iodma against
+    test) # the peers that tests/peers measures iodma against, and what runs in its guests
         need fio fio --version
+        need user-mode-linux linux.uml --version
+        need qemu-system-x86 qemu-system-x86_64 --version
+        need linux-image-amd64 has_kernel
+        need busybox-static has_static_busybox
+        need e2fsprogs sbin e2fsck -V
         ;;
     *)
         echo "usage: $0 demo|test" >&2

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Debian's generic kernel in qemu-system-x86_64, under its emulated processor (TCG).
+
+Invariants:
+
+- The guest has no network, no display and no firmware settings of this machine: what it has is in
+  its command line, and `-nodefaults` is part of it.
+- Its memory is a shared memory file, as vhost-user wants it, unless a test asks for other memory.
+- The kernel's messages go to the first serial port, the jobs over the second.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.peers.guests.guest import Guest
+from tests.peers.guests.qmp import Qmp
+from tests.peers.guests.root import (
+    find_modules,
+    find_program,
+    generic_kernel,
+    make_root,
+    pack,
+    unpack_kernel,
+)
+
+MODULES = ("virtio_pci", "virtio_blk", "crc32c_generic", "ext4")
+
+
+@dataclass(frozen=True)
+class Boot:
+    """What QEMU starts, shared by any number of guests."""
+
+    kernel: Path
+    initramfs: Path
+
+
+def make_boot(folder: Path) -> Boot:
+    """A kernel and an initramfs in `folder`, which must not exist yet."""
+    image, tree = generic_kernel()
+    root = make_root(folder / "root", find_modules(tree, MODULES))
+    return Boot(unpack_kernel(image, folder / "vmlinux"), pack(root, folder / "initramfs.cpio"))
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What differs from guest to guest.
+
+    Attributes:
+        memory: In MiB.
+        shared: Is its memory file shared? A vhost-user server needs that.
+        max_memory: In MiB, with slots for memory that is added while it runs.
+        processors: How many.
+        queues: Of the disk; None: as many as QEMU chooses.
+        reconnect: Seconds after which QEMU connects again to a server that went away; 0: never.
+        device: More properties of the vhost-user-blk-pci device.
+        machine: More properties of the machine type q35.
+        arguments: More arguments of QEMU, before the disk's.
+        kernel: More of the kernel's command line.
+        reboots: May the guest start again? Otherwise that ends QEMU.
+    """
+
+    memory: int = 384
+    shared: bool = True
+    max_memory: int = 0
+    processors: int = 1
+    queues: int | None = None
+    reconnect: int = 0
+    device: str = ""
+    machine: str = ""
+    arguments: tuple[str, ...] = ()
+    kernel: str = ""
+    reboots: bool = False
+
+
+class Qemu(Guest):
+    """A guest whose disk /dev/vda is served on `socket`; `qmp` controls the machine.
+
+    Args:
+        disk: The server's socket; None: there is no disk.
+    """
+
+    name = "qemu"
+    boot_seconds = 60.0
+
+    def __init__(
+        self,
+        work: Path,
+        boot: Boot,
+        disk: Path | None,
+        machine: Machine | None = None,
+        *,
+        logs: Sequence[Path] = (),
+    ) -> None:
+        super().__init__(work, logs=logs)
+        self.boot, self.disk, self.machine = boot, disk, machine or Machine()
+        ours, self._monitor = socket.socketpair()
+        self.qmp = Qmp(ours)
+
+    def inherited(self) -> list[int]:
+        return [self._monitor.fileno()]
+
+    def start(self, *, wait: bool = True) -> Qemu:
+        super().start(wait=False)
+        self._monitor.close()
+        if wait:
+            self.wait_up()
+        return self
+
+    def close(self) -> None:
+        super().close()
+        self._monitor.close()
+        self.qmp.close()
+
+    def command(self, channel: int) -> list[str]:
+        machine = self.machine
+        share = "on" if machine.shared else "off"
+        kernel = f"console=ttyS0 panic=-1 CHANNEL=ttyS1 TOKEN={self.token} {machine.kernel}"
+        grows = f",slots=4,maxmem={machine.max_memory}M" if machine.max_memory else ""
+        return [
+            find_program("qemu-system-x86_64"),
+            *("-nodefaults", "-no-user-config", "-display", "none"),
+            *([] if machine.reboots else ["-no-reboot"]),
+            *("-accel", "tcg", "-smp", str(machine.processors)),
+            *("-m", f"{machine.memory}M{grows}"),
+            *("-object", f"memory-backend-memfd,id=ram,size={machine.memory}M,share={share}"),
+            *("-M", f"q35,memory-backend=ram{machine.machine and ',' + machine.machine}"),
+            *("-kernel", str(self.boot.kernel), "-initrd", str(self.boot.initramfs)),
+            *("-append", kernel.strip()),
+            *("-chardev", f"file,id=console,path={self.console}", "-serial", "chardev:console"),
+            *("-chardev", f"socket,id=jobs,fd={channel}", "-serial", "chardev:jobs"),
+            *("-chardev", f"socket,id=qmp,fd={self._monitor.fileno()}"),
+            *("-mon", "chardev=qmp,mode=control"),
+            *machine.arguments,
+            *(self.disk_arguments(self.disk) if self.disk else []),
+        ]
+
+    def disk_arguments(self, path: Path) -> list[str]:
+        """The disk: a character device on the server's socket, and a PCI function behind a port."""
+        machine = self.machine
+        reconnect = f",reconnect={machine.reconnect}" if machine.reconnect else ""
+        queues = "" if machine.queues is None else f",num-queues={machine.queues}"
+        more = f",{machine.device}" if machine.device else ""
+        return [
+            *("-chardev", f"socket,id=vhost,path={path}{reconnect}"),
+            *("-device", "pcie-root-port,id=slot0,chassis=1"),
+            *("-device", f"vhost-user-blk-pci,id=disk,bus=slot0,chardev=vhost{queues}{more}"),
+        ]

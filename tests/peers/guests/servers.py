@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The servers of a disk over vhost-user: this project's, and another one to compare it with.
+
+Invariants:
+
+- A server is one process that was started here, in a group of its own, and is ended by its id.
+- `start` returns when the socket can be connected to; a server that ends before that raises
+  `ServerError` with what it said.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.peers.guests.guest import tail
+from tests.peers.guests.root import find_program
+
+
+class ServerError(AssertionError):
+    """A server did not start, or did not end as it should; the message has the end of its log."""
+
+
+@dataclass(frozen=True)
+class Disk:
+    """What is to be served.
+
+    Attributes:
+        image: A raw file.
+        block_size: Logical block size in bytes.
+        extra: More options, in the words of the server that is used.
+    """
+
+    image: Path
+    read_only: bool = False
+    queues: int = 1
+    block_size: int = 512
+    extra: tuple[str, ...] = ()
+
+
+class Server:
+    """One disk on one socket.
+
+    Args:
+        work: A folder for the socket and the log.
+    """
+
+    name = "server"
+
+    def __init__(self, work: Path, disk: Disk) -> None:
+        self.disk = disk
+        self.socket = work / "vhost.sock"
+        self.log = work / f"{self.name}.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def command(self) -> Sequence[str]:
+        """What is started."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.kill()
+
+    def start(self, seconds: float = 20) -> Self:
+        """Starts it; also again after `stop` or `kill`."""
+        self.socket.unlink(missing_ok=True)
+        with open(self.log, "ab") as log:
+            self._process = subprocess.Popen(
+                self.command(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + seconds
+        while not self.socket.exists():
+            if self._process.poll() is not None:
+                raise self.failed(f"ended with status {self._process.returncode} at the start")
+            if time.monotonic() > deadline:
+                raise self.failed(f"no socket after {seconds:g} s")
+            time.sleep(0.005)
+        return self
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "it was not started"
+        return self._process.pid
+
+    def stop(self, seconds: float = 10) -> None:
+        """SIGTERM, by which it must end soon and without an error."""
+        assert self._process is not None
+        if self._process.poll() is not None:
+            raise self.failed(f"ended by itself with status {self._process.returncode}")
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            status = self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise self.failed(f"still runs {seconds:g} s after SIGTERM") from None
+        if status:
+            raise self.failed(f"ended with status {status} after SIGTERM")
+
+    def kill(self) -> None:
+        """SIGKILL, at any time."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+    def failed(self, reason: str) -> ServerError:
+        return ServerError(f"{self.name} {reason}\n{tail(self.log)}")
+
+
+class Iodma(Server):
+    """`iodma serve blk`."""
+
+    name = "iodma"
+
+    def command(self) -> Sequence[str]:
+        disk = self.disk
+        return [
+            *(sys.executable, "-m", "iodma", "serve", "blk"),
+            *("--socket-path", str(self.socket), "--blk-file", str(disk.image)),
+            *(["--read-only"] if disk.read_only else []),
+            *("--num-queues", str(disk.queues), "--block-size", str(disk.block_size)),
+            *disk.extra,
+        ]
+
+
+class StorageDaemon(Server):
+    """`qemu-storage-daemon`, Debian's 7.2 or newer."""
+
+    name = "qemu-storage-daemon"
+
+    def command(self) -> Sequence[str]:
+        disk = self.disk
+        on_or_off = {True: "on", False: "off"}
+        file = f"driver=file,node-name=file,filename={disk.image},discard=unmap"
+        return [
+            find_program("qemu-storage-daemon"),
+            *("--blockdev", f"{file},read-only={on_or_off[disk.read_only]}"),
+            "--export",
+            "type=vhost-user-blk,id=disk,node-name=file,addr.type=unix"
+            f",addr.path={self.socket},writable={on_or_off[not disk.read_only]}"
+            f",num-queues={disk.queues},logical-block-size={disk.block_size}",
+            *disk.extra,
+        ]
