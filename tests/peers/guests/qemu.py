@@ -6,6 +6,8 @@ Invariants:
 - The guest has no network, no display and no firmware settings of this machine: what it has is in
   its command line, and `-nodefaults` is part of it.
 - Its memory is a shared memory file, as vhost-user wants it, unless a test asks for other memory.
+- Its processor has RDRAND, without which programs wait for seconds until the kernel has collected
+  random numbers elsewhere.
 - The kernel's messages go to the first serial port, the jobs over the second.
 """
 
@@ -124,7 +126,7 @@ class Qemu(Guest):
             find_program("qemu-system-x86_64"),
             *("-nodefaults", "-no-user-config", "-display", "none"),
             *([] if machine.reboots else ["-no-reboot"]),
-            *("-accel", "tcg", "-smp", str(machine.processors)),
+            *("-accel", "tcg", "-cpu", "qemu64,+rdrand", "-smp", str(machine.processors)),
             *("-m", f"{machine.memory}M{grows}"),
             *("-object", f"memory-backend-memfd,id=ram,size={machine.memory}M,share={share}"),
             *("-M", f"q35,memory-backend=ram{machine.machine and ',' + machine.machine}"),
