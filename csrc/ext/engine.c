@@ -160,7 +160,11 @@ static PyObject *engine_open(Engine *self, PyObject *args)
 	if (!self->spaces)
 		return NULL;
 	inflight++; /* the poll of what the engine watches: transfers must not have to wait for it */
-	self->backend = kind == 0 ? iod_uring_create(entries, inflight, &error) : iod_threads_create(workers, inflight, &error);
+	struct iod_backend *backend;
+	Py_BEGIN_ALLOW_THREADS /* a ring may have to wait until the kernel gave back the memory of another */
+	backend = kind == 0 ? iod_uring_create(entries, inflight, &error) : iod_threads_create(workers, inflight, &error);
+	Py_END_ALLOW_THREADS
+	self->backend = backend;
 	if (!self->backend) {
 		errno = -error;
 		return PyErr_SetFromErrno(PyExc_OSError);

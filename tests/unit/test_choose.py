@@ -1,6 +1,7 @@
 """Which backend an engine gets, and what it does when a ring cannot be had after all."""
 
 import errno
+import logging
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 
 import iodma
 from iodma import _core
+from iodma.ratelimit import RateLimit
 
 NO_RING = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
@@ -26,13 +28,23 @@ def no_ring(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(iodma.Engine, "_open", refuse, raising=False)
     monkeypatch.setattr("iodma.engine.choose.uring_probe", lambda: {"error": 0})
+    told = RateLimit(logging.getLogger("iodma.engine"), burst=1)
+    monkeypatch.setattr("iodma.engine.choose._told", told)
     monkeypatch.delenv("IODMA_ENGINE", raising=False)
 
 
 @pytest.mark.usefixtures("no_ring")
-def test_auto_takes_threads_when_there_is_no_room_for_a_ring() -> None:
-    with iodma.Engine() as engine:
-        assert engine.kind == "threads"
+@pytest.mark.parametrize("probe", [0, errno.ENOMEM])
+def test_auto_takes_threads_when_there_is_no_room_for_a_ring_and_says_so_once(
+    probe: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("iodma.engine.choose.uring_probe", lambda: {"error": probe})
+    for _ in range(2):
+        with iodma.Engine() as engine:
+            assert engine.kind == "threads"
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "ENOMEM" in record.message and "ulimit -l" in record.message
 
 
 @pytest.mark.usefixtures("no_ring")
@@ -53,9 +65,30 @@ def test_an_error_of_the_threads_engine_is_not_hidden(monkeypatch: pytest.Monkey
         iodma.Engine("threads")
 
 
+#: A setpriv that takes the right to lock more than the limit away; nobody but root has it.
+SETPRIV = shutil.which("setpriv")
+
+
+def limited(limit_bytes: int, code: str) -> subprocess.CompletedProcess[str]:
+    """Runs a program that may lock so much memory."""
+    if os.geteuid() != 0:
+        command = []
+    elif SETPRIV is not None:
+        command = [SETPRIV, "--bounding-set=-ipc_lock,-sys_resource"]
+    else:
+        pytest.skip("this machine has no setpriv")
+    limit = f"import resource as r; r.setrlimit(r.RLIMIT_MEMLOCK, ({limit_bytes}, {limit_bytes}))"
+    return subprocess.run(
+        [*command, sys.executable, "-W", "error", "-c", f"{limit}\n{code}"],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+        env={k: v for k, v in os.environ.items() if k != "IODMA_ENGINE"},
+    )
+
+
 ECHO = """
-import resource
-resource.setrlimit(resource.RLIMIT_MEMLOCK, (1 << 16, 1 << 16))
 import iodma
 with iodma.Engine() as engine, iodma.Ram(4096) as ram, iodma.Buffer(b := 4096) as buffer:
     port = engine.port(iodma.Memory({0: ram}))
@@ -66,18 +99,23 @@ print("done")
 """
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give up CAP_IPC_LOCK")
 def test_a_low_limit_on_locked_memory_stops_nobody() -> None:
-    setpriv = shutil.which("setpriv")
-    if setpriv is None:
-        pytest.skip("this machine has no setpriv")
-    environment = {k: v for k, v in os.environ.items() if k != "IODMA_ENGINE"}
-    done = subprocess.run(
-        [setpriv, "--bounding-set=-ipc_lock,-sys_resource", sys.executable, "-c", ECHO],
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-        env=environment,
-    )
+    done = limited(1 << 16, ECHO)
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+
+
+ONE_AFTER_THE_OTHER = """
+import iodma
+from iodma import _core
+kinds = []
+for _ in range(150):  # of which a dozen fit into the limit
+    with iodma.Engine(bounce_bytes=4096) as engine:
+        kinds.append(engine.kind)
+print(*sorted(set(kinds)) if not _core.uring_probe()["error"] else ["uring"])
+"""
+
+
+def test_the_memory_of_a_ring_that_was_closed_is_waited_for() -> None:
+    """The kernel gives it back some time after the close."""
+    done = limited(2 << 20, ONE_AFTER_THE_OTHER)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "uring\n", "")

@@ -4,6 +4,7 @@
 Invariants
  - What the caller asks for is what it gets, or an error that says why not; only "auto" chooses.
  - `IODMA_ENGINE` decides for "auto" alone.
+ - "auto" falls back silently where the host has no io_uring, and with a warning where it has.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import os
 
 from iodma._core import uring_probe
 from iodma.errors import ArgumentError, UnsupportedError
+from iodma.ratelimit import RateLimit
 
 __all__ = ["choose", "fall_back"]
 
-log = logging.getLogger("iodma.engine")
+_told = RateLimit(logging.getLogger("iodma.engine"), burst=1, seconds=60)
 
 KINDS = ("uring", "threads")
 
@@ -38,7 +40,7 @@ def choose(kind: str) -> str:
     if kind == "threads":
         return kind
     error = uring_probe()["error"]
-    if not error:
+    if error in (0, errno.ENOMEM):  # for want of memory this very moment: the ring itself will tell
         return "uring"
     if kind == "uring":
         name = errno.errorcode.get(error, str(error))
@@ -52,7 +54,8 @@ def choose(kind: str) -> str:
 def fall_back(kind: str, error: OSError) -> str:
     """What takes the place of a ring that could not be made though io_uring is there.
 
-    Most likely RLIMIT_MEMLOCK is too low for it: that is counted over all processes of a user.
+    Most likely RLIMIT_MEMLOCK is too low for it: that is counted over all processes of a user. The
+    host has io_uring and the user meant to have it, so this is a warning.
 
     Args:
         kind: as it was asked for.
@@ -66,8 +69,8 @@ def fall_back(kind: str, error: OSError) -> str:
     name = errno.errorcode.get(error.errno or 0, str(error.errno))
     why = f"a ring of io_uring could not be made ({name}: {error.strerror})"
     if error.errno == errno.ENOMEM:
-        why += "; the limit on locked memory may be too low for it (`ulimit -l`)"
+        why += "; the limit on locked memory is too low for one more (`ulimit -l`)"
     if kind != "auto":
         raise UnsupportedError(f"{why}; the threads engine does the same work") from error
-    log.info("%s: worker threads take its place", why)
+    _told.log(logging.WARNING, "%s: worker threads take its place", why)
     return "threads"
