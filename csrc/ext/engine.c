@@ -511,6 +511,8 @@ static PyObject *engine_get(Engine *self, void *what)
 		return PyBool_FromLong(!self->closed && ext_has_work(self));
 	case 'i':
 		return PyBool_FromLong(!self->closed && ext_idle(self));
+	case 'r':
+		return PyBool_FromLong(self->in_turn);
 	case 'w':
 		return PyBool_FromLong(!self->closed && self->fork_generation == ext_forks &&
 				       self->thread == PyThread_get_thread_ident());
@@ -551,6 +553,7 @@ static PyGetSetDef engine_getset[] = {
 	{"_in_use", (getter)engine_get, NULL, NULL, (void *)'u'},
 	{"_step_started", (getter)engine_get, NULL, NULL, (void *)'s'},
 	{"_owned", (getter)engine_get, NULL, NULL, (void *)'w'},
+	{"_in_turn", (getter)engine_get, NULL, NULL, (void *)'r'},
 	{"_turns", (getter)engine_get, NULL, NULL, (void *)'n'},
 	{"_idle", (getter)engine_get, NULL, NULL, (void *)'i'},
 	{"_has_work", (getter)engine_get, NULL, NULL, (void *)'m'},

@@ -474,7 +474,7 @@ class Engine(_core.Engine):
         """
         if self.closed:
             return
-        if self._running:
+        if self._running or self._in_turn:  # _in_turn: a window's handler, outside of a run too
             raise Error(f"{self.name} runs: what runs in it can stop it, and not close it")
         forked = self._pid != os.getpid()  # all of it is the parent's; what is a copy goes
         if not self._owned and not forked:
