@@ -53,14 +53,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except Terminated:
             print("iodma: terminated", file=sys.stderr)
             return TERMINATED
-        except BrokenPipeError:
-            # Nobody reads on. The interpreter must not try again when it flushes at its end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except BrokenPipeError:  # nobody reads on
+            forget_output()
             return FAILED
         except Exception as error:
             if not expected(error):
                 raise
             complain(error, args)
+            forget_output()
             return FAILED
 
 
@@ -115,6 +115,16 @@ def finish(status: int) -> int:
     """Flushes here, where a reader that is gone is still an error we handle."""
     sys.stdout.flush()
     return status
+
+
+def forget_output() -> None:
+    """What cannot be written, the interpreter must not try to write again at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def expected(error: Exception) -> bool:
