@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iodma.errors import ArgumentError
+from iodma.tools.bench import core
 from iodma.tools.bench.budget import LONGEST_SAMPLE_S, SHORTEST_SAMPLE_S, plan
-from iodma.tools.bench.files import choose_directory, data_file
+from iodma.tools.bench.files import choose_directory, data_file, shared_memory
 from iodma.tools.bench.fio import Fio, FioJob, requests_per_second
 from iodma.tools.bench.harness import BenchError, Pair, Report, Row, run_pairs, summarize, table
 from iodma.tools.bench.lists import Positions, memory_bytes, segment_table
@@ -185,6 +186,23 @@ def test_the_file_is_there_while_it_is_used_and_then_gone(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
+def test_both_sides_map_the_same_memory_and_it_is_large_enough() -> None:
+    with shared_memory(1 << 16) as path, open(path, "r+b") as one, open(path, "rb") as other:
+        one.write(b"seen")
+        one.flush()
+        assert other.read(4) == b"seen"
+    assert not os.path.exists(path)
+    for work in core.WORKS:
+        ours, peer = work.ours, work.peer
+        if not ours.shares_memory:
+            continue
+        assert isinstance(peer, FioJob) or peer.shares_memory
+        longest, segments = ours.options.get("longest", 4096), ours.options.get("segments", 1)
+        assert memory_bytes(ours.options["depth"], segments, longest) <= core.GUEST_BYTES
+        if isinstance(peer, FioJob):
+            assert peer.depth * peer.block_bytes <= core.GUEST_BYTES
+
+
 def test_a_directory_that_will_not_do_is_named_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match=f"{tmp_path}/none: No such file"):
         choose_directory(tmp_path / "none", 1)
@@ -251,7 +269,7 @@ def test_fio_gets_our_batch_registrations_and_processor(tmp_path: Path) -> None:
     script = f"echo \"$@\" >{tmp_path}/args\ncat <<'END'\n{fio_report()}\nEND"
     program = fake_fio(tmp_path, script)
     job = FioJob(4096, depth=32, batch=16, complete_min=8, direct=True)
-    fio = Fio(str(program), job, tmp_path / "data", 1 << 20, cpu=3)
+    fio = Fio(str(program), job, tmp_path / "data", 1 << 20, cpu=3, memory="/proc/1/fd/2")
     assert fio.sample(0.25) == 2000.0
     arguments = (tmp_path / "args").read_text().split()
     for wanted in (
@@ -269,6 +287,7 @@ def test_fio_gets_our_batch_registrations_and_processor(tmp_path: Path) -> None:
         "--cpus_allowed=3",
         "--runtime=250ms",
         f"--filename={tmp_path}/data",
+        "--mem=mmapshared:/proc/1/fd/2",
     ):
         assert wanted in arguments
     assert "--iodepth=32" in fio.command and str(tmp_path / "data") not in fio.command
@@ -276,7 +295,7 @@ def test_fio_gets_our_batch_registrations_and_processor(tmp_path: Path) -> None:
 
 def test_a_fio_that_fails_says_why(tmp_path: Path) -> None:
     program = fake_fio(tmp_path, "echo 'fio: engine not loadable' >&2; exit 1")
-    fio = Fio(str(program), FioJob(4096), tmp_path / "data", 1 << 20, cpu=0)
+    fio = Fio(str(program), FioJob(4096), tmp_path / "data", 1 << 20, cpu=0, memory="/m")
     with pytest.raises(BenchError, match="engine not loadable"):
         fio.sample(0.1)
 
@@ -357,3 +376,5 @@ def test_a_case_that_does_not_open_leaves_no_process(cases: Path) -> None:
 def test_a_case_tells_how_it_is_run() -> None:
     case = Case("c", "package.module:reads", {"depth": 32}, reads_file=True)
     assert case.described() == "package.module.reads(path=FILE, depth=32)"
+    case = Case("c", "package.module:reads", {}, reads_file=True, shares_memory=True)
+    assert case.described() == "package.module.reads(path=FILE, memory=MEMORY)"

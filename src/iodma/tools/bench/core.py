@@ -4,7 +4,7 @@
 Invariants
  - One row for each figure that the project promises, in the order of its documents.
  - Both sides of a row have the same file, lists, depth, batch, completions waited for,
-   registrations and processor.
+   registrations and processor, and read into the very same pages of memory.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ __all__ = ["FILE_BYTES", "WORKS", "Work"]
 FILE_BYTES = 256 << 20
 #: Where small lists are read from: what is compared there is the vector, not the memory's latency.
 HOT_BYTES = 8 << 20
+#: The memory of a guest, and so that of the peer.
+GUEST_BYTES = 64 << 20
 #: The guest of the row that weighs requests in flight.
-GUEST_BYTES = 32 << 20
+SMALL_GUEST_BYTES = 32 << 20
 REQUESTS = 4096
 #: Of 64 KiB each, twice: 32 requests in flight, as in the other rows, and each in its own place.
 SWAP_PIECES = 32
@@ -87,7 +89,7 @@ def block_reads(
     return Work(
         name,
         must,
-        ours=Case("iodma", f"{OURS}:reads", ours, reads_file=True),
+        ours=Case("iodma", f"{OURS}:reads", ours, reads_file=True, shares_memory=True),
         peer=peer,
     )
 
@@ -109,8 +111,14 @@ def list_reads(name: str, must: float, *, segments: int, shortest: int, longest:
     return Work(
         name,
         must,
-        ours=Case("iodma", f"{OURS}:reads", options, reads_file=True),
-        peer=Case(label, f"{PEERS}:list_reads", {**options, "fixed": fixed}, reads_file=True),
+        ours=Case("iodma", f"{OURS}:reads", options, reads_file=True, shares_memory=True),
+        peer=Case(
+            label,
+            f"{PEERS}:list_reads",
+            {**options, "fixed": fixed},
+            reads_file=True,
+            shares_memory=True,
+        ),
     )
 
 
@@ -120,7 +128,7 @@ def coroutine_reads(name: str, must: float, *, depth: int) -> Work:
     return Work(
         name,
         must,
-        ours=Case("iodma", f"{OURS}:coroutines", options, reads_file=True),
+        ours=Case("iodma", f"{OURS}:coroutines", options, reads_file=True, shares_memory=True),
         peer=FioJob(4096, depth=depth, batch=16, complete_min=16),
     )
 
@@ -150,12 +158,12 @@ def swaps(name: str, must: float) -> Work:
 
 def footprint(name: str, must: float) -> Work:
     """Memory that requests in flight add."""
-    options = {"file_bytes": FILE_BYTES, "requests": REQUESTS, "ram_bytes": GUEST_BYTES}
+    options = {"file_bytes": FILE_BYTES, "requests": REQUESTS, "ram_bytes": SMALL_GUEST_BYTES}
     return Work(
         name,
         must,
         ours=Case("iodma", f"{OURS}:footprint", options, reads_file=True),
-        peer=Case("idle process", f"{OURS}:idle", {"ram_bytes": GUEST_BYTES}),
+        peer=Case("idle process", f"{OURS}:idle", {"ram_bytes": SMALL_GUEST_BYTES}),
         better="lower",
         compare="difference",
         unit="MiB",
@@ -178,7 +186,7 @@ def thread_reads(name: str, must: float) -> Work:
     return Work(
         name,
         must,
-        ours=Case("iodma, threads", f"{OURS}:reads", options, reads_file=True),
+        ours=Case("iodma, threads", f"{OURS}:reads", options, reads_file=True, shares_memory=True),
         peer=FioJob(block, engine="psync"),
     )
 

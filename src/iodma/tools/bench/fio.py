@@ -2,10 +2,10 @@
 """fio, the peer for what a block benchmark can do.
 
 fio's own options move it by a factor of 1.5, so all that matter are given, and the whole command
-line goes into the report. It gets what we have: the descriptor and the buffers registered, the same
-number of requests submitted at once, the same number of completions waited for, the same
-processor; and is spared what would slow it down for nothing (clock reads for its latency
-statistics, the map of blocks already read).
+line goes into the report. It gets what we have: the descriptor and the buffers registered, the very
+same pages to read into, the same number of requests submitted at once, the same number of
+completions waited for, the same processor; and is spared what would slow it down for nothing (clock
+reads for its latency statistics, the map of blocks already read).
 
 Invariants
  - Every run starts fio afresh, about 0.4 s that are not part of its figure.
@@ -66,7 +66,6 @@ class FioJob:
             f"--direct={int(self.direct)}",
             "--gtod_reduce=1",
             "--norandommap",
-            "--iomem_align=4k",
             "--invalidate=0",
             "--fadvise_hint=0",
         ]
@@ -102,14 +101,18 @@ class Fio:
         job: what it does.
         file: an existing file of `file_bytes`, only ever read.
         cpu: the processor it runs on.
+        memory: a path to the memory that it reads into, as large as all its blocks in flight.
     """
 
-    def __init__(self, path: str, job: FioJob, file: Path, file_bytes: int, cpu: int) -> None:
+    def __init__(
+        self, path: str, job: FioJob, file: Path, file_bytes: int, cpu: int, memory: str
+    ) -> None:
         self._path = path
         self._job = job
         self._file = file
         self._size = file_bytes
         self._cpu = cpu
+        self._memory = memory
 
     @property
     def name(self) -> str:
@@ -118,7 +121,7 @@ class Fio:
     @property
     def command(self) -> str:
         """The command line, as the report has it."""
-        return shlex.join(self._arguments("RUNTIME", "FILE"))
+        return shlex.join(self._arguments("RUNTIME", "FILE", "MEMORY"))
 
     def warm(self) -> None:
         """Nothing: each run starts afresh."""
@@ -129,7 +132,7 @@ class Fio:
         Raises:
             BenchError: fio failed.
         """
-        command = self._arguments(f"{int(seconds * 1000)}ms", str(self._file))
+        command = self._arguments(f"{int(seconds * 1000)}ms", str(self._file), self._memory)
         try:
             done = subprocess.run(
                 command,
@@ -149,13 +152,14 @@ class Fio:
     def close(self) -> None:
         """Nothing: each run has ended."""
 
-    def _arguments(self, runtime: str, file: str) -> list[str]:
+    def _arguments(self, runtime: str, file: str, memory: str) -> list[str]:
         return [
             self._path,
             "--name=peer",
             f"--filename={file}",
             f"--size={self._size}",
             "--readonly",
+            f"--mem=mmapshared:{memory}",
             *self._job.options(),
             "--time_based",
             f"--runtime={runtime}",

@@ -22,14 +22,12 @@ import numpy as np
 
 import iodma
 from iodma.tools.bench.harness import BenchError
-from iodma.tools.bench.lists import Positions, memory_bytes, segment_table
+from iodma.tools.bench.lists import Positions, segment_table
 from iodma.tools.bench.maps import LISTS, address_lists, scattered_memory
 
 __all__ = ["coroutines", "footprint", "idle", "reads", "swapped", "translations"]
 
 Sample = Callable[[float], float]
-#: Guest memory beside what a case needs, so that the RAM is one as a guest would have it.
-RAM_BYTES = 64 << 20
 
 
 class Stream:
@@ -130,6 +128,7 @@ def check(done: iodma.Completions) -> None:
 @contextmanager
 def reads(
     path: str,
+    memory: str,
     file_bytes: int,
     depth: int,
     batch: int,
@@ -144,10 +143,9 @@ def reads(
 ) -> Iterator[Sample]:
     """Reads of a file into scatter lists: requests a second."""
     table = segment_table(depth, segments, shortest or longest, longest)
-    size = max(RAM_BYTES, memory_bytes(depth, segments, longest))
     with (
         iodma.Engine(engine, depth=max(depth, 64)) as running,
-        iodma.Ram(size) as ram,
+        iodma.Ram.from_file(memory) as ram,
         iodma.File(path, read_only=True, direct=direct) as file,
     ):
         if running.kind == "uring":
@@ -193,11 +191,11 @@ class Reader(iodma.Device):
 
 
 @contextmanager
-def coroutines(path: str, file_bytes: int, depth: int) -> Iterator[Sample]:
+def coroutines(path: str, memory: str, file_bytes: int, depth: int) -> Iterator[Sample]:
     """4 KiB random reads, one coroutine each: requests a second."""
     with (
         iodma.Engine("uring", depth=max(depth, 64)) as engine,
-        iodma.Ram(RAM_BYTES) as ram,
+        iodma.Ram.from_file(memory) as ram,
         iodma.File(path, read_only=True) as disk,
     ):
         engine.register(ram)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import iodma
 from iodma import _peer
-from iodma.tools.bench.lists import memory_bytes, segment_table
+from iodma.tools.bench.lists import segment_table
 from iodma.tools.bench.maps import address_lists, scattered_memory
 
 __all__ = ["copies", "list_reads", "lookups"]
@@ -22,9 +22,19 @@ __all__ = ["copies", "list_reads", "lookups"]
 Sample = Callable[[float], float]
 
 
+def mapped(memory: str) -> mmap.mmap:
+    """The memory that both sides of a row share."""
+    fd = os.open(memory, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        return mmap.mmap(fd, 0)
+    finally:
+        os.close(fd)
+
+
 @contextmanager
 def list_reads(
     path: str,
+    memory: str,
     file_bytes: int,
     depth: int,
     segments: int,
@@ -36,13 +46,15 @@ def list_reads(
 ) -> Iterator[Sample]:
     """Random reads into lists, through io_uring: requests a second."""
     lists = segment_table(depth, segments, shortest, longest)
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    with mmap.mmap(-1, memory_bytes(depth, segments, longest)) as memory:
+    with ExitStack() as opened:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        opened.callback(os.close, fd)
+        target = opened.enter_context(mapped(memory))
 
         def sample(seconds: float) -> float:
             ns, requests, _ = _peer.uring_read_loop(
                 fd,
-                memory,
+                target,
                 lists,
                 segments=segments,
                 file_bytes=file_bytes,
@@ -54,10 +66,7 @@ def list_reads(
             )
             return requests / ns * 1e9
 
-        try:
-            yield sample
-        finally:
-            os.close(fd)
+        yield sample
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from iodma._version import __version__
 from iodma.errors import ArgumentError
 from iodma.tools.bench import NAMES, core
 from iodma.tools.bench.budget import Budget, plan
-from iodma.tools.bench.files import DataFile, data_file
+from iodma.tools.bench.files import DataFile, data_file, shared_memory
 from iodma.tools.bench.fio import STARTUP_S, Fio, FioJob, find_fio
 from iodma.tools.bench.harness import LEAST_PAIRS, Pair, Report, Row, run_pairs, summarize
 from iodma.tools.bench.workers import Case, Fresh, Worker
@@ -131,8 +131,9 @@ def measure(
     """One row, and its peer's command."""
     file.warm()
     with ExitStack() as opened:
-        ours = opened.enter_context(closing(side(work.ours, work, file, fio, cpu)))
-        peer = opened.enter_context(closing(side(work.peer, work, file, fio, cpu)))
+        memory = opened.enter_context(shared_memory(core.GUEST_BYTES))
+        ours = opened.enter_context(closing(side(work.ours, work, file, memory, fio, cpu)))
+        peer = opened.enter_context(closing(side(work.peer, work, file, memory, fio, cpu)))
         ours.warm()
         peer.warm()
 
@@ -183,11 +184,13 @@ class Traces:
         merge(str(self._output), self._parts)
 
 
-def side(what: Case | FioJob, work: core.Work, file: DataFile, fio: str, cpu: int) -> Side:
+def side(
+    what: Case | FioJob, work: core.Work, file: DataFile, memory: str, fio: str, cpu: int
+) -> Side:
     """A side, started."""
     if isinstance(what, FioJob):
-        return Fio(fio, what, file.path, file.size, cpu)
-    return (Fresh if work.fresh else Worker)(what, file.path, cpu)
+        return Fio(fio, what, file.path, file.size, cpu, memory)
+    return (Fresh if work.fresh else Worker)(what, file.path, cpu, memory)
 
 
 def cost(work: core.Work) -> tuple[bool, float, float]:

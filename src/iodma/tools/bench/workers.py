@@ -50,16 +50,20 @@ class Case:
         function: "module:function" of this package.
         options: its keyword arguments, as JSON can hold them.
         reads_file: it takes the path of the file to read, as `path`.
+        shares_memory: it takes the path of the memory that both sides map, as `memory`.
     """
 
     name: str
     function: str
     options: Mapping[str, Any] = field(default_factory=dict)
     reads_file: bool = False
+    shares_memory: bool = False
 
     def described(self) -> str:
         """The case as the report has it."""
         arguments = [f"{key}={value!r}" for key, value in self.options.items()]
+        if self.shares_memory:
+            arguments.insert(0, "memory=MEMORY")
         if self.reads_file:
             arguments.insert(0, "path=FILE")
         return f"{self.function.replace(':', '.')}({', '.join(arguments)})"
@@ -68,12 +72,16 @@ class Case:
 class Worker:
     """One side of a row: a process that keeps its case open between samples."""
 
-    def __init__(self, case: Case, file: Path, cpu: int) -> None:
+    def __init__(self, case: Case, file: Path, cpu: int, memory: str = "") -> None:
         self._case = case
         self._process = start(cpu)
-        path = {"path": str(file)} if case.reads_file else {}
+        options = dict(case.options)
+        if case.reads_file:
+            options["path"] = str(file)
+        if case.shares_memory:
+            options["memory"] = memory
         try:
-            self._ask({"open": case.function, "options": {**case.options, **path}}, 0.0)
+            self._ask({"open": case.function, "options": options}, 0.0)
         except BaseException:
             self.close()
             raise
@@ -144,10 +152,11 @@ class Worker:
 class Fresh:
     """One side of a row that needs a new process for every sample."""
 
-    def __init__(self, case: Case, file: Path, cpu: int) -> None:
+    def __init__(self, case: Case, file: Path, cpu: int, memory: str = "") -> None:
         self._case = case
         self._file = file
         self._cpu = cpu
+        self._memory = memory
 
     @property
     def name(self) -> str:
@@ -162,7 +171,7 @@ class Fresh:
 
     def sample(self, seconds: float) -> float:
         """The case's figure, from a process that had no other."""
-        worker = Worker(self._case, self._file, self._cpu)
+        worker = Worker(self._case, self._file, self._cpu, self._memory)
         try:
             return worker.sample(seconds)
         finally:
