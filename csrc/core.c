@@ -191,7 +191,6 @@ struct iod_row *iod_take_batch(struct iod_core *core, struct iod_port *port)
 	struct iod_row *row = port->done.head;
 	if (row) {
 		iod_queue_remove(row);
-		core->batches_done--;
 		iod_row_to(core, row, IOD_S_DELIVERED);
 		core->count.delivered++;
 	}

@@ -133,12 +133,7 @@ void iod_row_complete(struct iod_core *core, struct iod_row *row, enum iod_statu
 		port->bytes[row->direction] += row->moved;
 		core->count.bytes[row->direction] += row->moved;
 	}
-	if (row->user) {
-		iod_queue_add(&core->done, row);
-	} else {
-		iod_queue_add(&port->done, row);
-		core->batches_done++;
-	}
+	iod_queue_add(row->user ? &core->done : &port->done, row);
 	if (target && --target->references == 0 && target->idle)
 		target->idle(target); /* may free it */
 }

@@ -272,7 +272,6 @@ struct iod_core {
 	bool cancel_again;	  /* a cancel found no room in the ring */
 	bool budget_again;	  /* bounce pieces came back */
 	uint64_t queued_bytes, work_bytes; /* since the last flush, and on `work` */
-	uint32_t batches_done; /* rows on ports' done lists */
 	uint32_t small[2];     /* bytes a segment below which copying is cheaper, by direction */
 	uint64_t now;	       /* the time of this turn, ns */
 	uint8_t depth;	       /* of messages, in what runs now */

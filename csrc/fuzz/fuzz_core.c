@@ -707,7 +707,7 @@ static void all_has_ended(struct world *w)
 {
 	struct iod_core *core = &w->core;
 
-	MUST(core->in_use == 0 && core->with_backend == 0 && core->batches_done == 0 && core->arena.used == 0);
+	MUST(core->in_use == 0 && core->with_backend == 0 && core->arena.used == 0);
 	MUST(!core->ready.count && !core->work.count && !core->done.count && !core->budget.count && !core->ring.count &&
 	     !core->pending.count && !core->glue.count && !core->revocations && !w->revocations);
 	for (uint32_t i = 0; i < w->submits; i++)
