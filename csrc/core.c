@@ -99,6 +99,8 @@ int iod_submit(struct iod_core *core, const struct iod_request *request, uint64_
 /* Of a row whose request the backend has. */
 static void ask_to_end(struct iod_core *core, struct iod_row *row)
 {
+	if (row->riders && !row->with_backend) /* of a request that others still board: when it is handed over */
+		core->cancel_again = true;
 	if (!row->with_backend || row->cancel_sent)
 		return;
 	int error = core->backend->ops->cancel(core->backend, row->ticket);

@@ -44,8 +44,12 @@ void iod_row_continue(struct iod_core *core, struct iod_row *row)
 	int error = 0;
 
 	enum iod_plan plan = iod_plan_next(core, row, &op, &error);
+	if (plan == IOD_PLAN_REQUEST)
+		iod_riders_board(core, row, &op);
 	if (row->cancel_wanted && plan == IOD_PLAN_REQUEST) {
-		/* By a device window that the plan read from; nothing was handed over yet. */
+		/* By a device window that the plan read from, or a stage that a rider's walk asked; nothing was handed
+		 * over yet. */
+		iod_riders_leave(core, row);
 		iod_plan_end(row);
 		row->phase = IOD_P_NONE;
 		iod_row_complete(core, row, IOD_CANCELLED, 0);
@@ -53,7 +57,6 @@ void iod_row_continue(struct iod_core *core, struct iod_row *row)
 	}
 	switch (plan) {
 	case IOD_PLAN_REQUEST:
-		iod_riders_board(core, row, &op);
 		if (!iod_row_hand_over(core, row, &op)) {
 			iod_riders_leave(core, row);
 			iod_plan_end(row);

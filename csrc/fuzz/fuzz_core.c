@@ -215,6 +215,10 @@ static enum iod_verdict hook(struct iod_space *space, uint64_t address, uint64_t
 		if (*length > 100)
 			*length = 100;
 		break;
+	case 4: /* who is asked acts */
+		if (w->submits)
+			iod_cancel(&w->core, w->submitted[below(w, w->submits)].ticket);
+		break;
 	}
 	return space == &w->iommu ? IOD_REFUSE : IOD_PASS; /* an IOMMU asks about what it misses */
 }
