@@ -74,11 +74,25 @@ static int port_traverse(Port *self, visitproc visit, void *arg)
 	return 0;
 }
 
+/* Whoever awaits the reset of a port that is gone: its last row is too, so nothing is in flight any more. */
+static void acknowledge(Port *self)
+{
+	PyObject *type, *value, *trace;
+	PyErr_Fetch(&type, &value, &trace);
+	Py_INCREF(Py_None);
+	ext_wait_done((Wait *)self->reset_wait, Py_None, false);
+	PyErr_Restore(type, value, trace);
+	if (!self->engine->closed)
+		self->engine->backend->ops->wake(self->engine->backend);
+}
+
 static void port_dealloc(Port *self)
 {
 	PyTypeObject *type = Py_TYPE(self);
 	PyObject_GC_UnTrack(self);
 	Engine *engine = self->engine;
+	if (self->reset_wait)
+		acknowledge(self);
 	if (engine) {
 		for (uint32_t i = 0; i < engine->ports; i++)
 			if (engine->port[i] == self) {
@@ -573,6 +587,7 @@ static PyObject *port_close(Port *self, PyObject *unused)
 {
 	(void)unused;
 	self->port.closed = true;
+	ext_poke(self->engine); /* its stream ends */
 	Py_RETURN_NONE;
 }
 

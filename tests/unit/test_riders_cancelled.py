@@ -81,6 +81,7 @@ def test_the_host_is_cancelled_while_others_board(system: Sends) -> None:
 
 def test_who_has_boarded_is_cancelled_while_others_board(system: Sends) -> None:
     """The request is stuck then: the one that is cancelled does not wait for the peer."""
+
     async def main() -> None:
         transfers = await system.begin()
 
