@@ -85,7 +85,7 @@ struct iod_backend_ops {
 	/* Up to max completions; does not enter the kernel unless completions can only be had that way. */
 	uint32_t (*reap)(struct iod_backend *, struct iod_cqe *, uint32_t max);
 	/* flush, then return when at least `least` completions can be reaped, wake() was called, or timeout_ns passed
-	 * (-1: no limit).  Spins up to spin_ns first.  Returns 0, -ETIME, -EINTR or another -errno.  -EINTR says that a
+	 * (-1: no limit).  Spins up to spin_ns first, and returns when a watched word has changed then.  Returns 0, -ETIME, -EINTR or another -errno.  -EINTR says that a
 	 * signal may have come, not that one did: look, and call again.
 	 * Between begin and end nothing of Python's is touched: the caller gives up the interpreter lock around it. */
 	int (*wait)(struct iod_backend *, uint32_t least, int64_t timeout_ns, uint64_t spin_ns);
@@ -101,11 +101,22 @@ struct iod_backend_ops {
 	void (*destroy)(struct iod_backend *);
 };
 
+/* A word of shared memory that somebody else changes: a wait that spins looks at it too. */
+struct iod_watch {
+	const uint16_t *word;
+	uint16_t seen, mask; /* there is something when the bits of the mask are others than these */
+};
+
 struct iod_backend {
 	const struct iod_backend_ops *ops;
 	struct iod_backend_stats stats;
+	const struct iod_watch *watch; /* the owner's; looked at by `wait` only, under the SIGBUS guard */
+	uint32_t watches;
 	uint32_t max_inflight; /* ops that may be queued and not yet reaped, all in all (completion room) */
 };
+
+/* For backends: one of the watched words has changed. */
+bool iod_watch_changed(const struct iod_backend *);
 
 #define IOD_MAX_FILES 256
 #define IOD_MAX_BUFFERS 256

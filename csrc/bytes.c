@@ -3,7 +3,7 @@
  * bytes: copy, gather, scatter, fill and byte-lane permutation under the SIGBUS guard.
  *
  * Invariants
- *  - Memory that may be shared is touched only by functions run through guarded(); they leave their progress in memory
+ *  - Memory that may be shared is touched only by functions run through iod_guarded(); they leave their progress in memory
  *    as they go, so that a fault finds it there.
  *  - A fault inside a piece is followed by the piece's prefix up to the faulting page, so `done` is always a prefix
  *    that is wholly there, whatever order the C library copies in.
@@ -79,8 +79,7 @@ int iod_guard_install(void)
 	return sigaction(SIGBUS, &ours, NULL) < 0 ? -errno : 0;
 }
 
-/* Runs fn(arg); false when it met a SIGBUS, whose address is then in *fault. */
-static bool guarded(void (*fn)(void *), void *arg, uintptr_t *fault)
+bool iod_guarded(void (*fn)(void *), void *arg, uintptr_t *fault)
 {
 	struct guard g;
 	g.outer = current_guard;
@@ -150,7 +149,7 @@ static size_t piece_prefix(struct piece p, uintptr_t fault)
 			n = n > into ? n - into : 0;
 		}
 		p.count = n;
-		if (!n || guarded(piece_run, &p, &fault))
+		if (!n || iod_guarded(piece_run, &p, &fault))
 			break;
 	}
 	return p.count;
@@ -166,7 +165,7 @@ static int finish(int r, size_t moved, size_t *done)
 static int run_one(struct piece *p, size_t *done)
 {
 	uintptr_t fault;
-	if (!p->count || guarded(piece_run, p, &fault))
+	if (!p->count || iod_guarded(piece_run, p, &fault))
 		return finish(0, p->count, done);
 	return finish(-EFAULT, piece_prefix(*p, fault), done);
 }
@@ -294,11 +293,11 @@ static int run_list(struct list_run *l, size_t *done)
 {
 	uintptr_t fault;
 	if (!l->lanes) {
-		if (guarded(plain_run, l, &fault))
+		if (iod_guarded(plain_run, l, &fault))
 			return finish(0, l->moved, done);
 		return finish(-EFAULT, l->moved + piece_prefix(plain_piece(l), fault), done);
 	}
-	if (guarded(list_run, l, &fault))
+	if (iod_guarded(list_run, l, &fault))
 		return finish(0, l->moved, done);
 	return finish(-EFAULT, l->moved + piece_prefix(l->piece, fault), done);
 }
@@ -382,7 +381,7 @@ int iod_move(const struct iovec *dst, size_t ndst, size_t dskip, const struct io
 {
 	struct move_run m = {.dst = {dst, ndst, dskip}, .src = {src, nsrc, sskip}, .n = n};
 	uintptr_t fault;
-	if (guarded(move_run, &m, &fault))
+	if (iod_guarded(move_run, &m, &fault))
 		return finish(0, m.moved, done);
 	return finish(-EFAULT, m.moved + piece_prefix(m.piece, fault), done);
 }
@@ -403,7 +402,7 @@ int iod_fill(void *dst, int value, size_t n)
 {
 	struct fill_run f = {dst, value, n};
 	uintptr_t fault;
-	return !n || guarded(fill_run, &f, &fault) ? 0 : -EFAULT;
+	return !n || iod_guarded(fill_run, &f, &fault) ? 0 : -EFAULT;
 }
 
 struct bits {
@@ -426,5 +425,5 @@ int iod_set_bits(uint8_t *byte, uint64_t first, uint64_t last)
 {
 	struct bits b = {byte, first, last};
 	uintptr_t fault;
-	return guarded(bits_run, &b, &fault) ? 0 : -EFAULT;
+	return iod_guarded(bits_run, &b, &fault) ? 0 : -EFAULT;
 }

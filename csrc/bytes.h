@@ -13,12 +13,17 @@
 #ifndef IOD_BYTES_H
 #define IOD_BYTES_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/uio.h>
 
 /* Installs the SIGBUS handler (idempotent, chains to what was there for faults that are not ours). 0 or -errno. */
 int iod_guard_install(void);
+
+/* Runs fn(arg), which touches shared memory by itself, keeps nothing of Python's and leaves its progress in *arg as it
+ * goes; false when it met a SIGBUS, whose address is then in *fault. */
+bool iod_guarded(void (*fn)(void *), void *arg, uintptr_t *fault);
 
 /* Copy n bytes; 0 or -EFAULT. dst, src may not overlap. */
 int iod_copy(void *dst, const void *src, size_t n, size_t *done);

@@ -279,6 +279,10 @@ static bool spin(struct iod_threads *t, uint32_t least, int64_t until)
 			}
 			if (__atomic_load_n(&t->wake_flag, __ATOMIC_RELAXED))
 				return take_wake(t);
+			if (t->base.watches && iod_watch_changed(&t->base)) {
+				t->base.stats.spin_hits++;
+				return true;
+			}
 			iod_pause();
 		}
 		sched_yield(); /* the worker may have been woken on this very processor */

@@ -279,6 +279,10 @@ static bool spin(struct iod_uring *u, uint32_t least, int64_t until)
 			}
 			if (__atomic_load_n(&u->wake_flag, __ATOMIC_RELAXED))
 				return take_wake(u);
+			if (u->base.watches && iod_watch_changed(&u->base)) {
+				u->base.stats.spin_hits++;
+				return true;
+			}
 			iod_pause();
 		}
 		sched_yield(); /* whoever is to complete it may wait for this very processor */

@@ -7,6 +7,7 @@
  *  - It is destroyed only when the backend has nothing in flight: memory that the kernel may still write is never
  *    let go. */
 #include "engine.h"
+#include "queue.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -123,7 +124,9 @@ static void hook_revoked(void *context, struct iod_revocation *revocation)
 static void other_completion(struct iod_core *core, const struct iod_cqe *cqe)
 {
 	Engine *self = (Engine *)((char *)core - offsetof(Engine, core));
-	if (cqe->user_data == EXT_WATCH) {
+	if (cqe->user_data == EXT_KICKS) {
+		ext_queues_kicked(self);
+	} else if (cqe->user_data == EXT_WATCH) {
 		self->watch_armed = false;
 		self->watch_result = cqe->res > 0 ? (uint32_t)cqe->res : 1;
 	}
@@ -159,7 +162,7 @@ static PyObject *engine_open(Engine *self, PyObject *args)
 		self->spaces = PyList_New(0);
 	if (!self->spaces)
 		return NULL;
-	inflight++; /* the poll of what the engine watches: transfers must not have to wait for it */
+	inflight += 2; /* the polls of what the engine watches and of kicks: transfers must not have to wait for them */
 	struct iod_backend *backend;
 	Py_BEGIN_ALLOW_THREADS /* a ring may have to wait until the kernel gave back the memory of another */
 	backend = kind == 0 ? iod_uring_create(entries, inflight, &error) : iod_threads_create(workers, inflight, &error);
@@ -186,6 +189,7 @@ static PyObject *engine_open(Engine *self, PyObject *args)
 	self->spin_now = spin;
 	self->release_bytes = 256 << 10;
 	self->watch_fd = -1;
+	self->kicks_fd = -1;
 	Py_RETURN_NONE;
 }
 
@@ -220,6 +224,7 @@ static PyObject *engine_close(Engine *self, PyObject *unused)
 		Py_RETURN_FALSE;
 	/* Whoever is told of an end can neither run nor close it again, nor submit. */
 	self->in_turn = true;
+	ext_queues_close(self);
 	for (uint32_t i = 0; i < self->ports; i++)
 		self->port[i]->port.closed = true;
 	if (self->fork_generation == ext_forks)
@@ -247,6 +252,9 @@ static PyObject *engine_close(Engine *self, PyObject *unused)
 	}
 	for (uint32_t i = 0; i < self->ports; i++)
 		self->port[i]->port.closed = true;
+	if (self->kicks_fd >= 0)
+		close(self->kicks_fd);
+	self->kicks_fd = -1;
 	self->backend = NULL;
 	self->closed = true;
 	Py_RETURN_TRUE;
@@ -263,6 +271,8 @@ static void engine_dealloc(Engine *self)
 	Py_XDECREF(self->unpark);
 	Py_XDECREF(self->raised);
 	free(self->port);
+	free(self->queue);
+	free(self->watch);
 	if (self->core.trace) {
 		free(self->core.trace->event);
 		free(self->core.trace);
@@ -417,6 +427,9 @@ static PyObject *engine_settle(Engine *self, PyObject *unused)
 	self->watch_fd = -1;
 	if (self->watch_armed)
 		self->backend->ops->cancel(self->backend, EXT_WATCH);
+	ext_queues_close(self);
+	if (self->kicks_armed)
+		self->backend->ops->cancel(self->backend, EXT_KICKS);
 	Py_RETURN_NONE;
 }
 
@@ -498,7 +511,7 @@ static PyObject *engine_get(Engine *self, void *what)
 	case 'c':
 		return PyBool_FromLong(self->closed);
 	case 'b':
-		return PyLong_FromUnsignedLong(self->closed ? 0 : self->core.with_backend + self->watch_armed);
+		return PyLong_FromUnsignedLong(self->closed ? 0 : self->core.with_backend + self->watch_armed + self->kicks_armed);
 	case 'u':
 		return PyLong_FromUnsignedLong(self->closed ? 0 : self->core.in_use);
 	case 's':

@@ -34,6 +34,8 @@
 
 struct Engine;
 struct Task;
+struct Wait;
+struct Queue;
 
 typedef struct {
 	PyObject_HEAD
@@ -60,13 +62,21 @@ typedef struct Target {
 	bool on_idle_list, idle; /* idle: the reference that its rows hold is to be dropped */
 } Target;
 
+/* What comes again and again: made when it is asked for, by one coroutine at a time. */
+struct ext_source {
+	bool (*ready)(struct Wait *);
+	PyObject *(*take)(struct Wait *);
+	const char *taken; /* to a second coroutine */
+};
+
 /* What a coroutine can wait for. */
 typedef struct Wait {
 	PyObject_HEAD
 	struct Engine *engine;
 	struct Task *waiter; /* the first of those that wait, each referenced */
 	uint8_t done; /* 1: value, 2: value is the exception to raise */
-	bool is_transfer, is_task, is_stream;
+	bool is_transfer, is_task;
+	const struct ext_source *source; /* NULL: it is done once */
 	PyObject *value;
 	PyObject *callback; /* called with the wait once it is done */
 } Wait;
@@ -176,12 +186,17 @@ typedef struct Engine {
 	PyObject *trace_names;		  /* dict: id -> name, of the ports and targets that the trace has met */
 	bool in_turn;
 	bool bridged, poked; /* another loop sleeps on fileno(); it was woken since the last turn */
+	struct Queue **queue; /* virtqueues that run, borrowed */
+	struct iod_watch *watch;
+	uint32_t queues, queue_room;
+	int kicks_fd; /* epoll: the kicks of all of them */
+	bool kicks_armed, kicked;
 	int next_buffer;
 	bool file_taken[IOD_MAX_FILES];
 } Engine;
 
 extern PyTypeObject *RegionType, *SpaceType, *TargetType, *WaitType, *TransferType, *TaskType, *CompletionType,
-	*ScatterListType, *ColumnsType, *PortType, *StreamType, *RevocationType, *EngineType;
+	*ScatterListType, *ColumnsType, *CompletedType, *PortType, *StreamType, *RevocationType, *EngineType;
 extern PyObject *ErrorType, *ArgumentErrorType, *ArgumentTypeErrorType, *AddressRangeErrorType, *ClosedErrorType,
 	*StaleErrorType, *BusyErrorType, *WrongThreadErrorType, *UnsupportedErrorType, *DmaFaultType, *CancelledType;
 extern PyObject *CoroutineType, *StatusMembers[5], *AccessClass, *FaultClass;
@@ -202,6 +217,22 @@ struct ext_list {
 };
 int ext_list_get(PyObject *, struct ext_list *);
 void ext_list_put(struct ext_list *);
+/* An object of the pool whose arrays nobody kept, or a new one: factory(limit). */
+Columns *ext_columns_from(PyObject *pool, PyObject *factory, uint32_t limit);
+PyObject *ext_columns_column(Columns *, void *which); /* the first n of one of the kept arrays */
+/* Where the columns of a batch and of completions are, in the order in which sg.py cuts the block. */
+struct ext_batch {
+	uint64_t *id, *position, *ticket, *address, *length;
+	uint32_t *first, *count;
+	uint8_t *direction;
+};
+void ext_batch_cut(const Columns *, struct ext_batch *);
+struct ext_completed {
+	uint64_t *ticket, *id, *moved, *fault_offset, *fault_address;
+	int32_t *error;
+	uint8_t *status;
+};
+void ext_completed_cut(const Columns *, struct ext_completed *);
 
 /* tasks.c */
 void ext_wait_init(Wait *, Engine *);
@@ -218,7 +249,7 @@ PyObject *ext_task_name(Task *); /* borrowed; made when it is first asked for */
 PyObject *ext_transfer(Port *, const struct iod_request *, PyObject *convert, PyObject *payload);
 PySendResult ext_wait_send(PyObject *wait, PyObject *sent, PyObject **result); /* not inherited: in each type */
 bool ext_stream_ready(Stream *);
-PyObject *ext_stream_take(Stream *);
+extern const struct ext_source ext_batches_source;
 
 /* engine.c: give the trace a name for an id, once a trace.  Nothing while there is none. */
 int ext_trace_name(Engine *, uint32_t *traced, uint32_t *id, PyObject *object, const char *name);
@@ -234,6 +265,7 @@ int ext_space_add(PyObject *module);
 int ext_lists_add(PyObject *module);
 int ext_port_add(PyObject *module);
 int ext_stream_add(PyObject *module);
+int ext_queue_add(PyObject *module);
 int ext_target_add(PyObject *module);
 int ext_target_use(Target *, Engine *); /* bind it to the engine; raises when it is another's, or closed */
 void ext_target_unused(Target *);	/* no row came of that */

@@ -10,7 +10,7 @@
 
 #include <string.h>
 
-PyTypeObject *ScatterListType, *ColumnsType;
+PyTypeObject *ScatterListType, *ColumnsType, *CompletedType;
 
 static int segment_of(PyObject *pair, struct iod_segment *out)
 {
@@ -289,7 +289,7 @@ static PyObject *columns_arrays(Columns *self, void *unused)
 }
 
 /* The first n of one of the kept arrays: itself when it is full. */
-static PyObject *columns_column(Columns *self, void *which)
+PyObject *ext_columns_column(Columns *self, void *which)
 {
 	PyObject *array = self->arrays ? PyTuple_GetItem(self->arrays, (Py_ssize_t)(intptr_t)which) : NULL;
 	if (!array) {
@@ -335,6 +335,61 @@ static Py_ssize_t columns_length(Columns *self)
 	return self->n;
 }
 
+void ext_batch_cut(const Columns *columns, struct ext_batch *b)
+{
+	uint64_t *at = (uint64_t *)columns->block;
+	Py_ssize_t n = columns->requests;
+	b->id = at;
+	b->position = at + n;
+	b->ticket = at + 2 * n;
+	b->address = at + 3 * n;
+	b->length = b->address + columns->segments;
+	b->first = (uint32_t *)(b->length + columns->segments);
+	b->count = b->first + n;
+	b->direction = (uint8_t *)(b->count + n);
+}
+
+void ext_completed_cut(const Columns *columns, struct ext_completed *c)
+{
+	Py_ssize_t n = columns->requests;
+	c->ticket = (uint64_t *)columns->block;
+	c->id = c->ticket + n;
+	c->moved = c->id + n;
+	c->fault_offset = c->moved + n;
+	c->fault_address = c->fault_offset + n;
+	c->error = (int32_t *)(c->fault_address + n);
+	c->status = (uint8_t *)(c->error + n);
+}
+
+Columns *ext_columns_from(PyObject *pool, PyObject *factory, uint32_t limit)
+{
+	Py_ssize_t n = PyList_Size(pool);
+	for (Py_ssize_t i = 0; i < n; i++) {
+		PyObject *object = PyList_GetItem(pool, i);
+		Columns *columns = (Columns *)object;
+		bool kept = Py_REFCNT(object) != 1;
+		for (Py_ssize_t k = 0; !kept && k < PyTuple_Size(columns->arrays); k++)
+			kept = Py_REFCNT(PyTuple_GetItem(columns->arrays, k)) != 1;
+		if (!kept) {
+			Py_INCREF(object);
+			return columns;
+		}
+	}
+	PyObject *object = PyObject_CallFunction(factory, "I", limit);
+	if (!object)
+		return NULL;
+	if (!PyObject_TypeCheck(object, ColumnsType) || !((Columns *)object)->arrays) {
+		PyErr_SetString(ErrorType, "the factory must make columns whose arrays it keeps");
+		Py_DECREF(object);
+		return NULL;
+	}
+	if (n < 4 && PyList_Append(pool, object)) {
+		Py_DECREF(object);
+		return NULL;
+	}
+	return (Columns *)object;
+}
+
 static PyMethodDef columns_methods[] = {{"_keep", EXT_METHOD(columns_keep), METH_O, NULL}, {0}};
 static PyGetSetDef columns_getset[] = {
 	{"_block", (getter)columns_block, NULL, NULL, NULL},
@@ -349,7 +404,7 @@ static PyType_Slot columns_slots[] = {{Py_tp_new, columns_new},
 static PyType_Spec columns_spec = {"iodma._core.Columns", sizeof(Columns), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
 				   columns_slots};
 
-#define COLUMN(name, index, doc) {name, (getter)columns_column, NULL, doc, (void *)(intptr_t)(index)}
+#define COLUMN(name, index, doc) {name, (getter)ext_columns_column, NULL, doc, (void *)(intptr_t)(index)}
 static PyGetSetDef completed_getset[] = {
 	COLUMN("ticket", 0, "uint64: as `Port.submit` gave them."),
 	COLUMN("id", 1, "uint64: as they stood in the batch."),
@@ -368,5 +423,6 @@ int ext_lists_add(PyObject *module)
 {
 	ScatterListType = ext_type(module, &list_spec, NULL);
 	ColumnsType = ext_type(module, &columns_spec, NULL);
-	return ScatterListType && ColumnsType && ext_type(module, &completed_spec, ColumnsType) ? 0 : -1;
+	CompletedType = ColumnsType ? ext_type(module, &completed_spec, ColumnsType) : NULL;
+	return ScatterListType && CompletedType ? 0 : -1;
 }

@@ -245,7 +245,7 @@ static int execute(PyObject *module)
 		return -1;
 	return ext_engine_add(module) || ext_region_add(module) || ext_space_add(module) || ext_lists_add(module) ||
 			       ext_wait_add(module) || ext_task_add(module) || ext_target_add(module) ||
-			       ext_port_add(module) || ext_stream_add(module)
+			       ext_port_add(module) || ext_stream_add(module) || ext_queue_add(module)
 		       ? -1
 		       : 0;
 }

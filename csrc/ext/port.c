@@ -420,26 +420,6 @@ static PyObject *port_control(Port *self, PyObject *args)
 
 /* ---- batches ---- */
 
-/* The columns of a batch, in the order in which sg.py cuts the block. */
-struct batch {
-	uint64_t *id, *position, *ticket, *address, *length;
-	uint32_t *first, *count;
-	uint8_t *direction;
-};
-static void cut(const Columns *columns, struct batch *b)
-{
-	uint64_t *at = (uint64_t *)columns->block;
-	Py_ssize_t n = columns->requests;
-	b->id = at;
-	b->position = at + n;
-	b->ticket = at + 2 * n;
-	b->address = at + 3 * n;
-	b->length = b->address + columns->segments;
-	b->first = (uint32_t *)(b->length + columns->segments);
-	b->count = b->first + n;
-	b->direction = (uint8_t *)(b->count + n);
-}
-
 /* A buffer of at least `count` 64-bit integers. */
 static int words_of(PyObject *object, const char *what, Py_ssize_t count, Py_buffer *view)
 {
@@ -459,7 +439,7 @@ static int words_of(PyObject *object, const char *what, Py_ssize_t count, Py_buf
 }
 
 /* Every request that is asked for names segments that the batch has: 0, or -1 with the exception. */
-static int check_batch(const Columns *columns, const struct batch *b, const uint64_t *rows, Py_ssize_t n)
+static int check_batch(const Columns *columns, const struct ext_batch *b, const uint64_t *rows, Py_ssize_t n)
 {
 	for (Py_ssize_t k = 0; k < n; k++) {
 		uint64_t i = rows ? rows[k] : (uint64_t)k;
@@ -483,10 +463,10 @@ static int check_batch(const Columns *columns, const struct batch *b, const uint
 static PyObject *submit_batch(Port *self, Columns *columns, PyObject *endpoint, const uint64_t *positions, uint64_t unit,
 			      const uint64_t *end, const uint64_t *rows, Py_ssize_t n)
 {
-	struct batch b;
+	struct ext_batch b;
 	Target *target;
 
-	cut(columns, &b);
+	ext_batch_cut(columns, &b);
 	if (n > (Py_ssize_t)(self->port.depth - self->port.rows))
 		return PyErr_Format(BusyErrorType,
 				    "port %s has %u transfers outstanding and cannot take %zd more: its depth is %u",
@@ -540,8 +520,8 @@ static PyObject *port_submit(Port *self, PyObject *const *args, Py_ssize_t n, Py
 		if (words_of(k[4].value, "rows", 0, &rows))
 			return NULL;
 		count = rows.len / 8;
-		struct batch b;
-		cut(columns, &b);
+		struct ext_batch b;
+		ext_batch_cut(columns, &b);
 		if ((uint64_t *)rows.buf < b.address && b.ticket < (uint64_t *)rows.buf + count) {
 			PyBuffer_Release(&rows); /* they would change while they are read */
 			PyErr_SetString(ArgumentErrorType, "rows lies in the batch's own tickets, which this call writes");

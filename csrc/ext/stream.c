@@ -8,6 +8,7 @@
 #include "ext.h"
 
 PyTypeObject *StreamType;
+static const struct ext_source source;
 
 /* Stream(port, factory, limit, at_least, forever): factory(limit) -> Columns with the arrays kept. */
 static PyObject *stream_new(PyTypeObject *type, PyObject *args, PyObject *kw)
@@ -25,7 +26,7 @@ static PyObject *stream_new(PyTypeObject *type, PyObject *args, PyObject *kw)
 	if (!self)
 		return NULL;
 	ext_wait_init(&self->wait, ((Port *)port)->engine);
-	self->wait.is_stream = true;
+	self->wait.source = &source;
 	Py_INCREF(port);
 	Py_INCREF(factory);
 	self->port = (Port *)port;
@@ -66,38 +67,7 @@ bool ext_stream_ready(Stream *self)
 	return port->rows == 0 && (!self->forever || port->closed);
 }
 
-/* An object of the pool whose arrays nobody kept, or a new one. */
-static Columns *stream_columns(Stream *self)
-{
-	Py_ssize_t n = PyList_Size(self->pool);
-	for (Py_ssize_t i = 0; i < n; i++) {
-		PyObject *object = PyList_GetItem(self->pool, i);
-		Columns *columns = (Columns *)object;
-		bool kept = Py_REFCNT(object) != 1;
-		for (Py_ssize_t k = 0; !kept && k < PyTuple_Size(columns->arrays); k++)
-			kept = Py_REFCNT(PyTuple_GetItem(columns->arrays, k)) != 1;
-		if (!kept) {
-			Py_INCREF(object);
-			return columns;
-		}
-	}
-	PyObject *object = PyObject_CallFunction(self->factory, "I", self->limit);
-	if (!object)
-		return NULL;
-	Columns *columns = (Columns *)object;
-	if (!PyObject_TypeCheck(object, ColumnsType) || !columns->arrays || columns->requests < (Py_ssize_t)self->limit) {
-		PyErr_SetString(ErrorType, "the factory must make a Completions of at least `limit` rows");
-		Py_DECREF(object);
-		return NULL;
-	}
-	if (n < 4 && PyList_Append(self->pool, object)) {
-		Py_DECREF(object);
-		return NULL;
-	}
-	return columns;
-}
-
-PyObject *ext_stream_take(Stream *self)
+static PyObject *take(Stream *self)
 {
 	struct iod_port *port = &self->port->port;
 	Engine *engine = self->port->engine;
@@ -105,14 +75,16 @@ PyObject *ext_stream_take(Stream *self)
 		PyErr_SetNone(PyExc_StopAsyncIteration);
 		return NULL;
 	}
-	Columns *columns = stream_columns(self);
+	Columns *columns = ext_columns_from(self->pool, self->factory, self->limit);
 	if (!columns)
 		return NULL;
-	Py_ssize_t room = columns->requests;
-	uint64_t *ticket = (uint64_t *)columns->block, *id = ticket + room, *moved = id + room,
-		 *fault_offset = moved + room, *fault_address = fault_offset + room;
-	int32_t *error = (int32_t *)(fault_address + room);
-	uint8_t *status = (uint8_t *)(error + room);
+	if (!PyObject_TypeCheck((PyObject *)columns, CompletedType) || columns->requests < (Py_ssize_t)self->limit) {
+		PyErr_SetString(ErrorType, "the factory must make a Completions of at least `limit` rows");
+		Py_DECREF(columns);
+		return NULL;
+	}
+	struct ext_completed c;
+	ext_completed_cut(columns, &c);
 	Py_ssize_t n = 0, bad = 0;
 	PyObject *held = (PyObject *)self->port;
 	Py_INCREF(held);
@@ -120,15 +92,15 @@ PyObject *ext_stream_take(Stream *self)
 		struct iod_row *row = iod_take_batch(&engine->core, port);
 		if (!row)
 			break;
-		ticket[n] = row->ticket;
-		id[n] = row->id;
-		moved[n] = row->moved;
-		error[n] = row->error;
-		status[n] = row->status;
+		c.ticket[n] = row->ticket;
+		c.id[n] = row->id;
+		c.moved[n] = row->moved;
+		c.error[n] = row->error;
+		c.status[n] = row->status;
 		bad += row->status != IOD_OK;
 		bool fault = row->status == IOD_FAULT;
-		fault_offset[n] = fault ? row->fault.offset : 0;
-		fault_address[n] = fault ? row->fault.address : 0;
+		c.fault_offset[n] = fault ? row->fault.offset : 0;
+		c.fault_address[n] = fault ? row->fault.address : 0;
 		n++;
 		ext_row_free(engine, row);
 	}
@@ -137,6 +109,19 @@ PyObject *ext_stream_take(Stream *self)
 	Py_DECREF(held);
 	return (PyObject *)columns;
 }
+
+static bool ready(Wait *wait)
+{
+	return ext_stream_ready((Stream *)wait);
+}
+
+static PyObject *source_take(Wait *wait)
+{
+	return take((Stream *)wait);
+}
+
+static const struct ext_source source = {.ready = ready, .take = source_take,
+					 .taken = "another coroutine reads this stream"};
 
 static PyObject *stream_iter(PyObject *self)
 {

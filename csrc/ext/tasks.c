@@ -194,7 +194,7 @@ static void task_step(Task *task)
 			ext_task_ready(task);
 			return;
 		}
-		if (wait->engine == engine && !(wait->is_stream && wait->waiter) && wait != &task->wait) {
+		if (wait->engine == engine && !(wait->source && wait->waiter) && wait != &task->wait) {
 			Py_INCREF(task);
 			task->next_waiter = NULL;
 			Task **at = &wait->waiter;
@@ -207,7 +207,7 @@ static void task_step(Task *task)
 		EXT_SET(task->throwing,
 			   PyObject_CallFunction(ErrorType, "s",
 						 wait->engine != engine ? "it belongs to another engine"
-						 : wait->is_stream	? "another coroutine reads this stream"
+						 : wait->source		? wait->source->taken
 									: "a task cannot wait for itself"));
 	} else {
 		PyObject *text = PyUnicode_FromFormat(

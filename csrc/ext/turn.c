@@ -8,6 +8,7 @@
  *  - A turn sleeps only when nothing is ready, and never in pump.
  *  - What becomes ready in a turn is resumed in it or the next, never before all completions of the turn are delivered. */
 #include "engine.h"
+#include "queue.h"
 
 #include <errno.h>
 #include <string.h>
@@ -142,13 +143,55 @@ bool ext_idle(const Engine *engine)
 
 #define PATIENCE_NS 1000000 /* for more completions than one */
 
+/* Spinning pays where what it waits for comes soon: it halves with each miss, to nothing, and starts again, small, after
+ * a sleep that turned out short. */
+static void adapt(Engine *engine, uint64_t spin, uint64_t hits)
+{
+	if (engine->backend->stats.spin_hits != hits)
+		engine->spin_now = spin * 2 < engine->spin_most ? spin * 2 : engine->spin_most;
+	else
+		engine->spin_now = spin / 2 < 1000 ? 0 : spin / 2;
+}
+
+static int spin_only(Engine *engine, uint64_t spin)
+{
+	struct iod_backend *backend = engine->backend;
+	int error;
+	engine->gil_released++;
+	engine->step_started = 0;
+	Py_BEGIN_ALLOW_THREADS
+	error = backend->ops->wait(backend, 1, (int64_t)spin, spin);
+	Py_END_ALLOW_THREADS
+	return error;
+}
+
 static void sleep_for_completions(Engine *engine, int64_t timeout)
 {
 	struct iod_backend *backend = engine->backend;
 	struct iod_core *core = &engine->core;
-	uint64_t spin = core->with_backend ? engine->spin_now : 0;
+	backend->watches = engine->queues ? ext_queues_watch(engine) : 0;
+	backend->watch = engine->watch;
+	bool worth = core->with_backend || backend->watches;
+	uint64_t spin = worth ? engine->spin_now : 0;
 	uint64_t hits = backend->stats.spin_hits;
 	uint32_t least = least_wanted(engine);
+
+	if (engine->queues) {
+		/* First without the drivers' help, which costs them a system call each. */
+		if (spin && (timeout < 0 || (uint64_t)timeout > spin)) {
+			int error = spin_only(engine, spin);
+			adapt(engine, spin, hits);
+			if (error != -ETIME)
+				return;
+			if (timeout > 0)
+				timeout -= (int64_t)spin;
+			spin = 0;
+			worth = false; /* it is known that this sleep is longer */
+		}
+		backend->watches = 0;
+		if (ext_queues_arm(engine))
+			return;
+	}
 	uint64_t begin = spin || engine->spin_most == 0 ? 0 : ext_clock();
 
 	engine->gil_released++;
@@ -164,16 +207,10 @@ static void sleep_for_completions(Engine *engine, int64_t timeout)
 			backend->ops->wait(backend, 1, timeout < 0 ? -1 : timeout - PATIENCE_NS, 0);
 	}
 	Py_END_ALLOW_THREADS
-	/* Spinning pays where what it waits for comes soon: it halves with each miss, to nothing, and starts again,
-	 * small, after a sleep that turned out short. */
-	if (spin) {
-		if (backend->stats.spin_hits != hits)
-			engine->spin_now = spin * 2 < engine->spin_most ? spin * 2 : engine->spin_most;
-		else
-			engine->spin_now = spin / 2 < 1000 ? 0 : spin / 2;
-	} else if (begin && core->with_backend && ext_clock() - begin < engine->spin_most) {
+	if (spin)
+		adapt(engine, spin, hits);
+	else if (begin && worth && ext_clock() - begin < engine->spin_most)
 		engine->spin_now = engine->spin_most / 8;
-	}
 }
 
 /* At the first bounce, so that an engine that never bounces pins nothing.  Where the kernel refuses (RLIMIT_MEMLOCK),
@@ -238,12 +275,16 @@ static int turn(Engine *engine, int64_t timeout, uint32_t limit)
 	core->queued_bytes = 0;
 	uint32_t got = iod_core_reap(core, 4096);
 	ext_deliver(engine);
+	if (engine->queues)
+		ext_queues_look(engine);
 	if (!got && timeout != 0 && !ext_has_work(engine) && !engine->stop && !engine->woken) {
 		sleep_for_completions(engine, timeout);
 		core->now = coarse_clock();
 		engine->step_started = core->now;
 		iod_core_reap(core, 4096);
 		ext_deliver(engine);
+		if (engine->queues)
+			ext_queues_look(engine);
 	}
 	ext_run_ready(engine, limit);
 	if (core->trace && core->trace->count > core->trace->room / 2) /* Python takes them before they are lost */
@@ -336,6 +377,8 @@ PyObject *ext_engine_pump(Engine *self, PyObject *arg)
 	self->in_step = true;
 	iod_core_step(&self->core);
 	self->in_step = false;
+	if (self->queues && ext_queues_arm(self))
+		self->backend->ops->wake(self->backend);
 	self->backend->ops->flush(self->backend);
 	self->core.queued_bytes = 0;
 	if (__atomic_exchange_n(&self->woken, 0, __ATOMIC_ACQ_REL))

@@ -202,9 +202,9 @@ static PyObject *wait_result(Wait *self)
 		Py_XDECREF(error);
 		return NULL;
 	}
-	if (self->is_stream) { /* made when it is asked for */
+	if (self->source) {
 		self->done = 0;
-		return ext_stream_take((Stream *)self);
+		return self->source->take(self);
 	}
 	PyObject *value = self->value ? self->value : Py_None;
 	Py_INCREF(value);
@@ -229,7 +229,7 @@ PySendResult ext_wait_send(PyObject *object, PyObject *sent, PyObject **result)
 			     ext_task_name(engine->current));
 		return PYGEN_ERROR;
 	}
-	if (!self->done && self->is_stream && ext_stream_ready((Stream *)self))
+	if (!self->done && self->source && self->source->ready(self))
 		self->done = 1;
 	if (self->done && (!engine || !engine->current || engine->immediate++ < MOST_IMMEDIATE)) {
 		*result = wait_result(self);

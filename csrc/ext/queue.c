@@ -1,0 +1,605 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * queue: a virtqueue as a device sees it: chains come as batches that a port takes, completions go back as they are.
+ *
+ * Invariants
+ *  - One object is one run of a ring, from its start to its stop; its geometry never changes.
+ *  - One batch a turn: what is available beyond that waits until what was taken is under way.
+ *  - Nothing a driver puts into the ring raises here; what a program gets wrong does. */
+#include "queue.h"
+#include "engine.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+
+PyTypeObject *QueueType, *BatchesType, *ChainsType;
+
+/* A batch that holds chains: the columns of a Batch, then those that only chains have; see virtio/chains.py. */
+typedef struct {
+	Columns columns;
+	uint64_t to_memory, from_memory, other;
+	uint32_t header;
+} Chains;
+
+static void cut(const Chains *chains, struct iod_chains *out)
+{
+	struct ext_batch b;
+	ext_batch_cut(&chains->columns, &b);
+	size_t n = (size_t)chains->columns.requests;
+	uint64_t *extra = (uint64_t *)(chains->columns.block + (((size_t)(b.direction + n - chains->columns.block) + 7) & ~(size_t)7));
+	*out = (struct iod_chains){.id = b.id, .position = b.position, .address = b.address, .length = b.length,
+				   .first = b.first, .count = b.count, .direction = b.direction,
+				   .readable = extra, .writable = extra + n, .opcode = (uint32_t *)(extra + 2 * n),
+				   .header = (uint8_t *)((uint32_t *)(extra + 2 * n) + n),
+				   .requests = (uint32_t)n, .segments = (uint32_t)chains->columns.segments};
+}
+
+/* ---- descriptors ---- */
+
+static int keep_fd(int *where, int fd)
+{
+	int own = fd < 0 ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, 0);
+	if (fd >= 0 && own < 0) {
+		PyErr_SetFromErrno(PyExc_OSError);
+		return -1;
+	}
+	if (*where >= 0)
+		close(*where);
+	*where = own;
+	return 0;
+}
+
+static int keep_kick(Queue *self, int fd)
+{
+	Engine *engine = self->port->engine;
+	if (self->q.kick_fd >= 0)
+		epoll_ctl(engine->kicks_fd, EPOLL_CTL_DEL, self->q.kick_fd, NULL);
+	if (keep_fd(&self->q.kick_fd, fd))
+		return -1;
+	if (fd < 0)
+		return 0;
+	struct epoll_event event = {.events = EPOLLIN | EPOLLET};
+	if (engine->kicks_fd < 0)
+		engine->kicks_fd = epoll_create1(EPOLL_CLOEXEC);
+	if (engine->kicks_fd < 0 || epoll_ctl(engine->kicks_fd, EPOLL_CTL_ADD, self->q.kick_fd, &event)) {
+		PyErr_SetFromErrno(PyExc_OSError);
+		return -1;
+	}
+	return 0;
+}
+
+/* ---- the object ---- */
+
+static int join(Engine *engine, Queue *self)
+{
+	if (engine->queues == engine->queue_room) {
+		uint32_t room = engine->queue_room ? engine->queue_room * 2 : 8;
+		Queue **queues = realloc(engine->queue, room * sizeof *queues);
+		if (queues)
+			engine->queue = queues;
+		struct iod_watch *watch = queues ? realloc(engine->watch, room * sizeof *watch) : NULL;
+		if (!watch) {
+			PyErr_NoMemory();
+			return -1;
+		}
+		engine->watch = watch;
+		engine->queue_room = room;
+	}
+	engine->queue[engine->queues++] = self;
+	return 0;
+}
+
+static PyObject *queue_new(PyTypeObject *type, PyObject *args, PyObject *kw)
+{
+	static char *names[] = {"port", "size", "descriptor", "available", "used", "index", "next", "flags", "header",
+				"trailer", "position_at", "call", "kick", "error", "chains", NULL};
+	PyObject *port, *factory = NULL;
+	unsigned long long descriptor, available, used;
+	unsigned size, index = 0, next = 0, flags = 0, header = 0, trailer = 0;
+	int position_at = -1, call = -1, kick = -1, error_fd = -1;
+	if (!PyArg_ParseTupleAndKeywords(args, kw, "O!IKKK|$IIIIIiiiiO", names, PortType, &port, &size, &descriptor,
+					 &available, &used, &index, &next, &flags, &header, &trailer, &position_at, &call,
+					 &kick, &error_fd, &factory))
+		return NULL;
+	Engine *engine = ((Port *)port)->engine;
+	if (ext_check(engine))
+		return NULL;
+	if (!factory || !PyCallable_Check(factory))
+		return PyErr_Format(ArgumentTypeErrorType, "chains is %R; a class of batches would be right",
+				    factory ? factory : Py_None);
+	if (header > 65536)
+		return PyErr_Format(ArgumentErrorType, "header is %u bytes; 65536 are the most", header);
+	Queue *self = (Queue *)PyType_GenericAlloc(type, 0);
+	if (!self)
+		return NULL;
+	self->released = true; /* until it is open */
+	self->q = (struct iod_virtq){.space = ((Port *)port)->port.space, .size = size, .flags = flags, .header = header,
+				     .trailer = trailer, .position_at = position_at, .next = (uint16_t)next,
+				     .part = {{.address = descriptor}, {.address = available}, {.address = used}},
+				     .call_fd = -1, .kick_fd = -1, .error_fd = -1};
+	self->index = index;
+	self->popped_turn = UINT64_MAX;
+	Py_INCREF(port);
+	Py_INCREF(factory);
+	self->port = (Port *)port;
+	self->factory = factory;
+	self->pool = PyList_New(0);
+	int error = self->pool ? iod_virtq_open(&self->q) : -ENOMEM;
+	if (error == -EINVAL)
+		PyErr_Format(ArgumentErrorType,
+			     "a queue of %u entries at %#llx, %#llx and %#llx, with a header of %u and a trailer of %u "
+			     "bytes: the size must be a power of two up to 32768, the addresses multiples of 16, 2 and 4, "
+			     "and a trailer at most 128 bytes",
+			     size, descriptor, available, used, header, trailer);
+	else if (error)
+		PyErr_NoMemory();
+	if (!error && !keep_fd(&self->q.call_fd, call) && !keep_fd(&self->q.error_fd, error_fd) &&
+	    !keep_kick(self, kick) && !join(engine, self)) {
+		self->released = false;
+		return (PyObject *)self;
+	}
+	Py_DECREF(self);
+	return NULL;
+}
+
+static void let_go(Queue *self)
+{
+	keep_kick(self, -1);
+	keep_fd(&self->q.call_fd, -1);
+	keep_fd(&self->q.error_fd, -1);
+	iod_virtq_close(&self->q);
+	self->q.in_flight = self->q.used_count = self->q.answered = 0;
+}
+
+/* Its reader, or whoever waits for it to be drained, has waited enough. */
+void ext_queue_settled(Queue *self)
+{
+	if (self->reader && self->reader->wait.waiter && (self->stopped || self->q.broken)) {
+		PyObject *reader = (PyObject *)self->reader;
+		Py_INCREF(reader);
+		ext_wait_done(&self->reader->wait, NULL, false);
+		Py_DECREF(reader);
+	}
+	if (self->drained && (self->q.in_flight == 0 || self->released || self->q.broken)) {
+		PyObject *wait = self->drained;
+		self->drained = NULL;
+		Py_INCREF(Py_None);
+		ext_wait_done((Wait *)wait, Py_None, false);
+		Py_DECREF(wait);
+	}
+}
+
+void ext_queue_release(Queue *self)
+{
+	Engine *engine = self->port->engine;
+	if (self->released)
+		return;
+	Py_INCREF(self);
+	self->released = self->stopped = true;
+	for (uint32_t i = 0; i < engine->queues; i++)
+		if (engine->queue[i] == self) {
+			engine->queue[i] = engine->queue[--engine->queues];
+			break;
+		}
+	let_go(self);
+	ext_queue_settled(self);
+	Py_DECREF(self);
+}
+
+static void queue_dealloc(Queue *self)
+{
+	PyTypeObject *type = Py_TYPE(self);
+	if (self->port) {
+		if (self->released)
+			let_go(self); /* of what a failed start has opened */
+		else
+			ext_queue_release(self);
+	}
+	Py_XDECREF(self->drained);
+	Py_XDECREF((PyObject *)self->port);
+	Py_XDECREF(self->factory);
+	Py_XDECREF(self->pool);
+	freefunc release = PyType_GetSlot(type, Py_tp_free);
+	release(self);
+	Py_DECREF(type);
+}
+
+static int usable(Queue *self)
+{
+	if (ext_check(self->port->engine))
+		return -1;
+	if (!self->released)
+		return 0;
+	PyErr_Format(ClosedErrorType, "queue %u was released", self->index);
+	return -1;
+}
+
+/* ---- popping ---- */
+
+static Chains *pop(Queue *self, uint32_t limit)
+{
+	Columns *columns = ext_columns_from(self->pool, self->factory, self->q.segment_room);
+	if (!columns)
+		return NULL;
+	Chains *chains = (Chains *)columns;
+	if (!PyObject_TypeCheck((PyObject *)columns, ChainsType) || columns->segments < (Py_ssize_t)self->q.segment_room ||
+	    chains->header != self->q.header) {
+		PyErr_SetString(ErrorType, "the factory must make a Chains with room for the longest chain, and as long a header");
+		Py_DECREF(columns);
+		return NULL;
+	}
+	struct iod_chains out;
+	cut(chains, &out);
+	self->popped_turn = self->port->engine->turns;
+	int n = iod_virtq_pop(&self->q, &out, limit);
+	columns->n = n > 0 ? n : 0;
+	chains->to_memory = out.to_memory;
+	chains->from_memory = out.from_memory;
+	chains->other = out.other;
+	if (self->q.broken || self->stopped)
+		ext_queue_settled(self);
+	return chains;
+}
+
+static PyObject *queue_pop(Queue *self, PyObject *arg)
+{
+	uint64_t limit;
+	if (ext_u64(arg, "limit", &limit) || usable(self))
+		return NULL;
+	if (self->stopped)
+		Py_RETURN_NONE;
+	Chains *chains = pop(self, limit < UINT32_MAX ? (uint32_t)limit : UINT32_MAX);
+	if (chains && chains->columns.n == 0) {
+		Py_DECREF((PyObject *)chains);
+		Py_RETURN_NONE;
+	}
+	return (PyObject *)chains;
+}
+
+bool ext_batches_ready(Batches *self)
+{
+	Queue *queue = self->queue;
+	if (queue->stopped || queue->q.broken)
+		return true;
+	if (queue->popped_turn == self->wait.engine->turns)
+		return false;
+	return iod_virtq_available(&queue->q) || queue->q.broken;
+}
+
+static PyObject *batches_take(Batches *self)
+{
+	if (self->queue->stopped || self->queue->q.broken) {
+		PyErr_SetNone(PyExc_StopAsyncIteration);
+		return NULL;
+	}
+	return (PyObject *)pop(self->queue, self->limit);
+}
+
+static PyObject *queue_batches(Queue *self, PyObject *const *args, Py_ssize_t n, PyObject *names)
+{
+	uint64_t limit = 16;
+	Py_ssize_t named = names ? PyTuple_Size(names) : 0;
+	if (n + named > 1 || (named && PyUnicode_CompareWithASCIIString(PyTuple_GetItem(names, 0), "limit")))
+		return PyErr_Format(PyExc_TypeError, "batches takes one argument, limit");
+	if ((n + named && ext_u64(args[0], "limit", &limit)) || usable(self))
+		return NULL;
+	if (limit == 0 || limit > 65536)
+		return PyErr_Format(ArgumentErrorType, "limit is %llu; 1 to 65536 would be right", (unsigned long long)limit);
+	Batches *batches = (Batches *)PyType_GenericAlloc(BatchesType, 0);
+	if (!batches)
+		return NULL;
+	ext_wait_init(&batches->wait, self->port->engine);
+	batches->wait.source = &ext_batches_source;
+	Py_INCREF(self);
+	batches->queue = self;
+	batches->limit = (uint32_t)limit;
+	return (PyObject *)batches;
+}
+
+static bool source_ready(Wait *wait)
+{
+	return ext_batches_ready((Batches *)wait);
+}
+
+static PyObject *source_take(Wait *wait)
+{
+	return batches_take((Batches *)wait);
+}
+
+const struct ext_source ext_batches_source = {.ready = source_ready, .take = source_take,
+					      .taken = "another coroutine reads this queue"};
+
+/* ---- answering ---- */
+
+static PyObject *pushed(Queue *self)
+{
+	iod_virtq_publish(&self->q);
+	if (self->drained || self->q.broken)
+		ext_queue_settled(self);
+	Py_RETURN_NONE;
+}
+
+static PyObject *refuse_id(Queue *self, uint64_t id)
+{
+	return PyErr_Format(ArgumentErrorType, "queue %u has no chain %llu that waits for an answer", self->index,
+			    (unsigned long long)id);
+}
+
+/* push(done, ok=0, error=1) */
+static PyObject *queue_push(Queue *self, PyObject *const *args, Py_ssize_t n)
+{
+	uint64_t ok = 0, error = 1;
+	if (n < 1 || n > 3)
+		return PyErr_Format(PyExc_TypeError, "push takes 1 to 3 arguments, not %zd", n);
+	if (!PyObject_TypeCheck(args[0], CompletedType))
+		return PyErr_Format(ArgumentTypeErrorType, "%R is not a Completions", args[0]);
+	if ((n > 1 && ext_u64(args[1], "ok", &ok)) || (n > 2 && ext_u64(args[2], "error", &error)) || usable(self))
+		return NULL;
+	struct ext_completed done;
+	ext_completed_cut((Columns *)args[0], &done);
+	for (Py_ssize_t i = 0; i < ((Columns *)args[0])->n; i++) {
+		uint64_t id = done.id[i];
+		const struct iod_virtq_slot *slot = id < self->q.size ? &self->q.slot[id] : NULL;
+		bool all = slot && done.status[i] == IOD_OK && done.moved[i] == slot->payload;
+		uint8_t byte = (uint8_t)(all ? ok : error);
+		if (!slot || !iod_virtq_answer(&self->q, id, slot->direction == IOD_TO_MEMORY ? done.moved[i] : 0, &byte, 1)) {
+			iod_virtq_publish(&self->q);
+			return refuse_id(self, id);
+		}
+	}
+	return pushed(self);
+}
+
+/* finish(id, written, trailer) */
+static PyObject *queue_finish(Queue *self, PyObject *const *args, Py_ssize_t n)
+{
+	uint64_t id, written;
+	Py_buffer view;
+	if (n != 3)
+		return PyErr_Format(PyExc_TypeError, "finish takes 3 arguments, not %zd", n);
+	if (ext_u64(args[0], "id", &id) || ext_u64(args[1], "written", &written) || usable(self) ||
+	    PyObject_GetBuffer(args[2], &view, PyBUF_SIMPLE))
+		return NULL;
+	if (view.len > (Py_ssize_t)self->q.trailer) {
+		PyErr_Format(ArgumentErrorType, "a trailer of %zd bytes; queue %u has %u", view.len, self->index, self->q.trailer);
+		PyBuffer_Release(&view);
+		return NULL;
+	}
+	bool found = iod_virtq_answer(&self->q, id, written, view.buf, (uint32_t)view.len);
+	PyBuffer_Release(&view);
+	return found ? pushed(self) : refuse_id(self, id);
+}
+
+/* ---- starting, stopping ---- */
+
+static PyObject *queue_stop(Queue *self, PyObject *unused)
+{
+	(void)unused;
+	if (ext_check(self->port->engine))
+		return NULL;
+	self->stopped = true;
+	ext_queue_settled(self);
+	ext_poke(self->port->engine);
+	Py_RETURN_NONE;
+}
+
+static PyObject *queue_drained(Queue *self, PyObject *unused)
+{
+	(void)unused;
+	if (ext_check(self->port->engine))
+		return NULL;
+	if (!self->drained) {
+		self->drained = PyObject_CallFunctionObjArgs((PyObject *)WaitType, (PyObject *)self->port->engine, NULL);
+		if (!self->drained)
+			return NULL;
+	}
+	PyObject *wait = self->drained;
+	Py_INCREF(wait);
+	ext_queue_settled(self);
+	return wait;
+}
+
+static PyObject *queue_release(Queue *self, PyObject *unused)
+{
+	(void)unused;
+	Engine *engine = self->port->engine;
+	if (!engine->closed && ext_check(engine))
+		return NULL;
+	ext_queue_release(self);
+	Py_RETURN_NONE;
+}
+
+static PyObject *set_fd(Queue *self, PyObject *arg, char which)
+{
+	long fd = PyLong_AsLong(arg);
+	if ((fd == -1 && PyErr_Occurred()) || usable(self))
+		return NULL;
+	int error = which == 'c' ? keep_fd(&self->q.call_fd, (int)fd)
+		    : which == 'e' ? keep_fd(&self->q.error_fd, (int)fd)
+				   : keep_kick(self, (int)fd);
+	if (error)
+		return NULL;
+	if (which == 'c' && fd >= 0 && self->q.pushed) { /* whoever listens now does not know what the old one was told */
+		uint64_t one = 1;
+		ssize_t written = write((int)fd, &one, sizeof one);
+		(void)written;
+	}
+	ext_poke(self->port->engine);
+	Py_RETURN_NONE;
+}
+static PyObject *queue_set_call(Queue *self, PyObject *arg)
+{
+	return set_fd(self, arg, 'c');
+}
+static PyObject *queue_set_kick(Queue *self, PyObject *arg)
+{
+	return set_fd(self, arg, 'k');
+}
+static PyObject *queue_set_error(Queue *self, PyObject *arg)
+{
+	return set_fd(self, arg, 'e');
+}
+
+static PyObject *queue_get(Queue *self, void *what)
+{
+	const struct iod_virtq *q = &self->q;
+	switch ((char)(intptr_t)what) {
+	case 'i':
+		return PyLong_FromUnsignedLong(self->index);
+	case 's':
+		return PyLong_FromUnsignedLong(q->size);
+	case 'n':
+		return PyLong_FromUnsignedLong(q->next);
+	case 'f':
+		return PyLong_FromUnsignedLong(q->in_flight);
+	case 'r':
+		return PyBool_FromLong(!self->stopped && !q->broken);
+	case 'b':
+		if (!q->broken)
+			Py_RETURN_NONE;
+		return PyUnicode_FromString(q->broken);
+	case 'p':
+		Py_INCREF((PyObject *)self->port);
+		return (PyObject *)self->port;
+	case '1':
+		return PyLong_FromUnsignedLongLong(q->popped);
+	case '2':
+		return PyLong_FromUnsignedLongLong(q->pushed);
+	case '3':
+		return PyLong_FromUnsignedLongLong(q->calls);
+	default:
+		return PyLong_FromUnsignedLongLong(q->malformed);
+	}
+}
+
+static PyMethodDef queue_methods[] = {
+	{"__class_getitem__", Py_GenericAlias, METH_O | METH_CLASS, "Virtqueue[Chains]: for annotations."},
+	{"pop", EXT_METHOD(queue_pop), METH_O, "pop(limit) -> Chains | None: what is available now."},
+	{"batches", EXT_METHOD(queue_batches), METH_FASTCALL | METH_KEYWORDS,
+	 "batches(limit=16): an async iterator of Chains, one a turn, until the queue is stopped or broken."},
+	{"push", EXT_METHOD(queue_push), METH_FASTCALL,
+	 "push(done, ok=0, error=1): answer chains with the Completions of a port: the trailer's first byte says how it went."},
+	{"finish", EXT_METHOD(queue_finish), METH_FASTCALL,
+	 "finish(id, written, trailer): answer one chain; `written` bytes of its payload were put into memory."},
+	{"stop", EXT_METHOD(queue_stop), METH_NOARGS, "Pop nothing more; what is in flight goes on."},
+	{"drained", EXT_METHOD(queue_drained), METH_NOARGS, "Await it: nothing is in flight."},
+	{"release", EXT_METHOD(queue_release), METH_NOARGS, "Let go of the ring; what is not answered never will be."},
+	{"set_call", EXT_METHOD(queue_set_call), METH_O, "set_call(fd): the eventfd that tells the driver; -1: none."},
+	{"set_kick", EXT_METHOD(queue_set_kick), METH_O, "set_kick(fd): the eventfd with which the driver tells; -1: none."},
+	{"set_error", EXT_METHOD(queue_set_error), METH_O, "set_error(fd): the eventfd that says that it broke; -1: none."},
+	{0}};
+static PyGetSetDef queue_getset[] = {
+	{"index", (getter)queue_get, NULL, "Its number in the device.", (void *)'i'},
+	{"size", (getter)queue_get, NULL, "Entries.", (void *)'s'},
+	{"next", (getter)queue_get, NULL, "The next available index: where a later run would begin.", (void *)'n'},
+	{"in_flight", (getter)queue_get, NULL, "Chains that were popped, and not answered.", (void *)'f'},
+	{"running", (getter)queue_get, NULL, "Whether it is neither stopped nor broken.", (void *)'r'},
+	{"broken", (getter)queue_get, NULL, "Why the ring makes no sense, or None.", (void *)'b'},
+	{"port", (getter)queue_get, NULL, "The port that its addresses are for.", (void *)'p'},
+	{"popped", (getter)queue_get, NULL, "Chains given to the device.", (void *)'1'},
+	{"pushed", (getter)queue_get, NULL, "Chains put into the used ring.", (void *)'2'},
+	{"calls", (getter)queue_get, NULL, "How often the driver was told.", (void *)'3'},
+	{"malformed", (getter)queue_get, NULL, "Chains that made no sense.", (void *)'4'},
+	{0}};
+static PyType_Slot queue_slots[] = {{Py_tp_new, queue_new},
+				    {Py_tp_dealloc, queue_dealloc},
+				    {Py_tp_methods, queue_methods},
+				    {Py_tp_getset, queue_getset},
+				    {Py_tp_doc, "The device's side of a virtqueue."},
+				    {0}};
+static PyType_Spec queue_spec = {"iodma._core.Virtqueue", sizeof(Queue), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+				 queue_slots};
+
+/* ---- Batches ---- */
+
+static void batches_dealloc(Batches *self)
+{
+	PyTypeObject *type = Py_TYPE(self);
+	if (self->queue && self->queue->reader == self)
+		self->queue->reader = NULL;
+	ext_wait_clear(&self->wait);
+	Py_XDECREF((PyObject *)self->queue);
+	freefunc release = PyType_GetSlot(type, Py_tp_free);
+	release(self);
+	Py_DECREF(type);
+}
+
+static PyObject *batches_iter(PyObject *self)
+{
+	Py_INCREF(self);
+	return self;
+}
+
+static PyObject *batches_next(Batches *self)
+{
+	Batches *other = self->queue->reader;
+	if (other && other != self && other->wait.waiter)
+		return PyErr_Format(ErrorType, "queue %u has a reader already", self->queue->index);
+	self->queue->reader = self;
+	Py_INCREF(self);
+	return (PyObject *)self;
+}
+
+static PyType_Slot batches_slots[] = {{Py_am_send, ext_wait_send}, {Py_tp_dealloc, batches_dealloc},
+				      {Py_am_aiter, batches_iter},
+				      {Py_am_anext, batches_next},
+				      {0}};
+static PyType_Spec batches_spec = {"iodma._core.Batches", sizeof(Batches), 0,
+				   Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, batches_slots};
+
+/* ---- Chains ---- */
+
+static PyObject *chains_get(Chains *self, void *what)
+{
+	uint64_t mask = (char)(intptr_t)what == 't' ? self->to_memory : (char)(intptr_t)what == 'f' ? self->from_memory
+												   : self->other;
+	return PyLong_FromUnsignedLongLong(mask);
+}
+
+static PyObject *chains_set_header(Chains *self, PyObject *arg)
+{
+	uint64_t header;
+	if (ext_u64(arg, "header", &header))
+		return NULL;
+	struct iod_chains out;
+	cut(self, &out);
+	size_t need = (size_t)(out.header - self->columns.block) + out.requests * header;
+	if (header > 65536 || need > (size_t)PyByteArray_Size(self->columns.owner))
+		return PyErr_Format(ArgumentErrorType, "headers of %llu bytes do not fit the block", (unsigned long long)header);
+	self->header = (uint32_t)header;
+	Py_RETURN_NONE;
+}
+
+static PyMethodDef chains_methods[] = {{"_set_header", EXT_METHOD(chains_set_header), METH_O, NULL}, {0}};
+#define COLUMN(name, index, doc) {name, (getter)ext_columns_column, NULL, doc, (void *)(intptr_t)(index)}
+static PyGetSetDef chains_getset[] = {
+	COLUMN("ticket", 0, "uint64: written by a submit."),
+	COLUMN("id", 1, "uint64: which chain; completions come back with it."),
+	COLUMN("position", 2, "uint64: the field of the header that the queue was told of, or 0."),
+	COLUMN("readable", 3, "uint64: payload bytes that the device may read."),
+	COLUMN("writable", 4, "uint64: payload bytes that the device may write."),
+	COLUMN("opcode", 5, "uint32: the first word of the header."),
+	COLUMN("direction", 6, "uint8: TO_MEMORY when there is writable payload."),
+	COLUMN("header", 7, "uint8[n, header]: the first bytes of each chain."),
+	COLUMN("first", 8, "uint32: the chain's first segment."),
+	COLUMN("count", 9, "uint32: its segments, readable ones first."),
+	{"ops_to_memory", (getter)chains_get, NULL,
+	 "Bit k: a chain with opcode k (63: or above) has only writable payload.", (void *)'t'},
+	{"ops_from_memory", (getter)chains_get, NULL, "Bit k: a chain with opcode k has only readable payload.",
+	 (void *)'f'},
+	{"ops_other", (getter)chains_get, NULL, "Bit k: a chain with opcode k has no payload, or both kinds.", (void *)'o'},
+	{0}};
+static PyType_Slot chains_slots[] = {{Py_tp_methods, chains_methods}, {Py_tp_getset, chains_getset}, {0}};
+static PyType_Spec chains_spec = {"iodma._core.ChainColumns", sizeof(Chains), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+				  chains_slots};
+
+int ext_queue_add(PyObject *module)
+{
+	QueueType = ext_type(module, &queue_spec, NULL);
+	BatchesType = QueueType ? ext_type(module, &batches_spec, WaitType) : NULL;
+	ChainsType = BatchesType ? ext_type(module, &chains_spec, ColumnsType) : NULL;
+	return ChainsType ? 0 : -1;
+}

@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * queue: virtqueues, as the engine and their Python objects share them. */
+#ifndef EXT_QUEUE_H
+#define EXT_QUEUE_H
+
+#include "../virtq.h"
+#include "ext.h"
+
+#define EXT_KICKS (UINT64_MAX - 2) /* user_data of the poll on all kicks: no ticket is that large */
+
+typedef struct Queue {
+	PyObject_HEAD
+	struct iod_virtq q;
+	Port *port;
+	PyObject *factory, *pool; /* Chains class; list */
+	struct Batches *reader;	  /* the one that waits, borrowed */
+	PyObject *drained;	  /* Wait, or NULL */
+	uint32_t index;
+	uint64_t popped_turn;
+	bool stopped, released;
+} Queue;
+
+typedef struct Batches {
+	Wait wait;
+	Queue *queue;
+	uint32_t limit;
+} Batches;
+
+bool ext_batches_ready(Batches *);
+void ext_queue_settled(Queue *);
+void ext_queue_release(Queue *);
+
+/* Wake those whose queues have something, and go on with what waited for a translation. */
+void ext_queues_look(Engine *);
+/* Before a sleep: ask every driver to tell of its next chain. True: one has come meanwhile, or waits for this turn's end. */
+bool ext_queues_arm(Engine *);
+/* What a wait that spins looks at. The number of words. */
+uint32_t ext_queues_watch(Engine *);
+/* The poll on the kicks has ended. */
+void ext_queues_kicked(Engine *);
+void ext_queues_close(Engine *); /* the engine closes: all are released */
+
+#endif

@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * queues: the virtqueues of an engine, and how it waits for their drivers.
+ *
+ * Invariants
+ *  - A driver is asked to kick only right before a sleep, and the ring is looked at once more after that.
+ *  - All kicks are in one edge-triggered epoll set, whose descriptor the backend polls: one request, however many
+ *    queues, and no reading of counters. */
+#include "engine.h"
+#include "queue.h"
+
+#include <sys/epoll.h>
+
+void ext_queues_look(Engine *engine)
+{
+	if (engine->kicked) {
+		struct epoll_event events[64];
+		engine->kicked = false;
+		int n;
+		do /* the edges are taken; what they are about is in the rings */
+			n = epoll_wait(engine->kicks_fd, events, 64, 0);
+		while (n == 64);
+	}
+	for (uint32_t i = 0; i < engine->queues; i++) {
+		Queue *queue = engine->queue[i];
+		Batches *reader = queue->reader;
+		if (queue->q.answered || queue->q.used_count) {
+			Py_INCREF(queue);
+			iod_virtq_retry(&queue->q);
+			ext_queue_settled(queue);
+			Py_DECREF(queue);
+		}
+		if (reader && reader->wait.waiter && ext_batches_ready(reader)) {
+			Py_INCREF(reader);
+			ext_wait_done(&reader->wait, NULL, false);
+			Py_DECREF(reader);
+		}
+	}
+}
+
+static bool waits(const Queue *queue)
+{
+	return queue->reader && queue->reader->wait.waiter && !queue->stopped && !queue->q.broken;
+}
+
+uint32_t ext_queues_watch(Engine *engine)
+{
+	uint32_t n = 0;
+	for (uint32_t i = 0; i < engine->queues; i++) {
+		Queue *queue = engine->queue[i];
+		if (!waits(queue) || !queue->q.resolved || iod_virtq_waits(&queue->q))
+			continue;
+		engine->watch[n] = queue->q.format->watch(&queue->q);
+		if (engine->watch[n].word)
+			n++;
+	}
+	return n;
+}
+
+bool ext_queues_arm(Engine *engine)
+{
+	bool any = false;
+	for (uint32_t i = 0; i < engine->queues; i++) {
+		Queue *queue = engine->queue[i];
+		if (!waits(queue))
+			continue;
+		any = true;
+		if (!queue->q.armed || queue->q.kick_fd < 0)
+			if (iod_virtq_arm(&queue->q) || queue->q.broken)
+				return true;
+	}
+	if (any && !engine->kicks_armed) {
+		struct iod_op op = {.code = IOD_OP_POLL, .fd = engine->kicks_fd, .poll_events = 1, .user_data = EXT_KICKS};
+		if (engine->backend->ops->queue(engine->backend, &op))
+			return true; /* no room: what is there has to be reaped first */
+		engine->kicks_armed = true;
+	}
+	return false;
+}
+
+void ext_queues_kicked(Engine *engine)
+{
+	engine->kicks_armed = false;
+	engine->kicked = true;
+}
+
+void ext_queues_close(Engine *engine)
+{
+	while (engine->queues)
+		ext_queue_release(engine->queue[engine->queues - 1]);
+}

@@ -1,0 +1,164 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * virtq: the device's side of a virtqueue (virtio 1.3, section 2.6 to 2.8): chains of buffers in, used buffers out.
+ *
+ * What depends on how the ring is laid out is in a table of functions (virtq_split.c); chains, headers, trailers and what
+ * waits for a translation are the same for all (virtq.c).
+ *
+ * Invariants
+ *  - A ring is the guest's: everything read from it is copied once, checked, and used from the copy.
+ *  - The ring's own addresses are translated like any others, and again after any change of a space on the way; no host
+ *    address of it survives such a change.
+ *  - A chain is consumed when all that has to be known of it was read; one that meets a pending translation stays where it
+ *    is, and is read anew.
+ *  - A chain that was popped is put into the used ring exactly once, by whatever answers it.
+ *  - A chain that makes no sense is answered here, and keeps no other one from being served.  Only a ring that makes no
+ *    sense breaks the queue.
+ */
+#ifndef IOD_VIRTQ_H
+#define IOD_VIRTQ_H
+
+#include "backend.h"
+#include "space.h"
+
+#define IOD_VIRTQ_LARGEST 32768	     /* entries: section 2.6 */
+#define IOD_VIRTQ_DESCRIPTORS 1026   /* of a chain, where the ring is smaller: what the kernel takes, a header, a trailer */
+#define IOD_VIRTQ_TRAILER 128	     /* bytes */
+#define IOD_VIRTQ_TRAILER_SEGMENTS 4
+
+enum { IOD_VIRTQ_EVENT_IDX = 1, IOD_VIRTQ_INDIRECT = 2, IOD_VIRTQ_PACKED = 4 };
+
+/* The three parts of a ring.  Split: descriptor table, available ring, used ring.  Packed: descriptor ring, driver's and
+ * device's event suppression. */
+enum { IOD_VIRTQ_TABLE, IOD_VIRTQ_DRIVER, IOD_VIRTQ_DEVICE, IOD_VIRTQ_PARTS };
+struct iod_virtq_part {
+	uint64_t address, bytes;
+	uint8_t access;
+	uint8_t *host; /* NULL: of several pieces, which are in t */
+	struct iod_translation t;
+};
+
+/* ANSWERED: its trailer waits for a translation; USED: what is left is to show it to the driver. */
+enum iod_virtq_slot_state { IOD_VIRTQ_FREE, IOD_VIRTQ_POPPED, IOD_VIRTQ_ANSWERED, IOD_VIRTQ_USED };
+
+/* A chain between pop and used. */
+struct iod_virtq_slot {
+	uint8_t state; /* enum iod_virtq_slot_state */
+	uint8_t direction, trailers;
+	uint16_t descriptors; /* packed: entries it takes in the ring */
+	uint16_t next;	      /* of those that are answered */
+	uint32_t length;      /* for the used ring */
+	uint64_t payload;     /* bytes to be moved */
+	struct iod_segment trailer[IOD_VIRTQ_TRAILER_SEGMENTS];
+	uint8_t few[8], *data; /* the trailer's bytes */
+};
+
+struct iod_virtq_used {
+	uint16_t id, descriptors;
+	uint32_t length;
+};
+
+/* What the ring says of the next chain. */
+struct iod_virtq_chain {
+	uint16_t id, descriptors;
+	uint64_t table; /* of an indirect table */
+	uint32_t table_bytes;
+	const char *bad; /* why it makes no sense */
+};
+
+/* Where pop puts chains: the columns of a batch and what is known of each.  A row's segments: readable, then writable. */
+struct iod_chains {
+	uint64_t *id, *position, *address, *length, *readable, *writable;
+	uint32_t *first, *count, *opcode;
+	uint8_t *direction, *header;
+	uint32_t requests, segments; /* room */
+	uint32_t n, used;
+	uint64_t to_memory, from_memory, other; /* bit k: a chain with opcode k (63: or above) of that kind is here */
+};
+
+struct iod_virtq;
+struct iod_virtq_format {
+	/* Part sizes for q->size, and the access that they need. */
+	void (*layout)(struct iod_virtq *);
+	/* The next chain, into q->segment: 1, 0 when there is none, negative when the queue broke. */
+	int (*fetch)(struct iod_virtq *, struct iod_virtq_chain *);
+	void (*consume)(struct iod_virtq *, const struct iod_virtq_chain *);
+	/* Put q->used into the ring. True: the driver wants to be told. */
+	bool (*publish)(struct iod_virtq *);
+	/* Ask to be told of the next chain, or that nobody bothers.  arm: true when there is one already. */
+	bool (*arm)(struct iod_virtq *);
+	void (*disarm)(struct iod_virtq *);
+	bool (*available)(struct iod_virtq *);
+	/* What changes as a chain comes, for who spins. */
+	struct iod_watch (*watch)(const struct iod_virtq *);
+};
+extern const struct iod_virtq_format iod_virtq_split;
+
+struct iod_virtq {
+	struct iod_space *space;
+	const struct iod_virtq_format *format;
+	uint32_t size, flags, header, trailer;
+	int32_t position_at; /* of a 64-bit word in the header, or -1 */
+	struct iod_virtq_part part[IOD_VIRTQ_PARTS];
+	uint64_t changes; /* of the spaces, when the parts were translated ... */
+	bool resolved;
+	uint64_t missed_at; /* ... and when something was missing */
+	uint16_t next, seen; /* available: the next one, and how many were seen to be there */
+	uint16_t used_next;
+	uint16_t told; /* used_next when the driver was told */
+	bool told_valid, armed, missing; /* missing: a translation that it needs is pending */
+	bool next_wrap, used_wrap;	  /* packed */
+	const char *broken;
+	int call_fd, kick_fd, error_fd;
+
+	uint32_t in_flight;
+	struct iod_virtq_slot *slot;
+	uint16_t answered_first, answered_last;
+	uint32_t answered;
+	struct iod_virtq_used *used;
+	uint32_t used_count;
+
+	struct iod_segment *segment; /* of the chain that is read now */
+	uint32_t segments, segment_room, readable;
+	uint8_t *table; /* an indirect table's copy */
+	struct iod_translation t;
+	struct iod_fault fault;
+	uint64_t popped, pushed, kicks, calls, malformed;
+};
+
+/* flags, size, addresses, header, trailer, position_at, space, next and the descriptors are set. 0, -EINVAL, -ENOMEM. */
+int iod_virtq_open(struct iod_virtq *);
+void iod_virtq_close(struct iod_virtq *);
+
+/* Chains into `out`, which is empty: their number, 0 when there is none now, -EAGAIN when a translation is pending, -EPIPE
+ * when the queue is broken. */
+int iod_virtq_pop(struct iod_virtq *, struct iod_chains *out, uint32_t limit);
+
+/* Answer a chain: `written` bytes of its payload are in memory, the trailer begins with data[0..n) and goes on with zeroes.
+ * False: there is no such chain. */
+bool iod_virtq_answer(struct iod_virtq *, uint64_t id, uint64_t written, const uint8_t *data, uint32_t n);
+/* Show the driver what was answered, and tell it if it wants that. */
+void iod_virtq_publish(struct iod_virtq *);
+/* Go on with what waited for a translation; nothing while no space has changed. */
+void iod_virtq_retry(struct iod_virtq *);
+
+bool iod_virtq_available(struct iod_virtq *);
+bool iod_virtq_arm(struct iod_virtq *);
+void iod_virtq_disarm(struct iod_virtq *);
+/* It waits for a translation, and none has come since. */
+bool iod_virtq_waits(const struct iod_virtq *);
+
+/* For the formats. */
+struct iod_descriptor { /* section 2.6.5 */
+	uint64_t address;
+	uint32_t length;
+	uint16_t flags, next;
+};
+enum { IOD_DESCRIPTOR_NEXT = 1, IOD_DESCRIPTOR_WRITE = 2, IOD_DESCRIPTOR_INDIRECT = 4 };
+void *iod_virtq_at(const struct iod_virtq_part *, uint64_t offset, uint64_t bytes); /* NULL: in two pieces */
+void iod_virtq_dirty(const struct iod_virtq_part *, uint64_t offset, uint64_t bytes);
+const char *iod_virtq_add(struct iod_virtq *, uint64_t address, uint32_t length, uint16_t flags); /* NULL, or what is wrong */
+void iod_virtq_break(struct iod_virtq *, const char *why);
+uint32_t iod_virtq_most(const struct iod_virtq *); /* descriptors of a chain */
+
+#endif
