@@ -151,7 +151,6 @@ int iod_virtq_open(struct iod_virtq *q)
 		iod_virtq_close(q);
 		return -ENOMEM;
 	}
-	q->used_next = q->next; /* what a front-end says is where both stand: nothing is in flight */
 	q->seen = q->next;
 	q->answered_first = q->answered_last = NOBODY;
 	q->armed = true; /* a new ring asks to be told */

@@ -126,7 +126,8 @@ struct iod_virtq {
 	uint64_t popped, pushed, kicks, calls, malformed;
 };
 
-/* flags, size, addresses, header, trailer, position_at, space, next and the descriptors are set. 0, -EINVAL, -ENOMEM. */
+/* flags, size, addresses, header, trailer, position_at, space, next, used_next and the file descriptors are set. 0, -EINVAL,
+ * -ENOMEM. */
 int iod_virtq_open(struct iod_virtq *);
 void iod_virtq_close(struct iod_virtq *);
 

@@ -95,14 +95,17 @@ static int join(Engine *engine, Queue *self)
 static PyObject *queue_new(PyTypeObject *type, PyObject *args, PyObject *kw)
 {
 	static char *names[] = {"port", "size", "descriptor", "available", "used", "index", "next", "flags", "header",
-				"trailer", "position_at", "call", "kick", "error", "chains", NULL};
-	PyObject *port, *factory = NULL;
+				"trailer", "position_at", "call", "kick", "error", "used_next", "chains", NULL};
+	PyObject *port, *factory = NULL, *used_object = NULL;
 	unsigned long long descriptor, available, used;
 	unsigned size, index = 0, next = 0, flags = 0, header = 0, trailer = 0;
 	int position_at = -1, call = -1, kick = -1, error_fd = -1;
-	if (!PyArg_ParseTupleAndKeywords(args, kw, "O!IKKK|$IIIIIiiiiO", names, PortType, &port, &size, &descriptor,
+	if (!PyArg_ParseTupleAndKeywords(args, kw, "O!IKKK|$IIIIIiiiiOO", names, PortType, &port, &size, &descriptor,
 					 &available, &used, &index, &next, &flags, &header, &trailer, &position_at, &call,
-					 &kick, &error_fd, &factory))
+					 &kick, &error_fd, &used_object, &factory))
+		return NULL;
+	uint64_t used_next = next;
+	if (used_object && used_object != Py_None && ext_u64(used_object, "used_next", &used_next))
 		return NULL;
 	Engine *engine = ((Port *)port)->engine;
 	if (ext_check(engine))
@@ -117,7 +120,7 @@ static PyObject *queue_new(PyTypeObject *type, PyObject *args, PyObject *kw)
 		return NULL;
 	self->released = true; /* until it is open */
 	self->q = (struct iod_virtq){.space = ((Port *)port)->port.space, .size = size, .flags = flags, .header = header,
-				     .trailer = trailer, .position_at = position_at, .next = (uint16_t)next,
+				     .trailer = trailer, .position_at = position_at, .next = (uint16_t)next, .used_next = (uint16_t)used_next,
 				     .part = {{.address = descriptor}, {.address = available}, {.address = used}},
 				     .call_fd = -1, .kick_fd = -1, .error_fd = -1};
 	self->index = index;

@@ -384,6 +384,7 @@ class Virtqueue(Generic[_T]):
         call: int = -1,
         kick: int = -1,
         error: int = -1,
+        used_next: int | None = None,
         chains: Callable[[int], _T] = ...,
     ) -> Self: ...
     @property

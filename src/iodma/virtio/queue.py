@@ -17,10 +17,13 @@ from typing import Any, Protocol
 
 from iodma import _core
 from iodma.sg import Completions
+from iodma.virtio.chains import Chains
 from iodma.virtio.features import Feature
 
 __all__ = ["Queue", "QueueLayout", "QueueSetup", "make_queue", "ring_flags"]
 
+#: Most chains of one batch.
+_LIMIT = 64
 #: Of `_core.Virtqueue`: which features of a ring were negotiated.
 _FLAGS = {Feature.EVENT_IDX: 1, Feature.INDIRECT_DESC: 2, Feature.RING_PACKED: 4}
 
@@ -139,7 +142,7 @@ def make_queue(port: Any, setup: QueueSetup, layout: QueueLayout, negotiated: in
         ArgumentError: a size that is no power of two, or misaligned addresses.
         OSError: a descriptor that cannot be duplicated.
     """
-    made: Queue = _core.Virtqueue(  # type: ignore[attr-defined]
+    made: Queue = _core.Virtqueue(
         port,
         setup.size,
         setup.descriptor,
@@ -155,5 +158,6 @@ def make_queue(port: Any, setup: QueueSetup, layout: QueueLayout, negotiated: in
         kick=setup.kick,
         error=setup.error,
         used_next=setup.used_next,
+        chains=lambda segments: Chains(_LIMIT, 2 * segments, layout.header),
     )
     return made
