@@ -328,7 +328,7 @@ class _Run:
             self.queue.stop()
             self.drained = self.queue.drained()
             # Not inside of what resolves it: that may be a push, which still has the ring.
-            self.drained._when_done(lambda wait: engine.call_soon(self.end))
+            self.drained._when_done(lambda wait: engine.call_soon(self.settle))
         wait: Wait[int] = Wait(engine)
         timer = engine.call_later(deadline, lambda: wait._fail(self.late(deadline)))
         self.waits.append((wait, timer))
@@ -339,6 +339,17 @@ class _Run:
             f"{self.device.name}: queue {self.index} still has {self.queue.in_flight} requests in"
             f" flight, {deadline:g} s after it was stopped"
         )
+
+    def settle(self) -> None:
+        """Every chain was given back, or the ring is broken and none can be."""
+        if self.port.outstanding and not self.port.closed:
+            self.device.engine.start(self.cancelled(), name=f"{self.port.name}.cancelled")
+        else:
+            self.end()
+
+    async def cancelled(self) -> None:
+        await self.port.reset()
+        self.end()
 
     def end(self) -> None:
         """Nothing is in flight: the tasks, the port and the ring go."""
