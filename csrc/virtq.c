@@ -89,7 +89,15 @@ static int refresh(struct iod_virtq *q)
 		return -EPIPE;
 	if (q->resolved && changes_of(q->space) == q->changes)
 		return 0;
-	return iod_virtq_waits(q) ? -EAGAIN : resolve(q);
+	if (iod_virtq_waits(q))
+		return -EAGAIN;
+	int error = resolve(q);
+	if (!error && q->inflight && !q->recovered) {
+		q->recovered = true;
+		q->format->recover(q);
+		error = q->broken ? -EPIPE : 0;
+	}
+	return error;
 }
 
 /* The piece that holds the byte at *offset, which becomes the offset in it. */
@@ -166,6 +174,7 @@ void iod_virtq_close(struct iod_virtq *q)
 	free(q->used);
 	free(q->segment);
 	free(q->table);
+	free(q->replay);
 	for (int i = 0; i < IOD_VIRTQ_PARTS; i++)
 		iod_translation_free(&q->part[i].t);
 	iod_translation_free(&q->t);
@@ -173,6 +182,7 @@ void iod_virtq_close(struct iod_virtq *q)
 	q->used = NULL;
 	q->segment = NULL;
 	q->table = NULL;
+	q->replay = NULL;
 }
 
 /* ---- chains ---- */

@@ -89,6 +89,8 @@ struct iod_virtq_format {
 	bool (*arm)(struct iod_virtq *);
 	void (*disarm)(struct iod_virtq *);
 	bool (*available)(struct iod_virtq *);
+	/* The first look at a ring with an area of chains in flight. NULL: such a ring has none. */
+	void (*recover)(struct iod_virtq *);
 	/* What changes as a chain comes, for who spins. */
 	struct iod_watch (*watch)(const struct iod_virtq *);
 };
@@ -108,6 +110,11 @@ struct iod_virtq {
 	uint16_t told; /* used_next when the driver was told */
 	bool told_valid, armed, missing; /* missing: a translation that it needs is pending */
 	bool next_wrap, used_wrap;	  /* packed */
+	uint8_t *inflight; /* split: the area in which chains in flight are noted, or NULL; the owner's */
+	bool recovered;	   /* ... and what was noted there before was looked at */
+	uint64_t counter;
+	uint16_t *replay; /* chains that were in flight before: taken first, oldest first */
+	uint32_t replays, replayed;
 	const char *broken;
 	int call_fd, kick_fd, error_fd;
 
@@ -160,6 +167,13 @@ void *iod_virtq_at(const struct iod_virtq_part *, uint64_t offset, uint64_t byte
 void iod_virtq_dirty(const struct iod_virtq_part *, uint64_t offset, uint64_t bytes);
 const char *iod_virtq_add(struct iod_virtq *, uint64_t address, uint32_t length, uint16_t flags); /* NULL, or what is wrong */
 void iod_virtq_break(struct iod_virtq *, const char *why);
+
+/* virtq_inflight.c; all under the SIGBUS guard.  `before` and `after` go around the store of the used index. */
+uint64_t iod_virtq_inflight_bytes(uint32_t size);
+void iod_virtq_inflight_recover(struct iod_virtq *, uint16_t used_idx);
+void iod_virtq_inflight_taken(struct iod_virtq *, uint16_t id);
+void iod_virtq_inflight_before(struct iod_virtq *);
+void iod_virtq_inflight_after(struct iod_virtq *);
 uint32_t iod_virtq_most(const struct iod_virtq *); /* descriptors of a chain */
 
 #endif

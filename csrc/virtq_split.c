@@ -75,10 +75,24 @@ static void look(void *arg)
 	job->result = there != q->next;
 }
 
+static void do_recover(void *arg)
+{
+	struct iod_virtq *q = ((struct job *)arg)->q;
+	const uint16_t *idx = word(q, IOD_VIRTQ_DEVICE, IDX);
+	if (idx)
+		iod_virtq_inflight_recover(q, __atomic_load_n(idx, __ATOMIC_ACQUIRE));
+}
+
+static void recover(struct iod_virtq *q)
+{
+	struct job job = {0};
+	guard(q, do_recover, &job);
+}
+
 static bool available(struct iod_virtq *q)
 {
 	struct job job = {0};
-	if (q->seen != q->next)
+	if (q->seen != q->next || q->replayed < q->replays)
 		return true;
 	return guard(q, look, &job) && job.result;
 }
@@ -89,10 +103,15 @@ static void read_chain(void *arg)
 	struct iod_virtq *q = job->q;
 	struct iod_virtq_chain *chain = job->chain;
 
-	const uint16_t *head = word(q, IOD_VIRTQ_DRIVER, RING + 2 * (uint64_t)(q->next & (q->size - 1)));
-	if (!head)
-		return;
-	uint32_t at = __atomic_load_n(head, __ATOMIC_RELAXED);
+	uint32_t at;
+	if (q->replayed < q->replays) {
+		at = q->replay[q->replayed];
+	} else {
+		const uint16_t *head = word(q, IOD_VIRTQ_DRIVER, RING + 2 * (uint64_t)(q->next & (q->size - 1)));
+		if (!head)
+			return;
+		at = __atomic_load_n(head, __ATOMIC_RELAXED);
+	}
 	if (at >= q->size) {
 		iod_virtq_break(q, "an available chain begins outside the descriptor table");
 		return;
@@ -132,7 +151,7 @@ static void read_chain(void *arg)
 static int fetch(struct iod_virtq *q, struct iod_virtq_chain *chain)
 {
 	struct job job = {.chain = chain};
-	if (q->seen == q->next) {
+	if (q->seen == q->next && q->replayed == q->replays) {
 		if (!guard(q, look, &job) || q->broken)
 			return -EPIPE;
 		if (!job.result)
@@ -143,10 +162,21 @@ static int fetch(struct iod_virtq *q, struct iod_virtq_chain *chain)
 	return 1;
 }
 
+static void do_note(void *arg)
+{
+	struct job *job = arg;
+	iod_virtq_inflight_taken(job->q, job->chain->id);
+}
+
 static void consume(struct iod_virtq *q, const struct iod_virtq_chain *chain)
 {
-	(void)chain;
-	q->next++;
+	struct job job = {.chain = (struct iod_virtq_chain *)(uintptr_t)chain};
+	if (q->inflight)
+		guard(q, do_note, &job);
+	if (q->replayed < q->replays)
+		q->replayed++;
+	else
+		q->next++;
 }
 
 /* ---- used ---- */
@@ -172,9 +202,13 @@ static void write_used(void *arg)
 		iod_virtq_dirty(ring, offset, sizeof element);
 	}
 	uint16_t old = q->told, now = (uint16_t)(q->used_next + q->used_count);
+	if (q->inflight)
+		iod_virtq_inflight_before(q);
 	__atomic_store_n(idx, now, __ATOMIC_RELEASE);
-	iod_virtq_dirty(ring, IDX, 2);
 	q->used_next = now;
+	if (q->inflight)
+		iod_virtq_inflight_after(q);
+	iod_virtq_dirty(ring, IDX, 2);
 	/* Either the driver sees the index, or what it wants is seen here: section 2.7.10. */
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	uint16_t word_wanted = __atomic_load_n(wanted, __ATOMIC_RELAXED);
@@ -218,7 +252,7 @@ static void do_arm(void *arg)
 static bool arm(struct iod_virtq *q)
 {
 	struct job job = {0};
-	if (q->seen != q->next)
+	if (q->seen != q->next || q->replayed < q->replays)
 		return true;
 	q->armed = true;
 	return guard(q, do_arm, &job) && job.result;
@@ -248,4 +282,5 @@ const struct iod_virtq_format iod_virtq_split = {.layout = layout,
 						 .arm = arm,
 						 .disarm = disarm,
 						 .available = available,
+						 .recover = recover,
 						 .watch = watch};

@@ -95,14 +95,15 @@ static int join(Engine *engine, Queue *self)
 static PyObject *queue_new(PyTypeObject *type, PyObject *args, PyObject *kw)
 {
 	static char *names[] = {"port", "size", "descriptor", "available", "used", "index", "next", "flags", "header",
-				"trailer", "position_at", "call", "kick", "error", "used_next", "chains", NULL};
-	PyObject *port, *factory = NULL, *used_object = NULL;
-	unsigned long long descriptor, available, used;
+				"trailer", "position_at", "call", "kick", "error", "used_next", "chains", "inflight",
+				"inflight_at", NULL};
+	PyObject *port, *factory = NULL, *used_object = NULL, *inflight = NULL;
+	unsigned long long descriptor, available, used, inflight_at = 0;
 	unsigned size, index = 0, next = 0, flags = 0, header = 0, trailer = 0;
 	int position_at = -1, call = -1, kick = -1, error_fd = -1;
-	if (!PyArg_ParseTupleAndKeywords(args, kw, "O!IKKK|$IIIIIiiiiOO", names, PortType, &port, &size, &descriptor,
+	if (!PyArg_ParseTupleAndKeywords(args, kw, "O!IKKK|$IIIIIiiiiOOOK", names, PortType, &port, &size, &descriptor,
 					 &available, &used, &index, &next, &flags, &header, &trailer, &position_at, &call,
-					 &kick, &error_fd, &used_object, &factory))
+					 &kick, &error_fd, &used_object, &factory, &inflight, &inflight_at))
 		return NULL;
 	uint64_t used_next = next;
 	if (used_object && used_object != Py_None && ext_u64(used_object, "used_next", &used_next))
@@ -115,12 +116,28 @@ static PyObject *queue_new(PyTypeObject *type, PyObject *args, PyObject *kw)
 				    factory ? factory : Py_None);
 	if (header > 65536)
 		return PyErr_Format(ArgumentErrorType, "header is %u bytes; 65536 are the most", header);
+	if (inflight == Py_None)
+		inflight = NULL;
+	if (inflight && !PyObject_TypeCheck(inflight, RegionType))
+		return PyErr_Format(ArgumentTypeErrorType, "inflight is %R; a Ram would be right", inflight);
+	struct iod_region *area = inflight ? ((Region *)inflight)->region : NULL;
+	uint64_t need = iod_virtq_inflight_bytes(size <= IOD_VIRTQ_LARGEST ? size : 0);
+	if (area && (area->kind != IOD_RAM || inflight_at % 8 || inflight_at > area->size || need > area->size - inflight_at ||
+		     flags & IOD_VIRTQ_PACKED))
+		return PyErr_Format(AddressRangeErrorType,
+				    "chains in flight of a split queue of %u entries take %llu bytes of RAM, at a multiple of "
+				    "8; at %llu of %R there is no such place",
+				    size, (unsigned long long)need, inflight_at, inflight);
 	Queue *self = (Queue *)PyType_GenericAlloc(type, 0);
 	if (!self)
 		return NULL;
 	self->released = true; /* until it is open */
+	if (area)
+		iod_region_get(area);
+	self->inflight = area;
 	self->q = (struct iod_virtq){.space = ((Port *)port)->port.space, .size = size, .flags = flags, .header = header,
 				     .trailer = trailer, .position_at = position_at, .next = (uint16_t)next, .used_next = (uint16_t)used_next,
+				     .inflight = area ? area->host + inflight_at : NULL,
 				     .part = {{.address = descriptor}, {.address = available}, {.address = used}},
 				     .call_fd = -1, .kick_fd = -1, .error_fd = -1};
 	self->index = index;
@@ -154,6 +171,10 @@ static void let_go(Queue *self)
 	keep_fd(&self->q.call_fd, -1);
 	keep_fd(&self->q.error_fd, -1);
 	iod_virtq_close(&self->q);
+	if (self->inflight)
+		iod_region_put(self->inflight);
+	self->inflight = NULL;
+	self->q.inflight = NULL;
 	self->q.in_flight = self->q.used_count = self->q.answered = 0;
 }
 

@@ -16,6 +16,7 @@ typedef struct Queue {
 	PyObject *factory, *pool; /* Chains class; list */
 	struct Batches *reader;	  /* the one that waits, borrowed */
 	PyObject *drained;	  /* Wait, or NULL */
+	struct iod_region *inflight; /* or NULL */
 	uint32_t index;
 	uint64_t popped_turn;
 	bool stopped, released;

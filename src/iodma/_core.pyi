@@ -386,6 +386,8 @@ class Virtqueue(Generic[_T]):
         error: int = -1,
         used_next: int | None = None,
         chains: Callable[[int], _T] = ...,
+        inflight: Region | None = None,
+        inflight_at: int = 0,
     ) -> Self: ...
     @property
     def index(self) -> int: ...
