@@ -526,6 +526,8 @@ static PyObject *engine_get(Engine *self, void *what)
 		return PyBool_FromLong(!self->closed && ext_idle(self));
 	case 'r':
 		return PyBool_FromLong(self->in_turn);
+	case 'd':
+		return PyLong_FromUnsignedLong(self->core.depth);
 	case 'w':
 		return PyBool_FromLong(!self->closed && self->fork_generation == ext_forks &&
 				       self->thread == PyThread_get_thread_ident());
@@ -568,6 +570,7 @@ static PyGetSetDef engine_getset[] = {
 	{"_owned", (getter)engine_get, NULL, NULL, (void *)'w'},
 	{"_in_turn", (getter)engine_get, NULL, NULL, (void *)'r'},
 	{"_turns", (getter)engine_get, NULL, NULL, (void *)'n'},
+	{"_depth", (getter)engine_get, NULL, NULL, (void *)'d'},
 	{"_idle", (getter)engine_get, NULL, NULL, (void *)'i'},
 	{"_has_work", (getter)engine_get, NULL, NULL, (void *)'m'},
 	{"_tasks", (getter)engine_get, NULL, NULL, (void *)'t'},

@@ -340,6 +340,22 @@ static int task_set_stale(Task *self, PyObject *value, void *unused)
 	return 0;
 }
 
+static PyObject *task_get_depth(Task *self, void *unused)
+{
+	(void)unused;
+	return PyLong_FromUnsignedLong(self->depth);
+}
+
+static int task_set_depth(Task *self, PyObject *value, void *unused)
+{
+	(void)unused;
+	unsigned long depth = value ? PyLong_AsUnsignedLong(value) : 0;
+	if (PyErr_Occurred())
+		return -1;
+	self->depth = (uint8_t)iod_min64(depth, IOD_MESSAGE_DEPTH);
+	return 0;
+}
+
 static PyObject *task_repr(Task *self)
 {
 	return PyUnicode_FromFormat("<Task %S %s>", ext_task_name(self),
@@ -356,6 +372,8 @@ static PyGetSetDef task_getset[] = {
 	{"cancelled", (getter)task_get, NULL, "Whether cancel was called.", (void *)'c'},
 	{"stale", (getter)task_get_stale, (setter)task_set_stale,
 	 "Of a generation that was reset: it may only end.", NULL},
+	{"depth", (getter)task_get_depth, (setter)task_set_depth,
+	 "How many messages of DMA, each caused by the one before, led to it.", NULL},
 	{"waiting", (getter)task_get, NULL, "What it waits for, or None.", (void *)'w'},
 	{"coroutine", (getter)task_get, NULL, "The coroutine, or None when it is over.", (void *)'x'},
 	{0}};

@@ -201,6 +201,7 @@ class Transfer(Wait[_T]):
 class Task(Wait[_T]):
     stale: bool
     ended: Any
+    depth: int
     @property
     def name(self) -> str: ...
     @property
@@ -466,6 +467,8 @@ class Engine:
     def _in_turn(self) -> bool: ...
     @property
     def _turns(self) -> int: ...
+    @property
+    def _depth(self) -> int: ...
     @property
     def _idle(self) -> bool: ...
     @property

@@ -14,6 +14,8 @@ Invariants
  - Bounded: at most `depth` runs are unfinished, waiting ones included. **A ring past that is
    dropped**, counted (`Device.counts.doorbells_dropped`), logged, and told to the `full` handler,
    which can set the overrun bit that the datasheet has. Rings are never merged.
+ - A run is as deep as the message that rang for it, also when it had to wait: a device whose DMA
+   rings its own doorbell ends at the limit.
  - A reset, or a failure of the device, forgets the waiting rings and cancels the running ones.
 """
 
@@ -112,7 +114,8 @@ class Bell:
         self._doorbell = doorbell
         self._run = run
         self._full = full
-        self._waiting: deque[int] = deque()
+        # What was written, and how deep in messages that was, which counts for its run.
+        self._waiting: deque[tuple[int, int]] = deque()
         self.running = 0
         self.dropped = 0
 
@@ -139,20 +142,20 @@ class Bell:
         if unfinished >= self._doorbell.depth:
             self._drop(value)
         elif self.running and not self._doorbell.concurrent:
-            self._waiting.append(value)
+            self._waiting.append((value, self._device._scope.depth))
         else:
             self._begin(value)
 
-    def _begin(self, value: int) -> None:
+    def _begin(self, value: int, depth: int | None = None) -> None:
         device = self._device
-        device._scope.start(self._run(device, value), self._name, self._ended)
+        device._scope.start(self._run(device, value), self._name, self._ended, depth)
         self.running += 1
 
     def _ended(self) -> None:
         """A run of the present generation has ended."""
         self.running -= 1
         if self._waiting:
-            self._begin(self._waiting.popleft())
+            self._begin(*self._waiting.popleft())
 
     def _drop(self, value: int) -> None:
         device = self._device

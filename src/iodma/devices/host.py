@@ -25,10 +25,12 @@ class TaskLike(Protocol):
         stale: set by the scope, never cleared: from then on the engine refuses its awaits and its
             submits with `StaleError`.
         ended: the owner's, to find again in `_task_done`.
+        depth: how many messages of DMA led to it, each caused by the one before.
     """
 
     stale: bool
     ended: Any
+    depth: int
 
     @property
     def done(self) -> bool: ...
@@ -47,6 +49,10 @@ class EngineLike(Protocol):
     @property
     def current_task(self) -> TaskLike | None:
         """The task being stepped now, or None."""
+
+    @property
+    def _depth(self) -> int:
+        """How many messages of DMA led to what runs now: a task started now has it as its own."""
 
     def _spawn(self, coro: Coroutine[Any, Any, Any], *, owner: Any, name: str | None = None) -> Any:
         """Starts a task, never inside the call. At its end, however: `owner._task_done(task)`."""

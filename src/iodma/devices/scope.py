@@ -50,8 +50,11 @@ class Scope:
         coro: Coroutine[Any, Any, Any],
         name: str | None = None,
         ended: Callable[[], None] | None = None,
+        depth: int | None = None,
     ) -> Any:
         """Starts a task of the present generation; `ended` is for `forget` to give back.
+
+        `depth`: of messages; None: that of the code that asks.
 
         Raises:
             ArgumentTypeError: `coro` is not a coroutine object.
@@ -69,7 +72,14 @@ class Scope:
         task = engine._spawn_task(coro, self._owner, name, False)
         if ended is not None:
             task.ended = ended
+        if depth is not None:
+            task.depth = depth
         return task
+
+    @property
+    def depth(self) -> int:
+        """How many messages of DMA led to the code that asks."""
+        return 0 if self.engine is None else self.engine._depth
 
     def is_stale(self) -> bool:
         """Whether the code that asks runs in a task from before the last reset or failure."""
