@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Descriptors that came with a message: each has one owner, who closes it.
+
+Invariants
+ - A descriptor is in exactly one `Descriptor` from the moment it was received, and `close` closes
+   it once.
+ - A notifier never blocks: it is an eventfd or a pipe, and non-blocking when it is taken.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import warnings
+from collections.abc import Iterable
+from typing import Self
+
+from iodma.transports.vhost_user.messages import Refusal
+
+__all__ = ["Descriptor", "as_notifier", "close_all"]
+
+
+class Descriptor:
+    """Owns one descriptor."""
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def fileno(self) -> int:
+        """Its number; -1: it was closed."""
+        return self._fd
+
+    def detach(self) -> int:
+        """Its number, for whoever owns it from now on."""
+        fd, self._fd = self._fd, -1
+        return fd
+
+    def close(self) -> None:
+        """Closes it; again, nothing happens."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            with contextlib.suppress(OSError):  # what its file says at the end is not ours
+                os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if self._fd >= 0:
+            warnings.warn(f"{self!r} was not closed", ResourceWarning, stacklevel=2, source=self)
+            self.close()
+
+    def __repr__(self) -> str:
+        return f"<Descriptor {self._fd}>"
+
+
+def close_all(descriptors: Iterable[Descriptor | None]) -> None:
+    """Closes those that there are."""
+    for each in descriptors:
+        if each is not None:
+            each.close()
+
+
+def as_notifier(descriptor: Descriptor, what: str) -> Descriptor:
+    """The same descriptor, made fit for being read or written without ever blocking.
+
+    Args:
+        what: what it is for, in a refusal.
+
+    Raises:
+        Refusal: it is no eventfd and no pipe; anything else could make a write wait, or do
+            something else.
+    """
+    fd = descriptor.fileno()
+    if not stat.S_ISFIFO(os.fstat(fd).st_mode):
+        name = os.readlink(f"/proc/self/fd/{fd}")
+        if name != "anon_inode:[eventfd]":
+            raise Refusal(f"{what} is {name}; an eventfd or a pipe would be right")
+    os.set_blocking(fd, False)
+    return descriptor
