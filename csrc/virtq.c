@@ -60,6 +60,16 @@ void iod_virtq_break(struct iod_virtq *q, const char *why)
 	}
 }
 
+bool iod_virtq_guard(struct iod_virtq *q, void (*fn)(void *), struct iod_virtq_job *job)
+{
+	uintptr_t fault;
+	job->q = q;
+	if (iod_guarded(fn, job, &fault))
+		return true;
+	iod_virtq_break(q, "the memory of its ring is gone");
+	return false;
+}
+
 /* 0, -EAGAIN (pending) or -EPIPE (broken). */
 static int resolve(struct iod_virtq *q)
 {
@@ -141,11 +151,12 @@ uint32_t iod_virtq_most(const struct iod_virtq *q)
 
 int iod_virtq_open(struct iod_virtq *q)
 {
-	static const uint64_t aligned[] = {16, 2, 4};
-	if (q->size == 0 || q->size > IOD_VIRTQ_LARGEST || q->trailer > IOD_VIRTQ_TRAILER || q->flags & IOD_VIRTQ_PACKED ||
-	    q->size & (q->size - 1) || (q->position_at >= 0 && (uint32_t)q->position_at + 8 > q->header))
+	bool packed = q->flags & IOD_VIRTQ_PACKED;
+	const uint64_t aligned[] = {16, packed ? 4 : 2, 4}; /* sections 2.7 and 2.8.10.1 */
+	if (q->size == 0 || q->size > IOD_VIRTQ_LARGEST || q->trailer > IOD_VIRTQ_TRAILER ||
+	    (!packed && q->size & (q->size - 1)) || (q->position_at >= 0 && (uint32_t)q->position_at + 8 > q->header))
 		return -EINVAL;
-	q->format = &iod_virtq_split;
+	q->format = packed ? &iod_virtq_packed : &iod_virtq_split;
 	q->format->layout(q);
 	for (int i = 0; i < IOD_VIRTQ_PARTS; i++)
 		if (q->part[i].address % aligned[i] || q->part[i].bytes - 1 > UINT64_MAX - q->part[i].address)
@@ -159,7 +170,6 @@ int iod_virtq_open(struct iod_virtq *q)
 		iod_virtq_close(q);
 		return -ENOMEM;
 	}
-	q->seen = q->next;
 	q->answered_first = q->answered_last = NOBODY;
 	q->armed = true; /* a new ring asks to be told */
 	return 0;

@@ -2,7 +2,7 @@
  *
  * virtq: the device's side of a virtqueue (virtio 1.3, section 2.6 to 2.8): chains of buffers in, used buffers out.
  *
- * What depends on how the ring is laid out is in a table of functions (virtq_split.c); chains, headers, trailers and what
+ * What depends on how the ring is laid out is in a table of functions (virtq_split.c, virtq_packed.c); chains, headers, trailers and what
  * waits for a translation are the same for all (virtq.c).
  *
  * Invariants
@@ -78,7 +78,7 @@ struct iod_chains {
 
 struct iod_virtq;
 struct iod_virtq_format {
-	/* Part sizes for q->size, and the access that they need. */
+	/* Part sizes for q->size, the access that they need, and where the ring stands. */
 	void (*layout)(struct iod_virtq *);
 	/* The next chain, into q->segment: 1, 0 when there is none, negative when the queue broke. */
 	int (*fetch)(struct iod_virtq *, struct iod_virtq_chain *);
@@ -92,9 +92,9 @@ struct iod_virtq_format {
 	/* The first look at a ring with an area of chains in flight. NULL: such a ring has none. */
 	void (*recover)(struct iod_virtq *);
 	/* What changes as a chain comes, for who spins. */
-	struct iod_watch (*watch)(const struct iod_virtq *);
+	struct iod_watch (*watch)(struct iod_virtq *);
 };
-extern const struct iod_virtq_format iod_virtq_split;
+extern const struct iod_virtq_format iod_virtq_split, iod_virtq_packed;
 
 struct iod_virtq {
 	struct iod_space *space;
@@ -108,8 +108,9 @@ struct iod_virtq {
 	uint16_t next, seen; /* available: the next one, and how many were seen to be there */
 	uint16_t used_next;
 	uint16_t told; /* used_next when the driver was told */
+	uint16_t watched; /* packed: the word that a spinning wait looks at, as it was */
 	bool told_valid, armed, missing; /* missing: a translation that it needs is pending */
-	bool next_wrap, used_wrap;	  /* packed */
+	bool next_wrap, used_wrap, told_wrap; /* packed: where the three of them stand in their laps */
 	uint8_t *inflight; /* split: the area in which chains in flight are noted, or NULL; the owner's */
 	bool recovered;	   /* ... and what was noted there before was looked at */
 	uint64_t counter;
@@ -167,6 +168,13 @@ void *iod_virtq_at(const struct iod_virtq_part *, uint64_t offset, uint64_t byte
 void iod_virtq_dirty(const struct iod_virtq_part *, uint64_t offset, uint64_t bytes);
 const char *iod_virtq_add(struct iod_virtq *, uint64_t address, uint32_t length, uint16_t flags); /* NULL, or what is wrong */
 void iod_virtq_break(struct iod_virtq *, const char *why);
+/* What touches the ring runs so: false when the ring's memory is gone, and the queue with it. */
+struct iod_virtq_job {
+	struct iod_virtq *q;
+	struct iod_virtq_chain *chain;
+	bool result;
+};
+bool iod_virtq_guard(struct iod_virtq *, void (*fn)(void *), struct iod_virtq_job *);
 
 /* virtq_inflight.c; all under the SIGBUS guard.  `before` and `after` go around the store of the used index. */
 uint64_t iod_virtq_inflight_bytes(uint32_t size);

@@ -19,7 +19,6 @@
 #define IDX 2
 #define RING 4
 #define NO_NOTIFY 1
-static const char gone[] = "the memory of its ring is gone";
 
 static void layout(struct iod_virtq *q)
 {
@@ -29,6 +28,7 @@ static void layout(struct iod_virtq *q)
 	q->part[IOD_VIRTQ_DRIVER].access = IOD_READ;
 	q->part[IOD_VIRTQ_DEVICE].bytes = RING + 8 * (uint64_t)q->size + (q->flags & IOD_VIRTQ_EVENT_IDX ? 2 : 0);
 	q->part[IOD_VIRTQ_DEVICE].access = IOD_WRITE;
+	q->seen = q->next;
 }
 
 /* Words are naturally aligned, so no piece of memory cuts one, unless a stage maps odd bytes: then this is NULL. */
@@ -41,27 +41,11 @@ static uint16_t *word(struct iod_virtq *q, int part, uint64_t offset)
 	return NULL;
 }
 
-struct job {
-	struct iod_virtq *q;
-	struct iod_virtq_chain *chain;
-	bool result;
-};
-
-static bool guard(struct iod_virtq *q, void (*fn)(void *), struct job *job)
-{
-	uintptr_t fault;
-	job->q = q;
-	if (iod_guarded(fn, job, &fault))
-		return true;
-	iod_virtq_break(q, gone);
-	return false;
-}
-
 /* ---- available ---- */
 
 static void look(void *arg)
 {
-	struct job *job = arg;
+	struct iod_virtq_job *job = arg;
 	struct iod_virtq *q = job->q;
 	uint16_t *idx = word(q, IOD_VIRTQ_DRIVER, IDX);
 	if (!idx)
@@ -77,7 +61,7 @@ static void look(void *arg)
 
 static void do_recover(void *arg)
 {
-	struct iod_virtq *q = ((struct job *)arg)->q;
+	struct iod_virtq *q = ((struct iod_virtq_job *)arg)->q;
 	const uint16_t *idx = word(q, IOD_VIRTQ_DEVICE, IDX);
 	if (idx)
 		iod_virtq_inflight_recover(q, __atomic_load_n(idx, __ATOMIC_ACQUIRE));
@@ -85,21 +69,21 @@ static void do_recover(void *arg)
 
 static void recover(struct iod_virtq *q)
 {
-	struct job job = {0};
-	guard(q, do_recover, &job);
+	struct iod_virtq_job job = {0};
+	iod_virtq_guard(q, do_recover, &job);
 }
 
 static bool available(struct iod_virtq *q)
 {
-	struct job job = {0};
+	struct iod_virtq_job job = {0};
 	if (q->seen != q->next || q->replayed < q->replays)
 		return true;
-	return guard(q, look, &job) && job.result;
+	return iod_virtq_guard(q, look, &job) && job.result;
 }
 
 static void read_chain(void *arg)
 {
-	struct job *job = arg;
+	struct iod_virtq_job *job = arg;
 	struct iod_virtq *q = job->q;
 	struct iod_virtq_chain *chain = job->chain;
 
@@ -150,29 +134,29 @@ static void read_chain(void *arg)
 
 static int fetch(struct iod_virtq *q, struct iod_virtq_chain *chain)
 {
-	struct job job = {.chain = chain};
+	struct iod_virtq_job job = {.chain = chain};
 	if (q->seen == q->next && q->replayed == q->replays) {
-		if (!guard(q, look, &job) || q->broken)
+		if (!iod_virtq_guard(q, look, &job) || q->broken)
 			return -EPIPE;
 		if (!job.result)
 			return 0;
 	}
-	if (!guard(q, read_chain, &job) || q->broken)
+	if (!iod_virtq_guard(q, read_chain, &job) || q->broken)
 		return -EPIPE;
 	return 1;
 }
 
 static void do_note(void *arg)
 {
-	struct job *job = arg;
+	struct iod_virtq_job *job = arg;
 	iod_virtq_inflight_taken(job->q, job->chain->id);
 }
 
 static void consume(struct iod_virtq *q, const struct iod_virtq_chain *chain)
 {
-	struct job job = {.chain = (struct iod_virtq_chain *)(uintptr_t)chain};
+	struct iod_virtq_job job = {.chain = (struct iod_virtq_chain *)(uintptr_t)chain};
 	if (q->inflight)
-		guard(q, do_note, &job);
+		iod_virtq_guard(q, do_note, &job);
 	if (q->replayed < q->replays)
 		q->replayed++;
 	else
@@ -183,7 +167,7 @@ static void consume(struct iod_virtq *q, const struct iod_virtq_chain *chain)
 
 static void write_used(void *arg)
 {
-	struct job *job = arg;
+	struct iod_virtq_job *job = arg;
 	struct iod_virtq *q = job->q;
 	struct iod_virtq_part *ring = &q->part[IOD_VIRTQ_DEVICE];
 	uint16_t *idx = word(q, IOD_VIRTQ_DEVICE, IDX);
@@ -222,8 +206,8 @@ static void write_used(void *arg)
 
 static bool publish(struct iod_virtq *q)
 {
-	struct job job = {0};
-	return guard(q, write_used, &job) && job.result;
+	struct iod_virtq_job job = {0};
+	return iod_virtq_guard(q, write_used, &job) && job.result;
 }
 
 /* ---- notifications from the driver, section 2.7.10 ---- */
@@ -243,7 +227,7 @@ static void write_wish(struct iod_virtq *q, bool tell)
 
 static void do_arm(void *arg)
 {
-	struct job *job = arg;
+	struct iod_virtq_job *job = arg;
 	write_wish(job->q, true);
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	look(arg);
@@ -251,26 +235,26 @@ static void do_arm(void *arg)
 
 static bool arm(struct iod_virtq *q)
 {
-	struct job job = {0};
+	struct iod_virtq_job job = {0};
 	if (q->seen != q->next || q->replayed < q->replays)
 		return true;
 	q->armed = true;
-	return guard(q, do_arm, &job) && job.result;
+	return iod_virtq_guard(q, do_arm, &job) && job.result;
 }
 
 static void do_disarm(void *arg)
 {
-	write_wish(((struct job *)arg)->q, false);
+	write_wish(((struct iod_virtq_job *)arg)->q, false);
 }
 
 static void disarm(struct iod_virtq *q)
 {
-	struct job job = {0};
+	struct iod_virtq_job job = {0};
 	q->armed = false;
-	guard(q, do_disarm, &job);
+	iod_virtq_guard(q, do_disarm, &job);
 }
 
-static struct iod_watch watch(const struct iod_virtq *q)
+static struct iod_watch watch(struct iod_virtq *q)
 {
 	return (struct iod_watch){.word = iod_virtq_at(&q->part[IOD_VIRTQ_DRIVER], IDX, 2), .seen = q->next, .mask = 0xffff};
 }

@@ -105,7 +105,8 @@ static PyObject *queue_new(PyTypeObject *type, PyObject *args, PyObject *kw)
 					 &available, &used, &index, &next, &flags, &header, &trailer, &position_at, &call,
 					 &kick, &error_fd, &used_object, &factory, &inflight, &inflight_at))
 		return NULL;
-	uint64_t used_next = next;
+	/* Of a packed ring both positions are one number, as vhost-user has it: the used one in the upper half. */
+	uint64_t used_next = flags & IOD_VIRTQ_PACKED ? next >> 16 : next;
 	if (used_object && used_object != Py_None && ext_u64(used_object, "used_next", &used_next))
 		return NULL;
 	Engine *engine = ((Port *)port)->engine;
@@ -475,8 +476,12 @@ static PyObject *queue_get(Queue *self, void *what)
 		return PyLong_FromUnsignedLong(self->index);
 	case 's':
 		return PyLong_FromUnsignedLong(q->size);
-	case 'n':
-		return PyLong_FromUnsignedLong(q->next);
+	case 'n': {
+		unsigned long next = q->next, used = q->used_next;
+		if (q->flags & IOD_VIRTQ_PACKED)
+			next |= (unsigned long)q->next_wrap << 15 | used << 16 | (unsigned long)q->used_wrap << 31;
+		return PyLong_FromUnsignedLong(next);
+	}
 	case 'f':
 		return PyLong_FromUnsignedLong(q->in_flight);
 	case 'r':
@@ -518,7 +523,9 @@ static PyMethodDef queue_methods[] = {
 static PyGetSetDef queue_getset[] = {
 	{"index", (getter)queue_get, NULL, "Its number in the device.", (void *)'i'},
 	{"size", (getter)queue_get, NULL, "Entries.", (void *)'s'},
-	{"next", (getter)queue_get, NULL, "The next available index: where a later run would begin.", (void *)'n'},
+	{"next", (getter)queue_get, NULL,
+	 "The next available index; of a packed ring with its lap in bit 15, and the used one above: where a later run\n"
+	 "would begin.", (void *)'n'},
 	{"in_flight", (getter)queue_get, NULL, "Chains that were popped, and not answered.", (void *)'f'},
 	{"running", (getter)queue_get, NULL, "Whether it is neither stopped nor broken.", (void *)'r'},
 	{"broken", (getter)queue_get, NULL, "Why the ring makes no sense, or None.", (void *)'b'},
