@@ -5,62 +5,13 @@ from __future__ import annotations
 import logging
 import random
 import struct
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 import iodma
 from iodma import Access, Mapping, Status
-
-PAGE = 4096
-READ, WRITE, RW = Access.READ, Access.WRITE, Access.RW
-Key = tuple[int, Access]
-
-
-class Guest:
-    """RAM, an Iommu with a walker above it, and a port above that."""
-
-    def __init__(self, walk: Callable[[int, Access], Any] | None = None) -> None:
-        self.engine = iodma.Engine(strict=True)
-        self.ram = iodma.Ram(4 << 20)
-        self.memory = iodma.Memory({0: self.ram})
-        self.walks: list[Key] = []
-        self.answer: Callable[[int, Access], Any] = walk or self.identity
-        self.iommu = iodma.Iommu(self.memory, walk=self._walk)
-        self.port = self.engine.port(self.iommu)
-        self.null = iodma.Null()
-        self.zeroes = iodma.Buffer(1 << 20)
-
-    def _walk(self, address: int, access: Access) -> Any:
-        self.walks.append((address, access))
-        return self.answer(address, access)
-
-    @staticmethod
-    def identity(address: int, access: Access) -> Mapping:
-        return Mapping(address, address, PAGE, access)
-
-    def run(self, main: Any) -> Any:
-        return self.engine.run(main)
-
-    def read(self, *pages: int) -> Any:
-        return self.port.from_memory([(page, PAGE) for page in pages], to=self.null)
-
-    def write(self, *pages: int) -> Any:
-        return self.port.to_memory([(page, PAGE) for page in pages], source=self.zeroes)
-
-    def close(self) -> None:
-        self.engine.close()
-        self.zeroes.close()
-        self.ram.close()
-
-
-@pytest.fixture
-def guest() -> Iterator[Guest]:
-    made = Guest()
-    yield made
-    made.close()
-
+from tests.unit.walked import PAGE, READ, RW, WRITE, Guest, guest_fixture  # noqa: F401
 
 # --- a page table as a guest has it ---------------------------------------------------------------
 
@@ -317,55 +268,7 @@ def test_map_answers_a_miss_as_well(guest: Guest) -> None:
     guest.run(main())
 
 
-# --- answers that come too late, or wrong ---------------------------------------------------------
-
-
-def test_an_answer_from_before_an_invalidation_is_thrown_away(guest: Guest) -> None:
-    """The guest changes its table and invalidates while a walk of the old one is on its way."""
-    gates = [iodma.Event(guest.engine) for _ in range(2)]
-    table = {0: 8 * PAGE}
-
-    async def slow(address: int, access: Access) -> Mapping:
-        target = table[address]
-        await gates[len(guest.walks) - 1].wait()
-        return Mapping(address, target, PAGE, access)
-
-    guest.answer = slow
-
-    async def main() -> None:
-        writing = guest.write(0)
-        await guest.engine.sleep(0.005)
-        table[0] = 9 * PAGE
-        assert await guest.iommu.invalidate(0, PAGE)
-        gates[0].set()
-        await guest.engine.sleep(0.005)
-        assert guest.walks == [(0, WRITE)] * 2 and not writing.done
-        gates[1].set()
-        assert (await writing).ok
-
-    guest.zeroes.view()[:PAGE] = b"\xff" * PAGE
-    guest.run(main())
-    assert bytes(guest.ram.view(8 * PAGE, 1)) == b"\0"
-    assert bytes(guest.ram.view(9 * PAGE, 1)) == b"\xff"
-
-
-def test_an_invalidation_elsewhere_does_not_disturb(guest: Guest) -> None:
-    gate = iodma.Event(guest.engine)
-
-    async def slow(address: int, access: Access) -> Mapping:
-        await gate.wait()
-        return Mapping(address, address, PAGE, access)
-
-    guest.answer = slow
-
-    async def main() -> None:
-        reading = guest.read(0)
-        await guest.engine.sleep(0.005)
-        assert await guest.iommu.invalidate(PAGE, 1 << 40)
-        gate.set()
-        assert (await reading).ok and guest.walks == [(0, READ)]
-
-    guest.run(main())
+# --- answers that are wrong ---------------------------------------------------------
 
 
 def raising(address: int, access: Access) -> Mapping:
@@ -460,7 +363,7 @@ def test_an_engine_may_close_while_something_is_pending() -> None:
 
 
 def test_two_stages_that_both_miss(guest: Guest) -> None:
-    outer_walks: list[Key] = []
+    outer_walks: list[tuple[int, Access]] = []
 
     def outer_walk(address: int, access: Access) -> Mapping:
         outer_walks.append((address, access))
@@ -494,64 +397,3 @@ def test_misuse_is_told(guest: Guest) -> None:
         guest.iommu.invalidate(PAGE, 0)
     with pytest.raises(iodma.ArgumentTypeError, match="cannot be called"):
         iodma.Iommu(guest.memory, walk=3)  # type: ignore[arg-type]
-
-
-# --- a model --------------------------------------------------------------------------------------
-
-
-def test_random_tables_walks_and_invalidations(guest: Guest, rng: random.Random) -> None:
-    """No byte through a translation that was invalidated; what is not mapped faults at its byte."""
-    pages = 16
-    table: dict[int, tuple[int, Access]] = {}
-    engine = guest.engine
-
-    def lookup(address: int, access: Access) -> Mapping | bool:
-        found = table.get(address)
-        if found is None or access not in found[1]:
-            return False
-        return Mapping(address, found[0], PAGE, found[1])
-
-    async def later(address: int, access: Access) -> Mapping | bool:
-        found = lookup(address, access)
-        await engine.sleep(rng.random() / 2000)
-        return found
-
-    def answer(address: int, access: Access) -> Any:
-        return later(address, access) if rng.random() < 0.5 else lookup(address, access)
-
-    guest.answer = answer
-
-    async def main() -> None:
-        for round in range(150):
-            for _ in range(rng.randrange(4)):
-                page = rng.randrange(pages) * PAGE
-                if rng.random() < 0.3:
-                    table.pop(page, None)
-                else:
-                    table[page] = (rng.randrange(64) * PAGE, rng.choice((READ, RW, RW)))
-                if rng.random() < 0.8:
-                    revocation = guest.iommu.invalidate(page, PAGE)
-                else:
-                    revocation = guest.iommu.invalidate()
-                assert await revocation
-            wanted = [rng.randrange(pages) * PAGE for _ in range(rng.randrange(1, 6))]
-            mark = bytes([round % 255 + 1])
-            guest.zeroes.view()[: len(wanted) * PAGE] = mark * (len(wanted) * PAGE)
-            before = bytes(guest.ram.view(0, 64 * PAGE))
-            done = await guest.write(*wanted)
-            bad = next(
-                (i for i, p in enumerate(wanted) if p not in table or WRITE not in table[p][1]),
-                None,
-            )
-            expected = bytearray(before)
-            if bad is None:
-                assert (done.status, done.moved) == (Status.OK, len(wanted) * PAGE)
-                for page in wanted:
-                    target = table[page][0]
-                    expected[target : target + PAGE] = mark * PAGE
-            else:
-                assert done.status is Status.FAULT and done.fault is not None
-                assert done.fault.offset == bad * PAGE and done.fault.address == wanted[bad]
-            assert guest.ram.view(0, 64 * PAGE) == expected
-
-    guest.run(main())

@@ -140,11 +140,18 @@ class Iommu(Space):
         """Answer a miss, or put a translation into the cache before it is asked for.
 
         What asked for more than ``mapping.access`` is refused.  Where something else was mapped
-        there before, that is revoked, and the revocation returned.
+        there before, that is revoked, and the revocation returned.  An answer to what was asked for
+        before an invalidation of its range changes nothing: the walker is asked again.
 
         Raises:
             AddressRangeError: it is not made of pages, or runs past 2^64 - 1.
         """
+        self._check_mapping(mapping)
+        if self._asked is not None and self._asked.outdated(mapping.address, mapping.length):
+            return None
+        return self._install(mapping)
+
+    def _check_mapping(self, mapping: Mapping) -> None:
         address, length, target = mapping.address, mapping.length, mapping.target
         self._check(address=address, target=target, length=length)
         for what, start in (("address", address), ("target", target)):
@@ -152,6 +159,10 @@ class Iommu(Space):
                 raise AddressRangeError(
                     f"{self.name}: {length:#x} bytes at {what} {start:#x} do not fit 64 bits"
                 )
+
+    def _install(self, mapping: Mapping) -> Revocation | None:
+        """As `update`, with what was checked, and is newer than any invalidation."""
+        address, length, target = mapping.address, mapping.length, mapping.target
         if self._asked is not None:
             self._asked.answered(address, length, mapping.access)
         if not mapping.access:
@@ -178,7 +189,7 @@ class Iommu(Space):
         )
 
     def refuse(self, address: int, access: Access) -> None:
-        """Answer a miss with a fault."""
+        """Answer a miss with a fault; as with `update`, not one from before an invalidation."""
         if self._asked is not None:
             self._asked.refuse((address - address % self.page, access))
 

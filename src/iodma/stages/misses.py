@@ -4,8 +4,8 @@
 Invariants
  - A page is asked for once for each access, however many transfers wait for it, until it was
    answered. The pages that one list misses are asked for together.
- - An answer that the walker was still looking for when its page was invalidated is thrown away, and
-   the page is asked for again.
+ - No answer, whoever gives it, is older than an invalidation of what it maps: one to what was asked
+   for before that is thrown away, and the page is asked for again.
  - A refusal lasts until all that waited for it have seen it, and no longer.
  - Whatever a walker does wrong refuses the page: nothing waits for an answer that cannot come.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 import inspect
 import logging
 import weakref
+from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,8 @@ log = logging.getLogger("iodma.stages.iommu")
 _PASS, _REFUSE, _PENDING = 0, 1, 2
 #: Pages of one hole that are asked for at a time.
 _AHEAD = 64
+#: Invalidations that are told apart while answers are waited for.
+_INVALIDATIONS = 1024
 _ACCESS = {int(each): each for each in (Access.READ, Access.WRITE, Access.RW)}
 
 
@@ -62,9 +65,13 @@ class Misses:
         self._stage = weakref.ref(stage)
         self._walk = walk
         self._engine: weakref.ref[Any] | None = None
-        #: Page and access -> how often it was invalidated since it was asked for.
+        #: Page and access -> how many invalidations there had been when the walker was asked.
         self.asked: dict[Key, int] = {}
-        self._queue: list[Key] = []
+        #: Those that it will be asked for; a dictionary because that keeps their order.
+        self._queue: dict[Key, None] = {}
+        #: Of the invalidations that an answer may be older than: number, first address, end.
+        self._invalidations: deque[tuple[int, int, int]] = deque()
+        self._count = 0
         self._refused: set[Key] = set()
         self._refused_turn = -1
         self._errors = RateLimit(log)
@@ -85,14 +92,9 @@ class Misses:
             return _PENDING
         if self._engine is None or self._engine() is not engine:
             self._forget_engine(engine)
-        idle = not self._queue
-        for at in range(first, min(address + length, first + _AHEAD * page), page):
-            key = (at, wanted)
-            if key not in self.asked and key not in self._refused:
-                self.asked[key] = 0
-                self._queue.append(key)
-        if idle and self._queue:
-            engine.call_soon(self._ask)
+        last = min(address + length, first + _AHEAD * page)
+        keys = [(at, wanted) for at in range(first, last, page)]
+        self._will_ask([k for k in keys if k not in self.asked and k not in self._refused])
         return _PENDING
 
     def _forget_engine(self, engine: Any) -> None:
@@ -101,14 +103,26 @@ class Misses:
         self.asked.clear()
         self._queue.clear()
         self._refused.clear()
+        self._invalidations.clear()
 
     # -- asking ---------------------------------------------------------------
 
+    def _will_ask(self, keys: list[Key]) -> None:
+        engine = self._engine() if self._engine else None
+        if engine is None or engine.closed or not keys:
+            return
+        if not self._queue:
+            engine.call_soon(self._ask)
+        for key in keys:
+            self.asked[key] = self._count
+            self._queue[key] = None
+
     def _ask(self) -> None:
-        queue, self._queue = self._queue, []
+        queue, self._queue = self._queue, {}
         for key in queue:
             if key not in self.asked:  # answered by what was found for another page
                 continue
+            asked = self.asked[key] = self._count
             try:
                 found = self._walk(*key)
             except Exception as error:
@@ -119,36 +133,36 @@ class Misses:
                 if engine is None:
                     found.close()
                 else:
-                    task = engine.start(self._walked(key, self.asked[key], found), name="walk")
+                    task = engine.start(self._walked(key, asked, found), name="walk")
                     task._when_done(lambda _, walk=found: walk.close())  # it may never have begun
-            else:
-                self._answer(key, found)
+            else:  # found just now, whatever the walker invalidated itself
+                self._answer(key, found, self._count)
 
-    async def _walked(self, key: Key, before: int, walk: Coroutine[Any, Any, Any]) -> None:
+    async def _walked(self, key: Key, asked: int, walk: Coroutine[Any, Any, Any]) -> None:
         try:
             found = await walk
         except Exception as error:
             self._failed(key, "failed", error)
             return
-        now = self.asked.get(key)
-        if now == before:
-            self._answer(key, found)
-        elif now is not None:  # what it found is from before an invalidation
-            self._queue.append(key)
-            self._ask()
+        if self.asked.get(key) == asked:  # otherwise it was answered, or asked for again
+            self._answer(key, found, asked)
 
-    def _answer(self, key: Key, found: object) -> None:
+    def _answer(self, key: Key, found: object, asked: int) -> None:
         stage = self._stage()
         if found is None or stage is None:
             return
         if found is False:
-            self.refuse(key)
+            self.refuse(key, asked)
             return
         if not isinstance(found, Mapping):
             self._failed(key, f"gave {found!r}; a Mapping, False or None would be right")
             return
         try:
-            stage.update(found)
+            stage._check_mapping(found)
+            if self._outdated(found.address, found.length, asked):
+                self._will_ask([key])
+                return
+            stage._install(found)
         except Error as error:
             self._failed(key, f"gave {found}: {error}")
             return
@@ -167,7 +181,7 @@ class Misses:
                 what,
                 exc_info=error,
             )
-        self.refuse(key)
+        self.refuse(key, self._count)
 
     # -- answers --------------------------------------------------------------
 
@@ -181,20 +195,57 @@ class Misses:
             if key[1] not in access:
                 self._refuse(key)
 
-    def refuse(self, key: Key) -> None:
-        """A page is refused, if it was asked for."""
-        if key in self.asked:
-            del self.asked[key]
-            self._refuse(key)
-            stage = self._stage()
-            if stage is not None:
-                stage._resume()
+    def outdated(self, address: int, length: int) -> bool:
+        """Whether an answer for a range is older than an invalidation there.
+
+        If so, what was asked for in the range is asked for again. What nobody asked for is as new
+        as who gives it says.
+        """
+        keys = self._within(address, length)
+        if not keys or not self._outdated(address, length, min(self.asked[key] for key in keys)):
+            return False
+        self._will_ask(keys)
+        return True
+
+    def refuse(self, key: Key, asked: int | None = None) -> None:
+        """A page is refused, if it was asked for: at ``asked``, or when it was last."""
+        if key not in self.asked:
+            return
+        stage = self._stage()
+        page = stage.page if stage is not None else 1
+        if self._outdated(key[0], page, self.asked[key] if asked is None else asked):
+            self._will_ask([key])
+            return
+        del self.asked[key]
+        self._refuse(key)
+        if stage is not None:
+            stage._resume()
 
     def invalidated(self, address: int, length: int | None) -> None:
         """What is being looked for in a range (None: to the end) is out of date."""
-        for key in self._within(address, length):
-            self.asked[key] += 1
         self._refused.clear()
+        if not self.asked:
+            self._invalidations.clear()
+            return
+        self._count += 1
+        end = 1 << 64 if length is None else address + length
+        self._invalidations.append((self._count, address, end))
+        if len(self._invalidations) > _INVALIDATIONS:
+            oldest = min(self.asked.values())
+            while self._invalidations and self._invalidations[0][0] <= oldest:
+                self._invalidations.popleft()
+            if len(self._invalidations) > _INVALIDATIONS // 2:  # too many: all that is looked for
+                self._invalidations.clear()
+                self._invalidations.append((self._count, 0, 1 << 64))
+
+    def _outdated(self, address: int, length: int, asked: int) -> bool:
+        """Whether the range was invalidated since ``asked``."""
+        for number, start, end in reversed(self._invalidations):
+            if number <= asked:
+                break
+            if start < address + length and address < end:
+                return True
+        return False
 
     def _within(self, address: int, length: int | None) -> list[Key]:
         page = stage.page if (stage := self._stage()) else 0
