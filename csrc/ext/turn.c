@@ -128,9 +128,14 @@ void ext_poke(Engine *engine)
 bool ext_has_work(const Engine *engine)
 {
 	const struct iod_core *core = &engine->core;
-	for (uint32_t i = 0; i < engine->ports; i++)
-		if (engine->port[i]->port.resetting && engine->port[i]->port.busy == 0)
+	for (uint32_t i = 0; i < engine->ports; i++) {
+		const Port *port = engine->port[i];
+		if (port->port.resetting && port->port.busy == 0)
 			return true;
+		/* What a step after the deliveries has refused: pump's last one. */
+		if (port->stream && port->stream->wait.waiter && port->port.done.head && ext_stream_ready(port->stream))
+			return true;
+	}
 	return engine->ready_head || core->done.head || core->ready.head || core->work.head || core->glue.head ||
 	       engine->revoked || core->cancel_again || (core->ring.head && !core->with_backend) ||
 	       (core->budget_again && core->budget.head);

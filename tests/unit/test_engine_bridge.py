@@ -195,6 +195,37 @@ def test_cancels_and_resets_between_two_pumps_are_heard(engine: iodma.Engine) ->
             assert transfer.result.status == iodma.Status.OK
 
 
+def test_what_a_pump_refuses_at_its_end_is_heard(engine: iodma.Engine) -> None:
+    """A batch that a coroutine submits in a pump faults in its last step, after its deliveries."""
+    batch = iodma.Batch(1, 1)
+    batch.n, batch.first[0], batch.count[0] = 1, 0, 1
+    batch.address[0], batch.length[0] = 0, 512
+    faults = 0
+    with iodma.Null() as endpoint:
+        port = engine.port(iodma.Memory())
+        again = iodma.Event(engine)
+
+        async def submit() -> None:
+            while faults < 5:
+                again.clear()
+                port.submit(batch, endpoint)
+                await again.wait()
+
+        async def hear() -> None:
+            nonlocal faults
+            async for done in port.completions(forever=True):
+                assert done.status[0] == iodma.Status.FAULT
+                faults += 1
+                again.set()
+
+        task = engine.start(hear())
+        engine.start(submit())
+        while faults < 5:
+            assert engine.pump() or readable(engine), "nobody would pump it again"
+        task.cancel()
+        settle(engine)
+
+
 def test_pump_resumes_no_more_than_it_is_told_to(engine: iodma.Engine) -> None:
     ran: list[int] = []
 
