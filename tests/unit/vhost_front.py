@@ -273,16 +273,20 @@ class FrontEnd:
 
     # as front-ends do it
 
-    def negotiate(self, protocol: Sequence[int] = (MQ, REPLY_ACK, CONFIG, STATUS)) -> None:
+    def negotiate(
+        self,
+        protocol: Sequence[int] = (MQ, REPLY_ACK, CONFIG, STATUS),
+        bits: int = DEVICE_BITS,
+    ) -> None:
         """Features and protocol features, with PROTOCOL_FEATURES accepted."""
         offered = u64_of(self.ask(GET_FEATURES))
         assert offered & PROTOCOL
-        bits = sum(1 << each for each in protocol)
-        assert u64_of(self.ask(GET_PROTOCOL_FEATURES)) & bits == bits
-        self.send(SET_PROTOCOL_FEATURES, u64(bits))
+        wanted = sum(1 << each for each in protocol)
+        assert u64_of(self.ask(GET_PROTOCOL_FEATURES)) & wanted == wanted
+        self.send(SET_PROTOCOL_FEATURES, u64(wanted))
         self.acks = REPLY_ACK in protocol
         self.send(SET_OWNER)
-        self.tell(SET_FEATURES, u64(VERSION_1 | PROTOCOL | DEVICE_BITS))
+        self.tell(SET_FEATURES, u64(VERSION_1 | PROTOCOL | bits))
 
     def share_memory(self) -> None:
         """One region: all of the memory file."""
