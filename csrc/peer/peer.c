@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * peer: the extension module iodma._peer: the loops of loops.h as Python functions, for `iodma bench` alone.
+ * peer: the extension module iodma._peer: the loops of loops.h as Python functions, and the type of vhost_ext.h, for
+ * `iodma bench` and the tests alone.
  *
  * Invariants
  *  - Nothing here uses the core, but for lookup_loop, whose peer is the core's own lookup.
@@ -17,6 +18,7 @@
 #include <limits.h>
 
 #include "loops.h"
+#include "vhost_ext.h"
 
 #define MOST_SEGMENTS 1024 /* the kernel's UIO_MAXIOV */
 #define MOST_DEPTH 32768
@@ -182,12 +184,18 @@ static PyMethodDef methods[] = {
 	{ NULL, NULL, 0, NULL },
 };
 
+static PyModuleDef_Slot slots[] = {
+	{ Py_mod_exec, vhost_blk_register },
+	{ 0, NULL },
+};
+
 static struct PyModuleDef module = {
 	PyModuleDef_HEAD_INIT,
 	.m_name = "iodma._peer",
 	.m_doc = "C loops that `iodma bench` measures against.  Not a part of the library.",
 	.m_size = 0,
 	.m_methods = methods,
+	.m_slots = slots,
 };
 
 PyMODINIT_FUNC PyInit__peer(void)
