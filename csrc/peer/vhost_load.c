@@ -413,7 +413,8 @@ static int run_loop(struct run *r, uint64_t start)
 						       in_flight(s));
 			}
 		} else {
-			int error = wait_for_call(r, r->ending ? patience : (end > now ? end - now : 0) + 1000000);
+			uint64_t most = moved + patience - now;
+			int error = wait_for_call(r, r->ending || most < end - now ? most : end - now);
 
 			if (error && error != -ETIMEDOUT)
 				return error;

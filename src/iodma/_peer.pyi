@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""C loops that `iodma bench` measures against: not a part of the library, and free to change.
+"""C loops that `iodma bench` measures against and loads servers with.
+
+Not a part of the library, and free to change.
 
 Every loop gives up the interpreter lock, runs on the calling thread until `seconds` are over or its
 count is reached, and returns ``(nanoseconds, requests, bytes)`` of what was done by then.
 """
 
-from typing import Any
+from os import PathLike
+from types import TracebackType
+from typing import Any, Self, final
 
 from numpy.typing import NDArray
 from typing_extensions import Buffer
@@ -65,3 +69,144 @@ def lookup_loop(map: Any, addresses: _Buffer, *, rounds: int = 1) -> tuple[int, 
     Raises:
         NotImplementedError: this build has no such loop.
     """
+
+@final
+class VhostBlk:
+    """A vhost-user-blk front-end: connects, shares one region of memory, starts the rings.
+
+    It takes VERSION_1, EVENT_IDX, INDIRECT_DESC and what it knows of a block device's features, and
+    the protocol features REPLY_ACK, CONFIG and MQ. Every request has header, data and status in
+    descriptors of their own; the segments of a request never touch. Used by one thread at a time.
+
+    Args:
+        path: the server's socket; None: a thread of this process that answers at once, without I/O.
+        queues: request queues, all of which are loaded.
+        queue_size: entries of each, a power of two.
+        depth: requests in flight on each queue.
+        segments: data segments of a request.
+        segment_bytes: the length of each, whole sectors.
+        indirect_above: requests of more descriptors than this use an indirect table. The default,
+            1, is what Linux does.
+        event_index: take EVENT_IDX if it is offered.
+        indirect: take INDIRECT_DESC if it is offered.
+        null_bytes: capacity of the thread's disk.
+        null_cpu: the processor of that thread; -1: any.
+        null_spins: it never sleeps.
+        patience: seconds after which a request that has not come back is an error.
+
+    Raises:
+        ValueError: an option that cannot be right, or that the server cannot meet.
+        OSError: no connection, or the server did not understand or answer; the errno tells which.
+    """
+
+    def __new__(
+        cls,
+        path: str | bytes | PathLike[str] | PathLike[bytes] | None,
+        *,
+        queues: int = 1,
+        queue_size: int = 128,
+        depth: int = 1,
+        segments: int = 1,
+        segment_bytes: int = 4096,
+        indirect_above: int = 1,
+        event_index: bool = True,
+        indirect: bool = True,
+        null_bytes: int = 268435456,
+        null_cpu: int = -1,
+        null_spins: bool = True,
+        patience: float = 10.0,
+    ) -> Self: ...
+    @property
+    def offered(self) -> int:
+        """The features that the server offers."""
+
+    @property
+    def features(self) -> int:
+        """The features that were taken."""
+
+    @property
+    def protocol_features(self) -> int:
+        """The protocol features that were taken."""
+
+    @property
+    def capacity(self) -> int:
+        """Bytes of the disk."""
+
+    @property
+    def config(self) -> bytes:
+        """The configuration space when the connection was made."""
+
+    @property
+    def server_queues(self) -> int:
+        """Request queues that the server has."""
+
+    def run(
+        self,
+        *,
+        write: bool = False,
+        bytes: int = ...,
+        seconds: float = 1.0,
+        requests: int = 0,
+        random: bool = True,
+        poll: bool = False,
+        seed: int = 1,
+        verify: bool = False,
+        data_seed: int = 0,
+        first_byte: int = 0,
+        span_bytes: int = 0,
+    ) -> dict[str, int]:
+        """Keeps `depth` requests in flight on each queue until the time or the count is over.
+
+        Args:
+            write: writes, else reads.
+            bytes: of one request; default: all its segments.
+            requests: stop after so many; 0 is no limit.
+            random: positions, else in sequence from the start; multiples of `bytes` either way.
+            poll: watch the used rings, else sleep on the call descriptors.
+            seed: of the positions.
+            verify: write what `data_seed` and the sector's number tell; check what is read for it.
+            first_byte: where the part of the disk that is used begins.
+            span_bytes: its length; 0: to the end.
+
+        Returns:
+            ns, requests, bytes: of what was done by the time it was over;
+            errors: statuses that are not OK; mismatches: sectors that are not what was written;
+            wrong_lengths: used lengths that are not what was written to memory;
+            kicks: times the server was told; wakes: times it told us while we slept;
+            reaps: passes that found something done; p50_ns, p99_ns: latencies, within a sixteenth.
+
+        Raises:
+            ValueError: an argument that cannot be right, or the client is closed or busy.
+            TimeoutError: a request has not come back in time.
+            ConnectionResetError: the server went away.
+            OSError: EPROTO: the used ring says what cannot be. After any but ValueError the client
+                can only be closed.
+        """
+
+    def request(
+        self, type: int, sector: int = 0, *, data: _Buffer = b"", in_bytes: int = 0
+    ) -> tuple[int, bytes, int]:
+        """One request of any type on the first queue: (status, bytes read, used length).
+
+        Args:
+            type: VIRTIO_BLK_T_...
+            data: what the device is to read.
+            in_bytes: how much it may write. Only one of the two.
+
+        Raises: as `run`.
+        """
+
+    def close(self) -> None:
+        """Stops the rings and closes the connection; harmless when called again.
+
+        Raises:
+            OSError: the server did not stop where it had to; closed all the same.
+        """
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        type: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...

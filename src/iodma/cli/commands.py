@@ -79,8 +79,12 @@ def run(args: argparse.Namespace) -> int:
 
 def bench(args: argparse.Namespace) -> int:
     from iodma.tools.bench.harness import table
-    from iodma.tools.bench.run import Options, run
+    from iodma.tools.bench.options import Options
 
+    if args.name == "core":
+        from iodma.tools.bench.run import run
+    else:
+        from iodma.tools.bench.vhost_user_blk import run
     options = Options(
         name=args.name,
         pairs=args.pairs,
@@ -91,10 +95,14 @@ def bench(args: argparse.Namespace) -> int:
         only=args.only,
         output=args.json,
         trace=args.trace,
+        itself=args.itself,
     )
     answer_sigusr1()
     report = run(options, tell)
     print(table(report.rows))
+    for name, text in report.extra.items():
+        if name.endswith(", table") and text:
+            print(f"\n{text}")
     if failing := report.failing:
         print(f"\n{len(failing)} of {len(report.rows)} rows miss what they must reach")
     return 0

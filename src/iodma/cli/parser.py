@@ -90,7 +90,7 @@ def build() -> argparse.ArgumentParser:
     add_bench(
         command(
             "bench",
-            "measure iodma beside its peers, in pairs on one processor",
+            "measure iodma beside its peers, in pairs",
             "A row that misses what it must reach is a result: the exit status is 0 when"
             " everything ran.",
         )
@@ -194,7 +194,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def add_bench(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", choices=("core",), help="which benchmark")
+    parser.add_argument("name", choices=("core", "vhost-user-blk"), help="which benchmark")
     parser.add_argument(
         "--json", metavar="OUT", type=Path, help="write rows, peers and machine to this file"
     )
@@ -228,7 +228,15 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
         help="seconds of a sample, if there is time (default: 0.4, at most 0.5)",
     )
     parser.add_argument(
-        "--cpu", metavar="N", type=int, help="the processor for both sides (default: the last)"
+        "--cpu",
+        metavar="N",
+        type=int,
+        help="the processor for both sides, or for the client that loads them (default: the last)",
+    )
+    parser.add_argument(
+        "--itself",
+        action="store_true",
+        help="put the peer on both sides: shows how far pairs differ by themselves",
     )
     parser.add_argument(
         "--dir",

@@ -8,8 +8,11 @@
 | `core` | the rows of `iodma bench core`, as data |
 | `ours`, `peers` | what each side does, run by `worker` in processes that `workers` starts |
 | `fio` | the peer that is a program |
+| `vhost_user_blk` | the rows of `iodma bench vhost-user-blk` measured; `vhost_works`: as data |
+| `vhost_servers`, `vhost_load` | the servers, and the client that loads one in a worker |
 | `lists`, `maps`, `files` | what both sides are given |
-| `run` | puts them together |
+| `options` | what can be asked for |
+| `run` | puts the benchmark of the core together |
 
 Invariants
  - Importing this package imports nothing else of it.
@@ -20,4 +23,7 @@ from __future__ import annotations
 __all__ = ["NAMES"]
 
 #: The benchmarks there are: a name for the command line -> what it measures.
-NAMES = {"core": "the core against fio and against C loops: throughput, latency, memory"}
+NAMES = {
+    "core": "the core against fio and against C loops: throughput, latency, memory",
+    "vhost-user-blk": "`iodma serve blk` against qemu-storage-daemon, loaded by one client",
+}

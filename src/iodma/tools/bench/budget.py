@@ -30,6 +30,7 @@ class Budget:
         sample_s: seconds that each timed sample runs.
         overhead_s: seconds that all starting up and warming takes, estimated.
         total_s: what it should come to.
+        sides: samples of a pair.
     """
 
     rows: int
@@ -37,32 +38,39 @@ class Budget:
     sample_s: float
     overhead_s: float
     total_s: float
+    sides: int = 2
 
     def __str__(self) -> str:
         return (
-            f"{self.rows} rows x {self.pairs} pairs x 2 samples of {self.sample_s:.2f} s,"
-            f" about {self.total_s:.0f} s in all"
+            f"{self.rows} rows x {self.pairs} pairs x {self.sides} samples"
+            f" of {self.sample_s:.2f} s, about {self.total_s:.0f} s in all"
         )
 
 
 def plan(
-    costs: Iterable[tuple[bool, float, float]], *, pairs: int, total_s: float, sample_s: float
+    costs: Iterable[tuple[bool, float, float]],
+    *,
+    pairs: int,
+    total_s: float,
+    sample_s: float,
+    sides: int = 2,
 ) -> Budget:
     """Shares `total_s` out.
 
     Args:
         costs: for each row: whether its samples are timed; seconds to set it up once; seconds that
-            both samples of a pair cost beside the time they are told to run.
+            the samples of a pair cost beside the time they are told to run.
         pairs: of each row.
         total_s: seconds for everything.
         sample_s: seconds a sample should take, if there is time.
+        sides: samples of a pair.
 
     Raises:
         ArgumentError: the time is too short for samples worth having.
     """
     rows = list(costs)
     overhead = sum(setup + pairs * per_pair for _, setup, per_pair in rows)
-    samples = 2 * pairs * sum(timed for timed, _, _ in rows)
+    samples = sides * pairs * sum(timed for timed, _, _ in rows)
     if samples:
         sample_s = min(sample_s, LONGEST_SAMPLE_S, (total_s - overhead) / samples)
         if sample_s < SHORTEST_SAMPLE_S:
@@ -71,4 +79,4 @@ def plan(
                 f"{total_s:.0f} s are too few for {len(rows)} rows of {pairs} pairs:"
                 f" give at least {least:.0f} s, fewer rows or fewer pairs"
             )
-    return Budget(len(rows), pairs, sample_s, overhead, overhead + samples * sample_s)
+    return Budget(len(rows), pairs, sample_s, overhead, overhead + samples * sample_s, sides)

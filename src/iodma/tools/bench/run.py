@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a benchmark: plans the time, makes the file, measures row after row.
+"""Runs `iodma bench core`: plans the time, makes the file, measures row after row.
 
 Invariants
  - Whatever ends a run, its processes have ended and its file is gone.
@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
@@ -21,49 +20,23 @@ import numpy
 
 from iodma._version import __version__
 from iodma.errors import ArgumentError
-from iodma.tools.bench import NAMES, core
+from iodma.tools.bench import core
 from iodma.tools.bench.budget import Budget, plan
 from iodma.tools.bench.files import DataFile, data_file, shared_memory
 from iodma.tools.bench.fio import STARTUP_S, Fio, FioJob, find_fio
-from iodma.tools.bench.harness import LEAST_PAIRS, Pair, Report, Row, run_pairs, summarize
+from iodma.tools.bench.harness import Pair, Report, Row, run_pairs, summarize
+from iodma.tools.bench.options import Options
 from iodma.tools.bench.workers import Case, Fresh, Worker
 from iodma.tools.machine import kernel_release, processor
 from iodma.trace import merge
 
-__all__ = ["Options", "run"]
+__all__ = ["run"]
 
 #: Estimates of what a side costs beside its samples.
 WORKER_START_S = 0.5
 FILE_S = 2.0
 #: Of each row, for its trace.
 TRACED_S = 0.002
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How a benchmark is run.
-
-    Attributes:
-        name: one of `NAMES`.
-        pairs: samples of each side; below 7 is for a quick look.
-        seconds: for everything.
-        sample_s: seconds of one sample, if there is time.
-        cpu: the processor that both sides run on; default: the last one that is allowed.
-        directory: where the file that is read is made; default: one that will do.
-        only: rows whose name contains one of these; default: all.
-        output: the file that the report is written to; default: none.
-        trace: the file for a trace of each row, taken when it was measured; default: none.
-    """
-
-    name: str
-    pairs: int = LEAST_PAIRS
-    seconds: float = 240.0
-    sample_s: float = 0.4
-    cpu: int | None = None
-    directory: Path | None = None
-    only: Sequence[str] = ()
-    output: Path | None = None
-    trace: Path | None = None
 
 
 class Side(Protocol):
@@ -90,6 +63,8 @@ def run(options: Options, tell: Callable[[str], None]) -> Report:
         BenchError: a peer is missing, there is no room, or a side failed.
         OSError: the file to read or the report could not be written.
     """
+    if options.itself:
+        raise ArgumentError("core has many peers: none can be on both sides")
     works = chosen(options)
     cpu = chosen_cpu(options.cpu)
     fio, fio_version = find_fio()
@@ -221,15 +196,9 @@ def chosen(options: Options) -> list[core.Work]:
     """The rows that are asked for.
 
     Raises:
-        ArgumentError: there is no such benchmark, or no such row.
+        ArgumentError: there is no such row.
     """
-    if options.name not in NAMES:
-        raise ArgumentError(f"there is no benchmark {options.name!r}: {', '.join(NAMES)}")
-    works = [
-        work
-        for work in core.WORKS
-        if not options.only or any(part in work.name for part in options.only)
-    ]
+    works = [work for work in core.WORKS if options.wants(work.name)]
     if not works:
         raise ArgumentError(f"no row of {options.name} contains any of {', '.join(options.only)}")
     return works

@@ -68,6 +68,7 @@ def main(arguments: list[str]) -> int:
                     reply = {"value": traced(sample, request["sample"], request["trace"])}
                 else:
                     reply = {"value": sample(request["sample"])}
+                    reply["details"] = getattr(sample, "details", {})
             except Exception as error:
                 text = f"{type(error).__name__}: {error}"
                 reply = {"error": text, "traceback": traceback.format_exc()}

@@ -8,10 +8,11 @@ returns a context manager; what it gives is called with seconds and returns the 
 The conversation is lines of JSON over the worker's standard input and output:
 
     {"open": "iodma.tools.bench.ours:reads", "options": {...}}  ->  {"value": 0}
-    {"sample": 0.4}                                            ->  {"value": 731000.0}
+    {"sample": 0.4}                                            ->  {"value": 7e5, "details": {}}
     {"sample": 0.002, "trace": "FILE"}                         ->  {"value": 1}  (0: no engine)
 
-and an error is {"error": "what went wrong", "traceback": "..."}.
+and an error is {"error": "what went wrong", "traceback": "..."}. Details are what else a case knows
+of its last sample: the attribute of that name, where what the case gave has one.
 
 Invariants
  - While one side is sampled the other one sleeps in a read of its pipe.
@@ -70,21 +71,41 @@ class Case:
 
 
 class Worker:
-    """One side of a row: a process that keeps its case open between samples."""
+    """One side of a row: a process that keeps its case open between samples.
+
+    Attributes:
+        details: what else the case told of the last sample.
+    """
 
     def __init__(self, case: Case, file: Path, cpu: int, memory: str = "") -> None:
-        self._case = case
         self._process = start(cpu)
+        self._file = file
+        self._memory = memory
+        self.open(case)
+
+    def open(self, case: Case) -> None:
+        """Opens a case instead of the one that was open; when that fails the process has ended.
+
+        Raises:
+            BenchError: as `sample`.
+        """
+        self._case = case
+        self.details: dict[str, Any] = {}
         options = dict(case.options)
         if case.reads_file:
-            options["path"] = str(file)
+            options["path"] = str(self._file)
         if case.shares_memory:
-            options["memory"] = memory
+            options["memory"] = self._memory
         try:
             self._ask({"open": case.function, "options": options}, 0.0)
         except BaseException:
             self.close()
             raise
+
+    @property
+    def case(self) -> Case:
+        """The case that is open."""
+        return self._case
 
     @property
     def name(self) -> str:
@@ -146,6 +167,7 @@ class Worker:
             error = BenchError(f"{self.command}: {reply['error']}")
             error.add_note(str(reply.get("traceback", "")))
             raise error
+        self.details = reply.get("details", {})
         return float(reply["value"])
 
 

@@ -1,0 +1,353 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`iodma bench vhost-user-blk`: `iodma serve blk` beside qemu-storage-daemon, loaded by one client.
+
+"Own": the client and the server each have a processor; the client watches the used ring. "One":
+both share one; the client sleeps until it is called.
+
+The peer is run in several ways, all are tried before each row, and the best one is what the row is
+measured against. Every row is also measured with our server's spinning off; those figures need not
+reach anything.
+
+Invariants
+ - Each side has a file of its own, of the same size, in the page cache and with nothing dirty when
+   a row begins.
+ - The three samples of a round follow each other; each goes first in turn.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass
+from functools import partial
+from statistics import median
+from typing import Any
+
+import numpy
+
+from iodma._version import __version__
+from iodma.errors import ArgumentError
+from iodma.tools.bench.budget import Budget, plan
+from iodma.tools.bench.files import DataFile, data_file
+from iodma.tools.bench.harness import (
+    BenchError,
+    Pair,
+    Report,
+    Row,
+    run_rounds,
+    summarize,
+    table,
+)
+from iodma.tools.bench.options import Options
+from iodma.tools.bench.vhost_servers import (
+    PEER,
+    find_storage_daemon,
+    null_storage_daemon,
+    our_server,
+    peer_variants,
+)
+from iodma.tools.bench.vhost_works import WORKS, Work, small
+from iodma.tools.bench.workers import Case, Worker
+from iodma.tools.machine import kernel_release, processor
+
+__all__ = ["run"]
+
+FILE_BYTES = 256 << 20
+LOAD = "iodma.tools.bench.vhost_load:load"
+NULL = "iodma.tools.bench.vhost_load:null"
+IDLE = "iodma.tools.bench.vhost_load:idle"
+OURS, OFF, BEST = "iodma", "iodma, spinning off", "best"
+#: Each way to run the peer has so many short samples before a row.
+TRIES, TRY_S = 3, 0.1
+CEILING_S = 0.15
+IDLE_S = 2.5
+#: Estimates: a worker, a server that it starts, the three files.
+WORKER_START_S, SERVER_START_S, FILES_S = 0.6, 0.5, 6.0
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the sides run."""
+
+    client: int
+    other: int | None
+
+    def server(self, work: Work) -> int:
+        return self.other if work.own and self.other is not None else self.client
+
+
+def run(options: Options, tell: Callable[[str], None]) -> Report:
+    """Measures every row, and writes the report.
+
+    Args:
+        options: what and how.
+        tell: gets lines of progress.
+
+    Raises:
+        ArgumentError: an option that cannot be right.
+        BenchError: a peer is missing, there is no room, or a side failed.
+        OSError: a file or the report could not be written.
+    """
+    if options.trace is not None:
+        raise ArgumentError(
+            "vhost-user-blk takes no trace: trace the server, `iodma serve --trace`"
+        )
+    works = [work for work in WORKS if options.wants(work.name)]
+    if not works:
+        raise ArgumentError(f"no row contains any of {', '.join(options.only)}")
+    place = places(options.cpu, works)
+    _, version = find_storage_daemon()
+    budget = plan(map(cost, works), sides=3, **limits(options))
+    if options.output:
+        options.output.touch()
+    on = f"client on processor {place.client}, server on {place.other} or the same"
+    tell(f"{options.name}: {budget}; {on}")
+    if (load := os.getloadavg()[0]) > 0.5 * len(os.sched_getaffinity(0)):
+        tell(f"note: others use this machine (load {load:.1f}): expect the pairs to differ more")
+    with ExitStack() as opened:
+        bench = Bench(options, budget, place, tell, opened)
+        rows, peers = [], {}
+        for number, work in enumerate(works, 1):
+            row, peers[work.name] = bench.measure(work, f"[{number}/{len(works)}] {work.name}")
+            rows.append(row)
+        extra = bench.extra()
+        machine = facts(place, version, budget, bench.filesystem)
+    report = Report(options.name, rows, peers, machine, extra)
+    if options.output:
+        report.write(options.output)
+    return report
+
+
+class Bench:
+    """The processes and files of a run, and what they showed beside the rows."""
+
+    def __init__(
+        self,
+        options: Options,
+        budget: Budget,
+        place: Place,
+        tell: Callable[[str], None],
+        opened: ExitStack,
+    ) -> None:
+        self._options = options
+        self._budget = budget
+        self._place = place
+        self._tell = tell
+        self._opened = opened
+        self._files = {
+            side: opened.enter_context(data_file(options.directory, FILE_BYTES))
+            for side in (OURS, OFF, BEST)
+        }
+        self._workers: dict[str, Worker] = {}
+        self._details: dict[str, Any] = {}
+        self._off: list[Row] = []
+
+    @property
+    def filesystem(self) -> str:
+        return self._files[BEST].filesystem
+
+    def measure(self, work: Work, heading: str) -> tuple[Row, str]:
+        """One row, and its peer's command."""
+        for file in self._files.values():
+            settle(file)
+        best, tried = self.best_peer(work)
+        self._tell(f"{heading}: the peer is best with {best}")
+        sides = [self.ours(work, spin=work.spin), self.peer(work, best)]
+        if work.spin:
+            sides.append(self.ours(work, spin=False))
+        seen: list[list[dict[str, Any]]] = [[] for _ in sides]
+
+        def sampler(index: int) -> Callable[[], float]:
+            def sample() -> float:
+                value = sides[index].sample(self._budget.sample_s)
+                seen[index].append(sides[index].details)
+                return value
+
+            return sample
+
+        def progress(number: int, values: list[float]) -> None:
+            text = ", ".join(f"{value:.6g}" for value in values)
+            ratio = values[0] / values[1]
+            self._tell(f"{heading}: round {number}/{self._budget.pairs}: {text}: {ratio:.3f} x")
+
+        rounds = run_rounds([*map(sampler, range(len(sides)))], self._budget.pairs, progress)
+        row = self.row(work, work.name, best, [Pair(each[0], each[1]) for each in rounds])
+        details = {"peer": best, "tried": tried, "ours": middle(seen[0]), "best": middle(seen[1])}
+        if work.spin:
+            name = f"{work.name}; spinning off"
+            self._off.append(
+                self.row(work, name, best, [Pair(each[2], each[1]) for each in rounds])
+            )
+            details["ours, spinning off"] = middle(seen[2])
+        details["client alone"] = self.ceiling(work)
+        self._details[work.name] = details
+        return row, self.described(work, peer_variants(work.direct)[best])
+
+    def row(self, work: Work, name: str, best: str, pairs: list[Pair]) -> Row:
+        return summarize(
+            pairs, work=name, peer=f"{PEER}, {best}", must=work.must, better=work.better
+        )
+
+    def best_peer(self, work: Work) -> tuple[str, dict[str, float]]:
+        """The way to run the peer that is best for this row, and what each gave."""
+        names = list(peer_variants(work.direct))
+        samples = [partial(self.peer(work, name).sample, TRY_S) for name in names]
+        columns = zip(*run_rounds(samples, TRIES), strict=True)
+        tried = {name: round(median(each), 3) for name, each in zip(names, columns, strict=True)}
+        choose = max if work.better == "higher" else min
+        return choose(tried, key=lambda name: tried[name]), tried
+
+    def peer(self, work: Work, name: str) -> Worker:
+        """The peer in one of its ways."""
+        return self.side(name, self._files[BEST], work, peer_variants(work.direct)[name])
+
+    def ours(self, work: Work, *, spin: bool) -> Worker:
+        """Our server, or the peer in its place."""
+        command = our_server(direct=work.direct, spin=spin)
+        if self._options.itself:
+            command = peer_variants(work.direct)["main loop"]
+        side = OURS if spin else OFF
+        return self.side(side, self._files[side], work, command)
+
+    def side(self, name: str, file: DataFile, work: Work, command: list[str]) -> Worker:
+        options = {
+            "command": command,
+            "server_cpu": self._place.server(work),
+            "shape": dict(work.shape),
+            "write": work.write,
+            "poll": work.own,
+            "metric": work.metric,
+        }
+        return self.worker(name, Case(name, LOAD, options, reads_file=True), file)
+
+    def worker(self, name: str, case: Case, file: DataFile) -> Worker:
+        """The worker of that name, with this case open."""
+        worker = self._workers.get(name)
+        if worker is None:
+            worker = Worker(case, file.path, self._place.client)
+            self._workers[name] = self._opened.enter_context(closing(worker))
+        elif worker.case != case:
+            worker.open(case)
+        return worker
+
+    def ceiling(self, work: Work) -> dict[str, float]:
+        """What the client does against two servers without I/O: a thread, and the peer."""
+        file = self._files[BEST]
+        options = {
+            "server_cpu": self._place.server(work),
+            "shape": dict(work.shape),
+            "poll": work.own,
+        }
+        thread = self.worker("ceiling", Case("a thread", NULL, options), file)
+        result = {"a thread that answers at once": round(thread.sample(CEILING_S), 1)}
+        disk = Case("null", LOAD, {**options, "command": null_storage_daemon(FILE_BYTES)}, True)
+        null = self.worker("ceiling", disk, file)
+        result[f"{PEER}, null-co"] = round(null.sample(CEILING_S), 1)
+        return result
+
+    def idle(self) -> dict[str, Any]:
+        """Milliseconds of processor time that connected servers use while nothing is asked."""
+        result: dict[str, Any] = {"seconds": IDLE_S}
+        commands = {OURS: our_server(), PEER: peer_variants(False)["main loop"]}
+        if self._options.itself:
+            del commands[OURS]
+        for name, command in commands.items():
+            options = {
+                "command": command,
+                "server_cpu": self._place.client,
+                "shape": small(32),
+            }
+            file = self._files[OURS if name == OURS else BEST]
+            # In the worker whose server had that file.
+            worker = name if name == OURS else "ceiling"
+            side = self.worker(worker, Case(name, IDLE, options, True), file)
+            result[f"{name}, ms of processor time"] = round(side.sample(IDLE_S), 3)
+        return result
+
+    def extra(self) -> dict[str, Any]:
+        """All that is not a row."""
+        return {
+            "spinning off": [asdict(row) for row in self._off],
+            "spinning off, table": table(self._off, judge=False) if self._off else "",
+            "rows": self._details,
+            "idle": self.idle(),
+            "ours": shlex.join(our_server()),
+            "stand-in": "the peer is on both sides" if self._options.itself else "",
+        }
+
+    def described(self, work: Work, command: list[str]) -> str:
+        return f"taskset -c {self._place.server(work)} {shlex.join(command)}"
+
+
+def middle(seen: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The median of each detail over the samples of a side."""
+    return {key: round(median(each[key] for each in seen), 4) for key in seen[0]} if seen else {}
+
+
+def settle(file: DataFile) -> None:
+    """The file is in the page cache, and nothing of it is dirty."""
+    with open(file.path, "rb") as opened:
+        os.fsync(opened.fileno())
+    file.warm()
+
+
+def places(wanted: int | None, works: Sequence[Work]) -> Place:
+    """Where client and server run.
+
+    Raises:
+        ArgumentError: this process may not use the processor that is asked for.
+        BenchError: a row needs two processors, and there is one.
+    """
+    allowed = os.sched_getaffinity(0)
+    client = max(allowed) if wanted is None else wanted
+    if client not in allowed:
+        raise ArgumentError(f"processor {client} is not one of {sorted(allowed)}")
+    other = max(allowed - {client}, default=None)
+    if other is None and any(work.own for work in works):
+        raise BenchError('rows named "own" need two processors: give --only one')
+    return Place(client, other)
+
+
+def cost(work: Work) -> tuple[bool, float, float]:
+    """For the plan: whether it is timed, seconds once, seconds a pair."""
+    ways = len(peer_variants(work.direct))
+    servers = (ways + 4) * SERVER_START_S
+    return True, servers + ways * TRIES * TRY_S + 2 * CEILING_S, 0.0
+
+
+def limits(options: Options) -> dict[str, Any]:
+    """For the plan: what the options leave.
+
+    Raises:
+        ArgumentError: an option that cannot be right.
+    """
+    if options.pairs < 1:
+        raise ArgumentError(f"pairs is {options.pairs}, must be at least 1")
+    workers = (len(peer_variants(False)) + 3) * WORKER_START_S
+    once = FILES_S + workers + 2 * (IDLE_S + SERVER_START_S)
+    return {
+        "pairs": options.pairs,
+        "total_s": options.seconds - once,
+        "sample_s": options.sample_s,
+    }
+
+
+def facts(place: Place, version: str, budget: Budget, filesystem: str) -> dict[str, Any]:
+    """What it runs on, and how."""
+    return {
+        "kernel": kernel_release()[0],
+        "processor": processor(),
+        "processors": os.cpu_count(),
+        "client_on": place.client,
+        "server_on": {"own": place.other, "one": place.client},
+        "python": platform.python_version(),
+        "numpy": numpy.__version__,
+        "iodma": __version__,
+        PEER: version,
+        "filesystem": filesystem,
+        "load_at_start": round(os.getloadavg()[0], 2),
+        "sample_seconds": round(budget.sample_s, 3),
+    }

@@ -1,0 +1,232 @@
+"""The vhost-user-blk client against qemu-storage-daemon, and `iodma bench vhost-user-blk`."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from iodma._peer import VhostBlk
+from iodma.tools.bench.vhost_servers import PEER, Server, peer_variants, storage_daemon
+from iodma.tools.bench.vhost_works import WORKS
+
+KEYS = {"work", "peer", "value", "unit", "better", "must", "holds", "pairs", "low", "high"}
+BYTES = 4 << 20
+GET_ID, FLUSH, UNKNOWN = 8, 4, 99
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "image"
+    path.write_bytes(os.urandom(BYTES))
+    return path
+
+
+@pytest.fixture
+def server(image: Path, peer: Callable[[str], str]) -> Iterator[Server]:
+    peer(PEER)
+    with Server(storage_daemon(thread=True, queues=2), image) as running:
+        yield running
+
+
+def pattern(seed: int, sectors: int) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """What verifying writes put onto the disk, computed another way than the client's."""
+    with np.errstate(over="ignore"):
+        words = np.arange(1, sectors * 64 + 1, dtype=np.uint64)
+        x = np.uint64(seed) + words * np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+
+@pytest.mark.parametrize("poll", [False, True])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"depth": 1},
+        {"depth": 32},
+        {"depth": 32, "queues": 2},
+        {"depth": 16, "indirect": False},
+        {"depth": 16, "event_index": False},
+        {"depth": 32, "indirect_above": 3},
+        {"depth": 8, "segments": 8, "segment_bytes": 512},
+        {"depth": 8, "segments": 32},
+        {"depth": 8, "segment_bytes": 128 << 10},
+    ],
+    ids=str,
+)
+def test_what_is_written_is_in_the_file_and_comes_back(
+    server: Server, image: Path, shape: dict[str, Any], poll: bool
+) -> None:
+    with server.connect(**shape) as client:
+        assert client.capacity == BYTES
+        assert client.server_queues == 2
+        each = shape.get("segments", 1) * shape.get("segment_bytes", 4096)
+        written = client.run(
+            write=True,
+            random=False,
+            requests=BYTES // each,
+            verify=True,
+            data_seed=7,
+            poll=poll,
+            seconds=30,
+        )
+        assert written["requests"] == BYTES // each
+        assert written["bytes"] == BYTES
+        assert client.request(FLUSH) == (0, b"", 1)
+        content = np.frombuffer(image.read_bytes(), dtype="<u8")
+        assert np.array_equal(content, pattern(7, BYTES // 512))
+        read = client.run(requests=300, verify=True, data_seed=7, poll=poll, seconds=30)
+        assert read["requests"] == 300
+        for result in (written, read):
+            assert (result["errors"], result["mismatches"], result["wrong_lengths"]) == (0, 0, 0)
+        # The check can fail.
+        wrong = client.run(requests=8, verify=True, data_seed=8, poll=poll, seconds=30)
+        assert wrong["mismatches"] == 8 * each // 512
+
+
+def test_requests_of_every_kind(server: Server, image: Path) -> None:
+    with server.connect(segments=2) as client:
+        status, serial, length = client.request(GET_ID, in_bytes=20)
+        assert (status, serial.rstrip(b"\0"), length) == (0, b"vhost_user_blk", 21)
+        assert client.request(UNKNOWN)[0] == 2
+        assert client.request(1, 3, data=b"x" * 512) == (0, b"", 1)
+        assert image.read_bytes()[1536:2048] == b"x" * 512
+        assert client.request(0, 3, in_bytes=5120)[1] == image.read_bytes()[1536:6656]
+        assert client.request(0, BYTES // 512, in_bytes=512)[0] == 1
+
+
+def test_only_the_part_that_is_asked_for_is_written(server: Server, image: Path) -> None:
+    before = image.read_bytes()
+    with server.connect(depth=4) as client:
+        client.run(write=True, requests=500, first_byte=8192, span_bytes=65536, seconds=30)
+    after = image.read_bytes()
+    assert after[:8192] == before[:8192]
+    assert after[8192 + 65536 :] == before[8192 + 65536 :]
+    assert after[8192 : 8192 + 65536] == bytes(65536)
+
+
+@pytest.mark.parametrize("poll", [False, True])
+def test_a_server_that_is_killed_ends_the_run(server: Server, poll: bool) -> None:
+    script = "import os, signal, sys, time; sys.stdin.read(1); os.kill(int(sys.argv[1]), 9)"
+    with server.connect(depth=8) as client:
+        killer = subprocess.Popen(
+            [sys.executable, "-c", script, str(server.pid)], stdin=subprocess.PIPE
+        )
+        with pytest.raises(ConnectionResetError):
+            assert killer.stdin is not None
+            killer.stdin.close()
+            client.run(seconds=60, poll=poll)
+        assert killer.wait() == 0
+        with pytest.raises(BrokenPipeError):
+            client.run()
+        client.close()
+
+
+def test_a_server_that_stops_answering_is_an_error(server: Server) -> None:
+    with server.connect(depth=2, patience=0.2) as client:
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(TimeoutError, match="have not come back"):
+                client.run(seconds=30)
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        with pytest.raises(OSError) as raised:
+            client.run()
+        assert raised.value.errno == errno.EPIPE
+
+
+def test_more_queues_than_there_are(server: Server) -> None:
+    with pytest.raises(ValueError, match="3 queues are asked for, the server has 2"):
+        server.connect(queues=3)
+
+
+def test_processor_time_is_that_of_the_server(server: Server) -> None:
+    with server.connect(depth=32) as client:
+        before = server.processor_ns()
+        done = client.run(requests=20000, seconds=30)
+        used = server.processor_ns() - before
+        text = Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()
+        ticks = int(text[11]) + int(text[12])
+    assert done["requests"] == 20000
+    assert 0 < used < 2 * done["ns"]
+    assert abs(ticks / os.sysconf("SC_CLK_TCK") - server.processor_ns() / 1e9) < 0.1
+
+
+def test_every_variant_of_the_peer_works(image: Path, peer: Callable[[str], str]) -> None:
+    peer(PEER)
+    for command in peer_variants(direct=False).values():
+        with Server(command, image) as server, server.connect(depth=4) as client:
+            assert client.run(requests=100, seconds=30)["errors"] == 0
+
+
+# --- the benchmark --------------------------------------------------------------------------------
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "iodma", "bench", "vhost-user-blk", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+
+
+@pytest.mark.limit(240)
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason='rows named "own" need two processors')
+def test_every_row_gives_a_figure(tmp_path: Path, peer: Callable[[str], str]) -> None:
+    peer(PEER)
+    out = tmp_path / "out.json"
+    done = bench("--itself", "--json", str(out), "--pairs", "1", "--sample", "0.1")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(out.read_text())
+    assert report["bench"] == "vhost-user-blk"
+    assert [row["work"] for row in report["rows"]] == [work.name for work in WORKS]
+    for row in report["rows"]:
+        assert set(row) == KEYS
+        assert row["value"] > 0
+        assert row["work"] in done.stdout
+        assert report["peers"][row["work"]].startswith("taskset -c")
+        details = report["extra"]["rows"][row["work"]]
+        assert details["peer"] in details["tried"]
+        assert details["best"]["server_us_per_request"] > 0
+        assert all(value > 0 for value in details["client alone"].values())
+    assert [row["work"] for row in report["extra"]["spinning off"]] == [
+        f"{work.name}; spinning off" for work in WORKS if work.spin
+    ]
+    assert report["machine"]["filesystem"]
+
+
+def test_a_missing_peer_is_one_line() -> None:
+    script = "import sys; from iodma.tools.bench import vhost_servers as v\n"
+    script += "v.find_program = lambda name: None\n"
+    script += "from iodma.cli import main; sys.exit(main(['bench', 'vhost-user-blk']))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("iodma: error: qemu-storage-daemon is not installed")
+    assert "Traceback" not in done.stderr
+
+
+def test_what_means_nothing_to_it_is_refused() -> None:
+    for arguments, reason in [(["--trace", "x"], "takes no trace"), (["--only", "x"], "no row")]:
+        done = bench(*arguments)
+        assert done.returncode == 1
+        assert reason in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_the_client_alone_needs_no_server() -> None:
+    for poll in (True, False):
+        with VhostBlk(None, depth=8, segments=3, null_spins=poll) as client:
+            done = client.run(requests=1000, poll=poll, seconds=30)
+            assert (done["requests"], done["errors"], done["wrong_lengths"]) == (1000, 0, 0)
