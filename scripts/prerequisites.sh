@@ -41,6 +41,7 @@ check() {
     demo) ;;
     test) # the peers that tests/peers measures iodma against, and what runs in its guests
         need fio fio --version
+        need qemu-system-common qemu-storage-daemon --version
         need user-mode-linux linux.uml --version
         need qemu-system-x86 qemu-system-x86_64 --version
         need linux-image-amd64 has_kernel

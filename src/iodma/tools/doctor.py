@@ -37,9 +37,9 @@ PROGRAMS = {
     "qemu-system-x86_64": ("guests over vhost-user and vfio-user", "qemu-system-x86"),
     "qemu-system-sparc": ("the reference for sun4m devices", "qemu-system-sparc"),
     "qemu-system-s390x": ("big-endian guests", "qemu-system-misc"),
-    "qemu-storage-daemon": ("a vhost-user server to compare with", "qemu-system-common"),
+    "qemu-storage-daemon": ("the peer of `iodma bench vhost-user-blk`", "qemu-system-common"),
     "linux.uml": ("the fastest guest over vhost-user", "user-mode-linux"),
-    "fio": ("the peer of `iodma bench`", "fio"),
+    "fio": ("the peer of `iodma bench core`", "fio"),
     "nbdkit": ("an NBD server to talk to", "nbdkit"),
 }
 
