@@ -37,9 +37,10 @@ struct Task;
 struct Wait;
 struct Queue;
 
-typedef struct {
+typedef struct Region {
 	PyObject_HEAD
 	struct iod_region *region;
+	struct Region *later, *earlier; /* among all that there are */
 } Region;
 
 typedef struct Space {
@@ -261,6 +262,7 @@ uint64_t ext_clock(void);
 void ext_drop_idle(Engine *);
 
 int ext_region_add(PyObject *module);
+PyObject *ext_held_regions(PyObject *module, PyObject *unused);
 int ext_space_add(PyObject *module);
 int ext_lists_add(PyObject *module);
 int ext_port_add(PyObject *module);

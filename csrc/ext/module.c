@@ -174,6 +174,7 @@ static PyMethodDef methods[] = {
 	{"timer_set", EXT_METHOD(timer_set), METH_VARARGS, "timer_set(fd, ns): arm it at an absolute time; 0 disarms."},
 	{"completion", EXT_METHOD(completion), METH_VARARGS, "A Completion, for whoever stands in for the core."},
 	{"uring_probe", EXT_METHOD(uring_probe), METH_NOARGS, "What this kernel's io_uring can do."},
+	{"held_regions", EXT_METHOD(ext_held_regions), METH_NOARGS, "The regions that have leases or views."},
 	{"transitions", EXT_METHOD(transitions), METH_NOARGS, "The state table of a transfer: (from, to, why)."},
 	{"clock_ns", EXT_METHOD(clock_ns), METH_NOARGS, "The clock of deadlines and traces: CLOCK_MONOTONIC, ns."},
 	{0}};

@@ -4,7 +4,8 @@
  *
  * Invariants
  *  - A mapping goes when its region's last reference goes: the handle, the maps, the leases and the views each hold one.
- *  - Closing a handle stops new transfers at once and lets those in flight end. */
+ *  - Closing a handle stops new transfers at once and lets those in flight end.
+ *  - Every handle is on the list of all of them, from its making to its end. */
 #include "../bytes.h"
 #include "ext.h"
 
@@ -14,6 +15,7 @@
 #include <sys/stat.h>
 
 PyTypeObject *RegionType;
+static Region *all; /* the newest first */
 
 /* The last reference may go in a move that runs without the interpreter's lock. */
 static void log_free(struct iod_dirty *log)
@@ -101,7 +103,23 @@ static PyObject *region_new(PyTypeObject *type, PyObject *args, PyObject *kw)
 		region->owner = target;
 	}
 	self->region = region;
+	self->later = all;
+	if (all)
+		all->earlier = self;
+	all = self;
 	return (PyObject *)self;
+}
+
+/* held_regions() -> those with leases or views */
+PyObject *ext_held_regions(PyObject *module, PyObject *unused)
+{
+	(void)module;
+	(void)unused;
+	PyObject *list = PyList_New(0);
+	for (Region *each = all; list && each; each = each->later)
+		if ((each->region->leases || each->region->views) && PyList_Append(list, (PyObject *)each))
+			Py_CLEAR(list);
+	return list;
 }
 
 /* What a device window leads to often leads back: a device, its port, the memory that the window is in. */
@@ -129,6 +147,9 @@ static void region_dealloc(Region *self)
 	PyTypeObject *type = Py_TYPE(self);
 	PyObject_GC_UnTrack(self);
 	if (self->region) {
+		*(self->earlier ? &self->earlier->later : &all) = self->later;
+		if (self->later)
+			self->later->earlier = self->earlier;
 		iod_region_close(self->region);
 		iod_region_put(self->region);
 	}

@@ -2,9 +2,11 @@
 """Finds what a test left behind: descriptors, mappings, leases, views, engines.
 
 Invariants
- - What is looked at is what the kernel says (/proc/self/fd and /proc/self/maps) and what is still
-   alive after a garbage collection; no close() is taken at its word.
+ - What is looked at is what the kernel says (/proc/self/fd and /proc/self/maps) and what the core
+   says of regions; no close() is taken at its word, and garbage that is collected is no leak.
  - Only what is there afterwards and was not there before is a leak.
+ - A look costs about as much as reading /proc/self/maps, however many objects there are; a
+   collection comes only after a look that found something.
 
 As a pytest plugin (``-p iodma.testing.leaks``, or ``pytest_plugins = ["iodma.testing.leaks"]``) it
 looks around each test; the marker ``leaks_allowed`` exempts one.
@@ -20,14 +22,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from iodma._core import Region
+from iodma._core import held_regions
 from iodma.engine.loop import engines
 from iodma.errors import Error
 
 __all__ = ["LeakError", "Snapshot", "no_leaks"]
 
 #: Mappings that are somebody's: memory files, and the rings of io_uring.
-_WATCHED = ("/memfd:", "io_uring")
+_WATCHED = (b"/memfd:", b"io_uring")
 
 
 class LeakError(Error, AssertionError):
@@ -53,20 +55,25 @@ class Snapshot:
     @classmethod
     def take(cls) -> Snapshot:
         """Now."""
-        held: Counter[str] = Counter()
-        for each in gc.get_objects():
-            if issubclass(type(each), Region) and (each.leases or each.views):
-                held[f"{each!r} with {each.leases} leases and {each.views} views"] += 1
+        held = Counter(
+            f"{each!r} with {each.leases} leases and {each.views} views" for each in held_regions()
+        )
         open_engines = Counter(engine.name for engine in engines if not engine.closed)
         return cls(_descriptors(), _mappings(), held, open_engines)
 
     def leaks(self) -> list[str]:
         """What is there now and was not there then, in words."""
-        found = Snapshot.take()._but_not(self)
+        return self._then()[0]
+
+    def _then(self) -> tuple[list[str], Snapshot]:
+        """The leaks since, and what there is now."""
+        now = Snapshot.take()
+        found = now._but_not(self)
         if found:  # or only garbage, which is collected later than it could be
             gc.collect()
-            found = Snapshot.take()._but_not(self)
-        return found
+            now = Snapshot.take()
+            found = now._but_not(self)
+        return found, now
 
     def _but_not(self, before: Snapshot) -> list[str]:
         found = [
@@ -93,11 +100,11 @@ def _descriptors() -> dict[int, str]:
 
 def _mappings() -> dict[str, int]:
     found: Counter[str] = Counter()
-    for line in Path("/proc/self/maps").read_text(errors="replace").splitlines():
-        fields = line.split(maxsplit=5)
-        if len(fields) == 6 and any(each in fields[5] for each in _WATCHED):
-            first, last = (int(each, 16) for each in fields[0].split("-"))
-            found[f"{fields[5]} (inode {fields[4]})"] += last - first
+    for line in Path("/proc/self/maps").read_bytes().split(b"\n"):
+        if any(each in line for each in _WATCHED):
+            addresses, _, _, _, inode, what = line.decode(errors="replace").split(maxsplit=5)
+            first, last = (int(each, 16) for each in addresses.split("-"))
+            found[f"{what} (inode {inode})"] += last - first
     return dict(found)
 
 
@@ -128,20 +135,25 @@ except ModuleNotFoundError:  # it is only needed by who uses the plugin
     pass
 else:
     _before = pytest.StashKey[tuple[Snapshot, int]]()
+    #: What there was after a test that left nothing: what there is before the next.
+    _after = pytest.StashKey[Snapshot | None]()
 
     def pytest_configure(config: pytest.Config) -> None:
         """Make the marker known."""
         config.addinivalue_line("markers", "leaks_allowed: what it leaves behind is no error")
 
-    def pytest_sessionstart() -> None:
-        """What is there before the first test is not looked through again for each of them."""
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_finish() -> None:
+        """What is there before the first test is not looked through for garbage after each."""
         gc.collect()
         gc.freeze()
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
         """Before any fixture is made."""
-        item.stash[_before] = Snapshot.take(), item.session.testsfailed
+        before = item.session.stash.get(_after, None) or Snapshot.take()
+        item.stash[_before] = before, item.session.testsfailed
+        item.session.stash[_after] = None
         return (yield)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -153,7 +165,8 @@ else:
         if item.session.testsfailed == failed and not item.get_closest_marker("leaks_allowed"):
             if isinstance(item, pytest.Function):
                 item.funcargs.clear()  # what the fixtures made, which they have closed by now
-            found = before.leaks()
+            found, now = before._then()
             if found:
                 pytest.fail("left behind:\n  " + "\n  ".join(found), pytrace=False)
+            item.session.stash[_after] = now
         return result
