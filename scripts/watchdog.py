@@ -1,6 +1,6 @@
 """Runs a command and ends it when it hangs, after printing where it hangs.
 
-    scripts/watchdog.py [--silence S] [--total S] [--test S] -- COMMAND...
+    scripts/watchdog.py [--silence S] [--total S] [--test S] [--grace S] -- COMMAND...
 
 Invariants:
 
@@ -36,7 +36,8 @@ from pathlib import Path
 HUNG = 124
 LEFT_BEHIND = 125
 PR_SET_CHILD_SUBREAPER = 36
-GRACE_SECONDS = 3.0
+#: For what a process below prints after a signal: at most, and when nothing more comes.
+DUMP_SECONDS, QUIET_SECONDS = 1.5, 0.3
 
 
 def say(text: str) -> None:
@@ -96,9 +97,10 @@ class Run:
         silence: float,
         total: float,
         test: float,
+        grace: float = 3,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        self.silence, self.total, self.test = silence, total, test
+        self.silence, self.total, self.test, self.grace = silence, total, test, grace
         self.begin = self.heard = time.monotonic()
         self.mark_file = tempfile.NamedTemporaryFile(prefix="watchdog-")  # noqa: SIM115
         self.mark, self.test_begin = (0, ""), self.begin
@@ -180,7 +182,7 @@ class Run:
 
     def settle(self) -> list[int]:
         """Gives what the command started a moment to end, and its last words to arrive."""
-        deadline = time.monotonic() + GRACE_SECONDS
+        deadline = time.monotonic() + self.grace
         while True:
             self.reap()
             left = descendants()
@@ -191,10 +193,16 @@ class Run:
     def dump(self) -> None:
         """Lets every process below say where it is, then asks the kernel and debuggers."""
         for number in (signal.SIGUSR1, signal.SIGUSR2):
-            send([pid for pid in descendants() if catches(pid, number)], number)
-            deadline = time.monotonic() + 1.5
-            while time.monotonic() < deadline:
+            told = [pid for pid in descendants() if catches(pid, number)]
+            if not told:
+                continue
+            begin = now = time.monotonic()
+            send(told, number)
+            while now - begin < DUMP_SECONDS:
                 self.relay(0.1)
+                now = time.monotonic()
+                if self.heard > begin and now - self.heard > QUIET_SECONDS:
+                    break
         for pid in descendants():
             say(f"process {describe(pid)}")
             for task in sorted(Path(f"/proc/{pid}/task").glob("*")):
@@ -211,7 +219,7 @@ class Run:
         """SIGTERM, then SIGKILL, to everything below; returns when nothing is left."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             send(descendants(), number)
-            deadline = time.monotonic() + GRACE_SECONDS
+            deadline = time.monotonic() + self.grace
             while descendants() and time.monotonic() < deadline:
                 self.relay(0.05)
                 self.reap()
@@ -251,12 +259,11 @@ def main() -> int:
     parser.add_argument("--silence", type=float, default=120, help="seconds without output")
     parser.add_argument("--total", type=float, default=1800, help="seconds for the whole")
     parser.add_argument("--test", type=float, default=60, help="seconds for one test")
+    parser.add_argument("--grace", type=float, default=3, help="seconds to end when it is over")
     parser.add_argument("command", nargs="+")
-    options = parser.parse_args()
+    options = vars(parser.parse_args())
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    return Run(
-        options.command, silence=options.silence, total=options.total, test=options.test
-    ).wait()
+    return Run(options.pop("command"), **options).wait()
 
 
 if __name__ == "__main__":

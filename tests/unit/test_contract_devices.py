@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import random
 import socket
+import sys
 import threading
 from typing import Any
 
@@ -556,12 +557,15 @@ def test_rule_8_data_is_visible_before_the_descriptor_that_says_so(
             flags[2] = 0
 
     processor = threading.Thread(target=guest)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # so that they meet at more places, and sooner
     processor.start()
     try:
         system.run(main())
     finally:
         over = True
         processor.join()
+        sys.setswitchinterval(interval)
         flags.release()
         payload.release()
     assert bad == []

@@ -45,7 +45,7 @@ waits_for_ever()
 
 
 def test_a_process_that_is_left_behind_is_a_failure() -> None:
-    done = watch("--", "sh", "-c", "setsid sleep 101 >/dev/null 2>&1 & echo $!")
+    done = watch("--grace", "0.3", "--", "sh", "-c", "setsid sleep 101 >/dev/null 2>&1 & echo $!")
     assert done.returncode == 125
     assert "left behind" in done.stdout
     assert "sleep 101" in done.stdout
