@@ -311,14 +311,6 @@ def test_a_pipe_is_a_notifier(made: Bench, ready: FrontEnd) -> None:
     assert ready.tell(fe.SET_VRING_CALL, fe.u64(0), [ready.own(here)]) == 0
 
 
-def test_one_end_of_a_pair_of_sockets_is_a_notifier(made: Bench, ready: FrontEnd) -> None:
-    """As User Mode Linux has it."""
-    there, here = socket.socketpair()
-    with there, here:
-        assert ready.tell(fe.SET_VRING_CALL, fe.u64(0), [here.fileno()]) == 0
-        assert not os.get_blocking(here.fileno())
-
-
 def test_notifiers_never_block(made: Bench, ready: FrontEnd) -> None:
     fd = ready.own(os.eventfd(0, os.EFD_CLOEXEC))
     assert os.get_blocking(fd)
