@@ -46,7 +46,7 @@ def test_version_on_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == (f"iodma {__version__}\n", "")
 
 
-@pytest.mark.parametrize("name", ["demo", "doctor", "check", "run", "bench"])
+@pytest.mark.parametrize("name", ["demo", "doctor", "check", "run", "bench", "serve", "qemu-args"])
 def test_every_command_has_help_with_its_exit_status(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

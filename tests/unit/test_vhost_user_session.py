@@ -311,6 +311,14 @@ def test_a_pipe_is_a_notifier(made: Bench, ready: FrontEnd) -> None:
     assert ready.tell(fe.SET_VRING_CALL, fe.u64(0), [ready.own(here)]) == 0
 
 
+def test_one_end_of_a_pair_of_sockets_is_a_notifier(made: Bench, ready: FrontEnd) -> None:
+    """As User Mode Linux has it."""
+    there, here = socket.socketpair()
+    with there, here:
+        assert ready.tell(fe.SET_VRING_CALL, fe.u64(0), [here.fileno()]) == 0
+        assert not os.get_blocking(here.fileno())
+
+
 def test_notifiers_never_block(made: Bench, ready: FrontEnd) -> None:
     fd = ready.own(os.eventfd(0, os.EFD_CLOEXEC))
     assert os.get_blocking(fd)
@@ -398,6 +406,19 @@ def test_a_reset_is_acknowledged_when_all_has_drained(
     ready.tell(fe.SET_FEATURES, fe.u64(fe.VERSION_1 | fe.PROTOCOL))
     ready.start_ring()
     assert made.queue is not queue and made.queue.setup.next == 0
+
+
+def test_after_status_0_a_ring_still_says_where_it_stopped(made: Bench, ready: FrontEnd) -> None:
+    """That is how QEMU 7.2 stops a device whose machine is stopped, and it goes on there."""
+    ready.start_ring(next=3)
+    made.queue.take(5)
+    made.queue.give_back()
+    assert ready.tell(fe.SET_STATUS, fe.u64(0)) == 0
+    assert ready.tell(fe.SET_VRING_ENABLE, fe.state(0, 0)) == 0
+    assert ready.ask(fe.GET_VRING_BASE, fe.state(0, 0)) == fe.state(0, 8)
+    ready.tell(fe.SET_VRING_KICK, fe.u64(0), [ready.notifier()])
+    ready.tell(fe.SET_VRING_ENABLE, fe.state(0, 1))
+    assert made.queue.setup.next == 0, "unless it is told to, it begins anew"
 
 
 def test_configuration_is_read_and_written(made: Bench, ready: FrontEnd) -> None:

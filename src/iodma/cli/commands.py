@@ -108,10 +108,45 @@ def bench(args: argparse.Namespace) -> int:
     return 0
 
 
+def serve(args: argparse.Namespace) -> int:
+    from iodma.tools.serve import CAPABILITIES, Options, serve
+
+    if args.print_capabilities:
+        print(json.dumps(CAPABILITIES))
+        return 0
+    answer_sigusr1()
+    options = Options(
+        blk_file=args.blk_file,
+        socket_path=args.socket_path,
+        fd=args.fd,
+        read_only=args.read_only,
+        direct=args.direct,
+        num_queues=args.num_queues,
+        serial=args.serial,
+        block_size=args.block_size,
+        lock=args.lock,
+        engine=args.engine,
+        spin_us=args.spin_us,
+        trace=args.trace,
+        command=args.run,
+    )
+    return serve(options, tell)
+
+
+def qemu_args(args: argparse.Namespace) -> int:
+    from iodma.tools.qemu_args import Options, arguments, render
+
+    options = Options(str(args.socket_path), args.memory, args.num_queues, args.iommu)
+    print(render(arguments(options)))
+    return 0
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "demo": demo,
     "doctor": doctor,
     "check": check,
     "run": run,
     "bench": bench,
+    "serve": serve,
+    "qemu-args": qemu_args,
 }

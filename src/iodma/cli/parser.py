@@ -9,6 +9,7 @@ Invariants
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from iodma._version import __version__
@@ -22,6 +23,13 @@ EXIT_CODES = "exit status: 0 it worked, 1 it did not, 2 the command line is wron
 def positive_int(text: str) -> int:
     value = int(text)
     if value < 1:
+        raise ValueError
+    return value
+
+
+def natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
         raise ValueError
     return value
 
@@ -43,6 +51,7 @@ def endpoint(text: str) -> tuple[str, Path]:
 
 # What argparse calls them in "invalid ... value".
 positive_int.__name__ = "positive whole number"
+natural.__name__ = "whole number"
 positive_float.__name__ = "positive number"
 
 
@@ -94,6 +103,17 @@ def build() -> argparse.ArgumentParser:
             "A row that misses what it must reach is a result: the exit status is 0 when"
             " everything ran.",
         )
+    )
+    add_serve(
+        command(
+            "serve",
+            "serve a device to a virtual machine monitor, over vhost-user",
+            "It stays in the foreground; SIGTERM or Ctrl-C drains what is in flight and ends it"
+            " with status 0. SIGUSR1 prints statistics.",
+        )
+    )
+    add_qemu_args(
+        command("qemu-args", "print the QEMU options for a device that `iodma serve` serves")
     )
     return parser
 
@@ -191,6 +211,100 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     )
     add_trace(parser)
     add_json(parser)
+
+
+class ServeBlk(argparse.ArgumentParser):
+    """What must be there depends on what else is."""
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        found, rest = super().parse_known_args(args, namespace)
+        if not found.print_capabilities:
+            if found.blk_file is None:
+                self.error("the argument --blk-file is required")
+            if found.socket_path is None and found.fd is None and found.run is None:
+                self.error("one of the arguments --socket-path --fd --run is required")
+        return found, rest
+
+
+def add_serve(parser: argparse.ArgumentParser) -> None:
+    devices = parser.add_subparsers(
+        title="devices", metavar="DEVICE", required=True, parser_class=ServeBlk
+    )
+    blk = devices.add_parser(
+        "blk",
+        help="a disk: virtio-blk",
+        description="Serve a file or block device as a virtio disk.",
+        epilog=EXIT_CODES,
+    )
+    blk.set_defaults(device="blk")
+    add_verbose(blk, argparse.SUPPRESS)
+    where = blk.add_mutually_exclusive_group()
+    where.add_argument("--socket-path", metavar="PATH", type=Path, help="listen there")
+    where.add_argument(
+        "--fd", metavar="N", type=natural, help="a unix socket that was opened for this process"
+    )
+    blk.add_argument("--blk-file", metavar="FILE", type=Path, help="the image, or block device")
+    blk.add_argument("--read-only", action="store_true", help="the guest may not write")
+    blk.add_argument("--direct", action="store_true", help="past the page cache: O_DIRECT")
+    add_num_queues(blk)
+    blk.add_argument(
+        "--serial", metavar="TEXT", default="", help="the disk's, at most 20 characters"
+    )
+    blk.add_argument(
+        "--block-size",
+        metavar="BYTES",
+        type=positive_int,
+        default=512,
+        help="of a logical block, a power of two (default: 512)",
+    )
+    blk.add_argument(
+        "--no-lock",
+        dest="lock",
+        action="store_false",
+        help="do not see that nobody else uses the image",
+    )
+    add_engine(blk)
+    blk.add_argument(
+        "--spin-us",
+        metavar="US",
+        type=natural,
+        default=50,
+        help="spin at most so long before a sleep (default: 50; 0: never)",
+    )
+    add_trace(blk)
+    blk.add_argument(
+        "--run",
+        metavar="COMMAND",
+        help="serve for the life of a shell command, and end with its status; it finds the socket"
+        " in $IODMA_SOCKET and QEMU's options in $IODMA_QEMU",
+    )
+    blk.add_argument(
+        "--print-capabilities",
+        action="store_true",
+        help="print what this back-end can do, as JSON, and nothing else",
+    )
+
+
+def add_num_queues(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--num-queues", metavar="N", type=positive_int, default=1, help="queues (default: 1)"
+    )
+
+
+def add_qemu_args(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("device", metavar="DEVICE", choices=("blk",), help="blk: a disk")
+    parser.add_argument(
+        "--socket-path", metavar="PATH", type=Path, required=True, help="where the server listens"
+    )
+    parser.add_argument(
+        "--memory", metavar="SIZE", default="512M", help="guest memory (default: 512M)"
+    )
+    add_num_queues(parser)
+    parser.add_argument(
+        "--iommu", action="store_true", help="with an IOMMU that the disk's addresses go through"
+    )
 
 
 def add_bench(parser: argparse.ArgumentParser) -> None:

@@ -12,6 +12,7 @@ Invariants
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -20,12 +21,15 @@ from typing import Self
 
 from iodma._core import dio_alignment
 from iodma.endpoints.base import KIND_FILE, Endpoint
-from iodma.errors import ArgumentError, ArgumentTypeError, UnsupportedError
+from iodma.errors import ArgumentError, ArgumentTypeError, BusyError, UnsupportedError
 from iodma.types import Constraints
 
 __all__ = ["File"]
 
 _BLKGETSIZE64 = 0x80081272
+#: Where the lock of the second descriptor of a direct file begins: two open files of one process
+#: exclude each other as any others do.
+_SECOND = 1 << 62
 _BLKSSZGET = 0x1268
 
 
@@ -48,6 +52,7 @@ class File(Endpoint):
 
     read_only: bool
     direct: bool
+    _buffered_fd: int
 
     def __new__(
         cls,
@@ -108,6 +113,7 @@ class File(Endpoint):
             raise
         self.read_only = read_only
         self.direct = direct
+        self._buffered_fd = buffered
         return self
 
     @property
@@ -130,6 +136,36 @@ class File(Endpoint):
             raw = fcntl.ioctl(self._fd, _BLKGETSIZE64, bytes(8))
             return int(struct.unpack("Q", raw)[0])
         return info.st_size
+
+    def lock(self, *, shared: bool = False) -> None:
+        """See that no other program has it open with such a lock; until it is closed.
+
+        The lock (fcntl, F_OFD_SETLK) belongs to the open file: it stays until the kernel has ended
+        the last request on it, also when this process is killed before.
+
+        Args:
+            shared: others may have shared locks on it too: for readers. An exclusive lock excludes
+                also those that QEMU puts on images.
+
+        Raises:
+            BusyError: another open file has one that excludes it.
+            ArgumentError: an exclusive one, of a file that was opened for reading only.
+            OSError: the file system has no such locks.
+        """
+        if not shared and self.read_only:
+            raise ArgumentError(f"{self.name} was opened for reading only: say shared=True")
+        kind = fcntl.F_RDLCK if shared else fcntl.F_WRLCK
+        whole = _SECOND if not shared else 1
+        for fd, first in ((self._fd, 0), (self._buffered_fd, _SECOND)):
+            if fd < 0:
+                continue
+            flock = struct.pack("hhqqi4x", kind, os.SEEK_SET, first, whole, 0)
+            try:
+                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, flock)
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.EACCES):
+                    raise OSError(error.errno, error.strerror, self.name) from None
+                raise BusyError(f"{self.name} is in use: another program has locked it") from None
 
     def grow(self, size: int) -> None:
         """Make a regular file at least ``size`` bytes long; what is new reads as zeroes.

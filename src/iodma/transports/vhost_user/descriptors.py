@@ -4,7 +4,8 @@
 Invariants
  - A descriptor is in exactly one `Descriptor` from the moment it was received, and `close` closes
    it once.
- - A notifier never blocks: it is an eventfd or a pipe, and non-blocking when it is taken.
+ - A notifier never blocks: it is an eventfd, a pipe or a socket, and non-blocking when it is
+   taken.
 """
 
 from __future__ import annotations
@@ -74,13 +75,14 @@ def as_notifier(descriptor: Descriptor, what: str) -> Descriptor:
         what: what it is for, in a refusal.
 
     Raises:
-        Refusal: it is no eventfd and no pipe; anything else could make a write wait, or do
-            something else.
+        Refusal: it is no eventfd, pipe or socket (User Mode Linux has one end of a pair); anything
+            else could make a write wait, or do something else.
     """
     fd = descriptor.fileno()
-    if not stat.S_ISFIFO(os.fstat(fd).st_mode):
+    mode = os.fstat(fd).st_mode
+    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
         name = os.readlink(f"/proc/self/fd/{fd}")
         if name != "anon_inode:[eventfd]":
-            raise Refusal(f"{what} is {name}; an eventfd or a pipe would be right")
+            raise Refusal(f"{what} is {name}; an eventfd, a pipe or a socket would be right")
     os.set_blocking(fd, False)
     return descriptor

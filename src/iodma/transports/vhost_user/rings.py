@@ -37,6 +37,8 @@ class Ring:
         size: entries; 0: not known yet.
         addresses: as the front-end has them, or None.
         next: the available entry that it goes on from.
+        stopped_at: the one that it has come to, which a reset does not forget: QEMU 7.2 stops a
+            device by status 0, and asks only then.
         enabled: it may run.
         running: it was started, and its stop has not begun.
         queue_max: most entries.
@@ -47,7 +49,7 @@ class Ring:
         self.queue_max = queue_max
         self.size = 0
         self.addresses: RingAddresses | None = None
-        self.next = 0
+        self.next = self.stopped_at = 0
         self.enabled = False
         self.running = False
         #: What it was started with.
@@ -98,7 +100,7 @@ class Ring:
             raise Refusal(f"ring {self.index}: entry {next}; 0 to 65535 would be right")
         if self.running:
             raise Refusal(f"ring {self.index} runs: its position cannot be set")
-        self.next = next
+        self.next = self.stopped_at = next
 
     def set_kick(self, descriptor: Descriptor | None) -> int:
         """What tells of available entries; None: the ring is looked at all the time.
@@ -179,7 +181,7 @@ class Ring:
         close_all([self._kick, self._call, self._error])
         self._kick = self._call = self._error = None
         self._has_kick = self.enabled = self.running = False
-        self.size = self.next = 0
+        self.size = self.next = self.stopped_at = 0
         self.addresses = self.setup = None
 
     def __repr__(self) -> str:

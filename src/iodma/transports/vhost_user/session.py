@@ -349,7 +349,7 @@ class Session:
             if ring.running:
                 await self._stop([ring])
             ring.forget_kick()
-            return wire.state(ring.index, ring.next)
+            return wire.state(ring.index, ring.stopped_at)
 
         return drain
 
@@ -434,7 +434,7 @@ class Session:
         if ring.index not in self.device.queues:
             return None  # the device has failed, and let go of it
         try:
-            ring.next = await self.device.stop_queue(ring.index, deadline)
+            ring.next = ring.stopped_at = await self.device.stop_queue(ring.index, deadline)
         except Error as error:
             return error
         return None

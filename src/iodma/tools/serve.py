@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`iodma serve blk`: a file as the disk of a virtual machine, over vhost-user.
+
+The conventions are those of QEMU's back-end programs ("vhost-user back-end program conventions" of
+its documents): a socket by path or descriptor, no daemon, an end soon after SIGTERM.
+
+Invariants
+ - What cannot work fails before the socket is there, with one line.
+ - Whatever ends it, the front-end's requests are drained, the socket file is gone, and a command
+   that was started has ended.
+ - An image that may be written is locked as long as any request of this process is under way, also
+   one that outlives the process: who gets the lock after that may trust the image.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from iodma.devices.virtio_blk import SECTOR, VirtioBlk
+from iodma.endpoints import File
+from iodma.engine import Engine, Event
+from iodma.errors import ArgumentError, BusyError
+from iodma.tools import qemu_args
+from iodma.trace import attach
+from iodma.transports.vhost_user import VhostUserServer
+
+__all__ = ["CAPABILITIES", "Options", "serve"]
+
+log = logging.getLogger("iodma.serve")
+
+#: As `--print-capabilities` prints them.
+CAPABILITIES: dict[str, Any] = {"type": "block", "features": ["blk-file", "read-only"]}
+
+#: Seconds that the lock of a server that was killed may take to go, with its last requests.
+LOCK_WAIT_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What is served, and how.
+
+    Attributes:
+        blk_file: the image, or block device.
+        socket_path, fd: where front-ends connect; neither: in a folder of its own, for `command`.
+        read_only: the guest may not write.
+        direct: past the page cache.
+        num_queues: request queues.
+        serial: what the guest sees as the disk's.
+        block_size: bytes of a logical block.
+        lock: see that nobody else uses the image.
+        engine: "auto", "uring" or "threads".
+        spin_us: the longest spin before a sleep.
+        trace: the file to write a trace to; None: no trace.
+        command: a shell command to serve for the life of; None: until a signal.
+    """
+
+    blk_file: Path
+    socket_path: Path | None = None
+    fd: int | None = None
+    read_only: bool = False
+    direct: bool = False
+    num_queues: int = 1
+    serial: str = ""
+    block_size: int = SECTOR
+    lock: bool = True
+    engine: str = "auto"
+    spin_us: float = 50
+    trace: Path | None = None
+    command: str | None = None
+
+
+def serve(options: Options, tell: Callable[[str], None]) -> int:
+    """Serves until SIGTERM or SIGINT, the end of the command, or that of a connection given.
+
+    SIGHUP looks at the image's size again.
+
+    Args:
+        tell: is given a line when front-ends can connect, and what is odd about the image.
+
+    Returns:
+        The exit status: the command's, or 0.
+
+    Raises:
+        ArgumentError, BusyError, OSError: it cannot be served so.
+    """
+    with ExitStack() as stack:
+        disk = stack.enter_context(open_image(options))
+        path = options.socket_path
+        if path is None and options.fd is None:
+            path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="iodma-"))) / "blk"
+        engine = stack.enter_context(
+            Engine(options.engine, spin_us=options.spin_us, name=options.blk_file.name)
+        )
+        device = VirtioBlk(
+            disk,
+            serial=options.serial,
+            queues=options.num_queues,
+            block_size=options.block_size,
+            name="blk",
+        )
+        size, block = disk.size, options.block_size
+        if device.size == 0:
+            raise ArgumentError(f"{disk.name} has {size} bytes: less than one block of {block}")
+        if rest := size - device.size:
+            tell(
+                f"iodma: {disk.name} has {size} bytes, which is not a multiple of {block}:"
+                f" the last {rest} are not served"
+            )
+        if options.trace is not None:
+            attach(engine, options.trace)  # until the engine is closed, whatever ends it
+        server = VhostUserServer(engine, device, path, fd=options.fd)
+        try:
+            status: int | None = engine.run(Service(engine, device, server, options).run(tell))
+        finally:
+            engine.run(server.close())
+        return status or 0
+
+
+def open_image(options: Options) -> File:
+    """The image, locked.
+
+    Raises:
+        ArgumentError: it is neither a file nor a block device.
+        BusyError: somebody else has it.
+        OSError: it cannot be opened so.
+    """
+    disk = File(options.blk_file, read_only=options.read_only, direct=options.direct)
+    try:
+        if options.lock:
+            lock_image(disk)
+        return disk
+    except BaseException:
+        disk.close()
+        raise
+
+
+def lock_image(disk: File) -> None:
+    """Locks it; a server that was killed a moment ago may have requests under way."""
+    end = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            disk.lock(shared=disk.read_only)
+            return
+        except BusyError:
+            if time.monotonic() > end:
+                raise
+        time.sleep(0.01)
+
+
+class Service:
+    """One run of the server: what ends it, and how."""
+
+    def __init__(
+        self, engine: Engine, device: VirtioBlk, server: VhostUserServer, options: Options
+    ) -> None:
+        self.engine = engine
+        self.device = device
+        self.server = server
+        self.options = options
+        self.over = Event(engine)
+        self.child: subprocess.Popen[bytes] | None = None
+        self.terminations = 0
+
+    async def run(self, tell: Callable[[str], None]) -> int:
+        with self._signals():
+            watch = self.engine.start(self._gone())
+            try:
+                if self.options.command is None:
+                    tell(self._banner())
+                    await self.over.wait()
+                    return 0
+                return await self._command(self.options.command)
+            finally:
+                watch.cancel()
+
+    def _banner(self) -> str:
+        device = self.device
+        where = self.server.path or f"descriptor {self.options.fd}"
+        mode = ", read-only" if device.read_only else ""
+        return (
+            f"iodma: {self.options.blk_file} ({device.size} bytes{mode}) is served at {where},"
+            f" by {self.engine.kind}"
+        )
+
+    async def _gone(self) -> None:
+        """A connection that was given as a descriptor ends."""
+        await self.server.wait()
+        self.over.set()
+
+    # --- signals ----------------------------------------------------------------------------------
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        def heard(number: int, frame: FrameType | None) -> None:
+            self.engine.call_threadsafe(self._signal, number)
+
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        before = {number: signal.signal(number, heard) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _signal(self, number: int) -> None:
+        if number == signal.SIGHUP:
+            self.device.resize()
+        elif self.child is None:
+            self.over.set()
+        elif number == signal.SIGTERM:  # Ctrl-C comes to the command by itself
+            self.terminations += 1
+            self.child.send_signal(signal.SIGTERM if self.terminations == 1 else signal.SIGKILL)
+
+    # --- a command --------------------------------------------------------------------------------
+
+    async def _command(self, command: str) -> int:
+        path = self.server.path
+        environment = dict(os.environ)
+        if path is not None:
+            environment["IODMA_SOCKET"] = path
+            words = qemu_args.Options(path, num_queues=self.options.num_queues)
+            environment["IODMA_QEMU"] = shlex.join(qemu_args.arguments(words))
+        self.child = child = subprocess.Popen(command, shell=True, env=environment)
+        pidfd = os.pidfd_open(child.pid)
+        try:
+            self.engine.add_reader(pidfd, self.over.set)
+            # A connection that ends does not end the command.
+            while child.poll() is None:
+                await self.over.wait()
+                if child.poll() is None:
+                    self.over.clear()
+            self.engine.remove_reader(pidfd)
+        finally:
+            os.close(pidfd)
+            if child.poll() is None:
+                child.kill()
+                child.wait()
+        status = child.returncode
+        return status if status >= 0 else 128 - status
