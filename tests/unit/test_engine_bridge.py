@@ -244,26 +244,31 @@ def test_pump_resumes_no_more_than_it_is_told_to(engine: iodma.Engine) -> None:
 # --- asyncio --------------------------------------------------------------------------------------
 
 
+async def a_bit_of_everything(
+    engine: iodma.Engine, ram: iodma.Ram, disk: iodma.File, read: int
+) -> list[object]:
+    """A read, a timer and a foreign descriptor."""
+    port = engine.port(iodma.Memory({0: ram}))
+    done = await port.to_memory((0, 4096), source=disk)
+    await engine.sleep(0.01)
+    heard = iodma.Event(engine)
+    engine.add_reader(read, heard.set)
+    await heard.wait()
+    engine.remove_reader(read)
+    return [done.moved, os.read(read, 9)]
+
+
 def test_under_asyncio(engine: iodma.Engine, disk: iodma.File, pipe: tuple[int, int]) -> None:
-    """A read, a timer and a foreign descriptor, all through one add_reader."""
+    """All through one add_reader."""
     read, write = pipe
     with iodma.Ram(1 << 16) as ram:
-        port = engine.port(iodma.Memory({0: ram}))
-
-        async def device() -> list[object]:
-            done = await port.to_memory((0, 4096), source=disk)
-            await engine.sleep(0.01)
-            heard = iodma.Event(engine)
-            engine.add_reader(read, heard.set)
-            await heard.wait()
-            engine.remove_reader(read)
-            return [done.moved, os.read(read, 9)]
+        device = a_bit_of_everything(engine, ram, disk, read)
 
         async def main() -> object:
             loop = asyncio.get_running_loop()
             loop.add_reader(engine.fileno(), engine.pump)
             future = loop.create_future()
-            engine.start(device())._when_done(lambda task: future.set_result(task.result))
+            engine.start(device)._when_done(lambda task: future.set_result(task.result))
             loop.call_later(0.03, os.write, write, b"foreign")
             try:
                 return await asyncio.wait_for(future, 20)
@@ -310,16 +315,7 @@ async def pump_in_trio(engine: iodma.Engine) -> None:
 def test_under_trio(engine: iodma.Engine, disk: iodma.File, pipe: tuple[int, int]) -> None:
     read, write = pipe
     with iodma.Ram(1 << 16) as ram:
-        port = engine.port(iodma.Memory({0: ram}))
-
-        async def device() -> list[object]:
-            done = await port.to_memory((0, 4096), source=disk)
-            await engine.sleep(0.01)
-            heard = iodma.Event(engine)
-            engine.add_reader(read, heard.set)
-            await heard.wait()
-            engine.remove_reader(read)
-            return [done.moved, os.read(read, 9)]
+        device = a_bit_of_everything(engine, ram, disk, read)
 
         async def write_later() -> None:
             await trio.sleep(0.03)
@@ -331,7 +327,7 @@ def test_under_trio(engine: iodma.Engine, disk: iodma.File, pipe: tuple[int, int
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(pump_in_trio, engine)
                     nursery.start_soon(write_later)
-                    task = engine.start(device())
+                    task = engine.start(device)
                     task._when_done(lambda _: over.set())
                     await over.wait()
                     nursery.cancel_scope.cancel()
