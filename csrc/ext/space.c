@@ -4,7 +4,8 @@
  *
  * Invariants
  *  - A space keeps the one below it.
- *  - Addresses from Python are checked here, once; the core's walk checks those of the guest. */
+ *  - Addresses from Python are checked here, once; the core's walk checks those of the guest.
+ *  - Once an engine's transfers go through a space, only that engine's thread changes it. */
 #include "ext.h"
 
 #include <errno.h>
@@ -102,12 +103,33 @@ static void space_dealloc(Space *self)
 	Py_DECREF(type);
 }
 
+static Engine *engine_of(const Space *self)
+{
+	return self->space.core ? (Engine *)((char *)self->space.core - offsetof(Engine, core)) : NULL;
+}
+
+static int check_owner(const Space *self)
+{
+	Engine *engine = engine_of(self);
+	return engine ? ext_check(engine) : 0;
+}
+
+static void resume_pending(Space *self)
+{
+	if (self->space.core) {
+		iod_resume_pending(self->space.core, &self->space);
+		ext_poke(engine_of(self));
+	}
+}
+
 /* _map(first, length, base, region | None, access) */
 static PyObject *space_map(Space *self, PyObject *const *args, Py_ssize_t n)
 {
 	uint64_t first, length, base, access;
 	if (n != 5)
 		return PyErr_Format(PyExc_TypeError, "_map takes 5 arguments, not %zd", n);
+	if (check_owner(self))
+		return NULL;
 	if (ext_u64(args[0], "address", &first) || ext_u64(args[1], "length", &length) ||
 	    ext_u64(args[2], "target", &base) || ext_u64(args[4], "access", &access))
 		return NULL;
@@ -133,10 +155,7 @@ static PyObject *space_map(Space *self, PyObject *const *args, Py_ssize_t n)
 	if (error)
 		return PyErr_NoMemory();
 	self->space.change++;
-	if (self->space.core) {
-		iod_resume_pending(self->space.core, &self->space);
-		ext_poke((Engine *)((char *)self->space.core - offsetof(Engine, core)));
-	}
+	resume_pending(self);
 	Py_RETURN_NONE;
 }
 
@@ -146,6 +165,8 @@ static PyObject *space_unmap(Space *self, PyObject *const *args, Py_ssize_t n)
 	uint64_t first, length, removed = 0;
 	if (n != 2)
 		return PyErr_Format(PyExc_TypeError, "_unmap takes 2 arguments, not %zd", n);
+	if (check_owner(self))
+		return NULL;
 	if (ext_u64(args[0], "address", &first) || ext_u64(args[1], "length", &length) ||
 	    (length && ext_range(first, length, "address")))
 		return NULL;
@@ -193,7 +214,7 @@ static PyObject *space_set_hook(Space *self, PyObject *args)
 {
 	PyObject *hook;
 	int misses_wait;
-	if (!PyArg_ParseTuple(args, "Op", &hook, &misses_wait))
+	if (!PyArg_ParseTuple(args, "Op", &hook, &misses_wait) || check_owner(self))
 		return NULL;
 	PyObject *old = self->hook;
 	self->hook = NULL;
@@ -206,13 +227,21 @@ static PyObject *space_set_hook(Space *self, PyObject *args)
 	Py_RETURN_NONE;
 }
 
+/* _check_owner(): raises what is wrong */
+static PyObject *space_check_owner(Space *self, PyObject *unused)
+{
+	(void)unused;
+	if (check_owner(self))
+		return NULL;
+	Py_RETURN_NONE;
+}
+
 static PyObject *space_resume(Space *self, PyObject *unused)
 {
 	(void)unused;
-	if (self->space.core) {
-		iod_resume_pending(self->space.core, &self->space);
-		ext_poke((Engine *)((char *)self->space.core - offsetof(Engine, core)));
-	}
+	if (check_owner(self))
+		return NULL;
+	resume_pending(self);
 	Py_RETURN_NONE;
 }
 
@@ -328,9 +357,7 @@ static PyObject *space_get(Space *self, void *what)
 	case 'r':
 		return PyLong_FromSize_t(self->space.map.count);
 	case 'e': {
-		PyObject *engine = self->space.core
-					   ? (PyObject *)((char *)self->space.core - offsetof(Engine, core))
-					   : Py_None;
+		PyObject *engine = self->space.core ? (PyObject *)engine_of(self) : Py_None;
 		Py_INCREF(engine);
 		return engine;
 	}
@@ -348,6 +375,7 @@ static PyMethodDef space_methods[] = {
 	{"_find", EXT_METHOD(space_find), METH_O, NULL},
 	{"_ranges", EXT_METHOD(space_ranges), METH_NOARGS, NULL},
 	{"_set_hook", EXT_METHOD(space_set_hook), METH_VARARGS, NULL},
+	{"_check_owner", EXT_METHOD(space_check_owner), METH_NOARGS, NULL},
 	{"_resume", EXT_METHOD(space_resume), METH_NOARGS, NULL},
 	{"translate", EXT_METHOD(space_translate_list), METH_FASTCALL,
 	 "translate(list, access) -> [(host address, length, offset in the region, lanes)] or the Fault"},

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import gc
 import random
+import threading
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 import iodma
 from iodma import Access, Status
+from iodma.testing import strict_engine
 from tests.unit.system import System, system_fixture  # noqa: F401
 
 TOP = 1 << 64
@@ -250,3 +253,71 @@ def test_a_machine_that_is_let_go_of_is_collected() -> None:
     parts = machine()
     gc.collect()
     assert [part() for part in parts] == [None] * 5
+
+
+def test_a_space_is_changed_in_the_thread_of_its_engine_and_no_other() -> None:
+    """What another thread tries is refused before it changes anything."""
+    with strict_engine() as engine, iodma.Ram(1 << 16) as ram, iodma.Ram(4096) as more:
+        memory = iodma.Memory()
+        missed: list[int] = []
+
+        def walk(address: int, access: Access) -> None:
+            missed.append(address)
+
+        iommu, walked = iodma.Iommu(memory), iodma.Iommu(memory, walk=walk)
+
+        def set_up() -> None:  # nobody's yet: any thread will do
+            memory.add(0, ram)
+            iommu.map(0, 0, 4096)
+
+        in_a_thread(set_up)
+        ports = engine.port(iommu), engine.port(walked)
+        mapping = iodma.Mapping(0, 0, 4096, Access.RW)
+        refused: list[object] = []
+
+        def elsewhere() -> None:
+            for what in (
+                lambda: memory.add(1 << 20, more),
+                lambda: memory.remove(0),
+                lambda: iommu.map(4096, 0, 4096),
+                lambda: iommu.unmap(0, 4096),
+                lambda: iommu.invalidate(),
+                lambda: walked.update(mapping),
+                lambda: walked.refuse(0, Access.READ),
+            ):
+                with pytest.raises(iodma.WrongThreadError):
+                    what()
+                refused.append(what)
+
+        async def main() -> None:
+            load = ports[1].load_bytes(0, 4)
+            while not missed:
+                await engine.sleep(0)
+            in_a_thread(elsewhere)
+            assert len(refused) == 7
+            assert walked.misses == ((0, Access.READ),), "still to be answered"
+            walked.update(mapping)
+            assert await load == bytes(4)
+            assert (await ports[0].copy((0, 8), (8, 8))).ok, "still mapped"
+            done = await ports[0].copy((0, 8), (4096, 8))
+            assert done.status is Status.FAULT
+
+        engine.run(main())
+        assert memory.translate((1 << 20, 1), Access.READ).__class__ is iodma.Fault
+    memory.remove(0)  # nobody's again
+
+
+def in_a_thread(what: Callable[[], None]) -> None:
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            what()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]

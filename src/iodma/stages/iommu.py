@@ -92,9 +92,9 @@ class Iommu(Space):
         self._check(address=address, length=length)
         if length <= 0:
             raise AddressRangeError(f"{self.name}: length is {length}; it must be at least a page")
+        self._unmap(address, length)
         if self._asked is not None:
             self._asked.invalidated(address, length)
-        self._unmap(address, length)
         return revoke(self, address, length, cancel=cancel, deadline=deadline)
 
     def invalidate(
@@ -123,10 +123,9 @@ class Iommu(Space):
             length = end + -end % self.page - start
             if start + length >= 1 << 64:
                 length = None
+        self._unmap(start, length or 0)  # for the core, 0 is: to the end of the address space
         if self._asked is not None:
             self._asked.invalidated(start, length)
-        # For the core, 0 is: to the end of the address space.
-        self._unmap(start, length or 0)
         return revoke(self, start, length or 0, cancel=cancel, deadline=deadline)
 
     # -- answers to misses ----------------------------------------------------
@@ -146,6 +145,7 @@ class Iommu(Space):
         Raises:
             AddressRangeError: it is not made of pages, or runs past 2^64 - 1.
         """
+        self._check_owner()
         self._check_mapping(mapping)
         if self._asked is not None and self._asked.outdated(mapping.address, mapping.length):
             return None
@@ -190,6 +190,7 @@ class Iommu(Space):
 
     def refuse(self, address: int, access: Access) -> None:
         """Answer a miss with a fault; as with `update`, not one from before an invalidation."""
+        self._check_owner()
         if self._asked is not None:
             self._asked.refuse((address - address % self.page, access))
 
