@@ -3,35 +3,38 @@
 
 from __future__ import annotations
 
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from tests.peers.guests import jobs
 from tests.peers.guests.images import make_image
-from tests.peers.guests.jobs import MIB, after_filesystem, filesystem
+from tests.peers.guests.jobs import MIB
 from tests.peers.guests.qemu import Boot, Machine, Qemu
-from tests.peers.guests.servers import Disk, Server, StorageDaemon
-
-SERVERS = [StorageDaemon]
+from tests.peers.guests.servers import Disk, Iodma
 
 
-@pytest.fixture(params=SERVERS, ids=lambda kind: kind.name)
-def kind(request: pytest.FixtureRequest) -> type[Server]:
-    found: type[Server] = request.param
-    return found
+def options(*arguments: str) -> tuple[str, ...]:
+    """What `iodma qemu-args blk` prints, word by word."""
+    command = [sys.executable, "-m", "iodma", "qemu-args", "blk", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    return tuple(shlex.split(done.stdout))
 
 
 @pytest.mark.limit(120)
-def test_ext4_on_four_queues(work: Path, qemu_boot: Boot, kind: type[Server]) -> None:
+def test_ext4_on_four_queues(work: Path, qemu_boot: Boot) -> None:
+    """With the options that `iodma qemu-args` prints, and nothing else that is about the disk."""
     image = make_image(work / "disk.img", 64 * MIB)
-    machine = Machine(queues=4, processors=4)
-    with (
-        kind(work, Disk(image, queues=4)) as server,
-        Qemu(work, qemu_boot, server.socket, machine, logs=[server.log]) as guest,
-    ):
-        files = filesystem(guest.start(), image, 4)
-        queues = guest.run("ls /sys/block/vda/mq").output.split()
-        guest.power_off()
-        server.stop()
+    with Iodma(work, Disk(image, queues=4)) as server:
+        told = options("--socket-path", str(server.socket), "--memory", "448M", "--num-queues", "4")
+        machine = Machine(processors=4, options=told)
+        with Qemu(work, qemu_boot, server.socket, machine, logs=[server.log]) as guest:
+            files = jobs.filesystem(guest.start(), image, 4)
+            queues = guest.run("ls /sys/block/vda/mq").output.split()
+            guest.power_off()
+            server.stop()
     assert queues == ["0", "1", "2", "3"]
-    after_filesystem(image, files, 4, work)
+    jobs.after_filesystem(image, files, 4, work)

@@ -13,7 +13,7 @@
 export PATH=/bin HOME=/tmp
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
-mountpoint -q /dev || mount -t devtmpfs devtmpfs /dev
+[ -c /dev/null ] || mount -t devtmpfs devtmpfs /dev
 mount -t tmpfs tmpfs /tmp
 for module in /lib/modules/*; do insmod "$module"; done
 # What waits on a disk for so long is printed with its stack.
@@ -22,9 +22,10 @@ echo 1 >/proc/sys/vm/overcommit_memory
 
 exec <"/dev/$CHANNEL" >"/dev/$CHANNEL" 2>&1
 stty raw -echo
+[ -e /~ ] || echo "the guest has too little memory for its initramfs"
 say() { printf '\n%s %s\n' "$TOKEN" "$*"; }
 
-cd /tmp || exit
+[ -e /~ ] && cd /tmp || exit
 say up
 while true; do
     : >job.base64

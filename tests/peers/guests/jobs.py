@@ -23,8 +23,8 @@ TROUBLE = re.compile(r"I/O error|EXT4-fs (error|warning)|BUG:|WARNING:|Call Trac
 
 
 def no_trouble(guest: Guest) -> None:
-    """The guest's kernel has nothing to say against its disk."""
-    lines = guest.console.read_text(errors="replace").splitlines()
+    """The guest's kernel has nothing to say against its disk since it was last started."""
+    lines = guest.console.read_text(errors="replace").rpartition("Linux version")[2].splitlines()
     bad = [line for line in lines if TROUBLE.search(line)]
     if bad:
         raise guest.failed("complains: " + "; ".join(bad[:5]))
@@ -47,15 +47,18 @@ def fio(name: str, target: str, **options: object) -> str:
     )
 
 
-def raw_verify(guest: Guest, mebibytes: int, seconds: float = 40) -> None:
+def raw_verify(guest: Guest, mebibytes: int, *, block: int = 512, seconds: float = 40) -> None:
     """Random reads, writes and trims, at once and verified, on the bare disk of >= 3 * `mebibytes`.
 
     Trimmed blocks must read as zeroes: that is what a hole in the image does.
+
+    Args:
+        block: Logical block size in bytes, which some of the writes have.
     """
     size = f"{mebibytes}m"
     sizes = {"rw": "randrw", "bsrange": "4k-32k", "verify": "crc32c", "verify_backlog": 64}
     mixed = fio("mixed", "/dev/vda", size=size, **sizes)
-    small = {"rw": "randwrite", "bs": "512", "io_size": "256k", "verify": "crc32c"}
+    small = {"rw": "randwrite", "bs": block, "io_size": 512 * block, "verify": "crc32c"}
     trim = {"rw": "randtrim", "bs": "16k", "ioengine": "sync", "iodepth": 1}
     begin = 2 * mebibytes
     guest.run(
@@ -157,3 +160,64 @@ def read_queue(guest: Guest) -> dict[str, str]:
         f'cd /sys/block/vda; for name in {names}; do echo "$name=$(cat $name 2>/dev/null)"; done'
     )
     return dict(line.split("=", 1) for line in told.output.splitlines() if "=" in line)
+
+
+def begin_load(guest: Guest, *, loaders: int = 2, mebibytes: int = 2, begin: int = 0) -> None:
+    """Leaves programs running that write, read and verify without end; returns when they do so.
+
+    Each of them has an area of its own of `mebibytes`, the first one at `begin` MiB. Nothing else
+    may write there. `end_load` asks for what they found.
+    """
+    options = {"rw": "randrw", "rwmixread": 30, "bsrange": "4k-16k", "verify": "crc32c"}
+    areas = ((name, begin + name * mebibytes) for name in range(loaders))
+    commands = [
+        fio(f"load{name}", "/dev/vda", offset=f"{place}m", size=f"{mebibytes}m", **options)
+        for name, place in areas
+    ]
+    loops = "\n".join(
+        f"""
+        (
+            while [ ! -e load.stop ]; do
+                {command} >load.{name}.log 2>&1 || {{ echo $? >load.{name}.failed; break; }}
+                echo pass >>load.passes
+            done
+            echo ended >>load.ended
+        ) >/dev/null 2>&1 &
+        """
+        for name, command in enumerate(commands)
+    )
+    guest.run(
+        f"""
+        rm -f load.*
+        : >load.passes >load.ended
+        writes() {{ set -- $(cat /sys/block/vda/stat); echo $5; }}
+        before=$(writes)
+        {loops}
+        while [ $(($(writes) - before)) -lt 20 ]; do
+            [ ! -s load.ended ] || {{ cat load.*.log; exit 1; }}
+            sleep 0.1
+        done
+        """
+    )
+
+
+def end_load(guest: Guest, *, loaders: int = 2, seconds: float = 40) -> int:
+    """Ends what `begin_load` began, which must have found every byte as it was written.
+
+    Returns:
+        How many times a loader wrote and verified its whole area.
+    """
+    told = guest.run(
+        f"""
+        touch load.stop
+        while [ $(wc -l <load.ended) -lt {loaders} ]; do sleep 0.1; done
+        for failed in load.*.failed; do
+            [ ! -e "$failed" ] || cat load.*.log
+            [ ! -e "$failed" ]
+        done
+        wc -l <load.passes
+        """,
+        seconds=seconds,
+    )
+    no_trouble(guest)
+    return int(told.output.split()[-1])

@@ -61,11 +61,13 @@ class Machine:
         device: More properties of the vhost-user-blk-pci device.
         machine: More properties of the machine type q35.
         arguments: More arguments of QEMU, before the disk's.
+        options: All that says what memory and which disk it has, in place of what follows from the
+            above; None: there is no such thing.
         kernel: More of the kernel's command line.
         reboots: May the guest start again? Otherwise that ends QEMU.
     """
 
-    memory: int = 384
+    memory: int = 448
     shared: bool = True
     max_memory: int = 0
     processors: int = 1
@@ -74,6 +76,7 @@ class Machine:
     device: str = ""
     machine: str = ""
     arguments: tuple[str, ...] = ()
+    options: tuple[str, ...] | None = None
     kernel: str = ""
     reboots: bool = False
 
@@ -117,19 +120,21 @@ class Qemu(Guest):
         self._monitor.close()
         self.qmp.close()
 
+    def wait_deleted(self, device: str, seconds: float = 30) -> None:
+        """Until the guest has let go of a device that `device_del` was said of."""
+        while (
+            self.qmp.wait_event("DEVICE_DELETED", seconds=seconds)["data"].get("device") != device
+        ):
+            pass
+
     def command(self, channel: int) -> list[str]:
         machine = self.machine
-        share = "on" if machine.shared else "off"
         kernel = f"console=ttyS0 panic=-1 CHANNEL=ttyS1 TOKEN={self.token} {machine.kernel}"
-        grows = f",slots=4,maxmem={machine.max_memory}M" if machine.max_memory else ""
         return [
             find_program("qemu-system-x86_64"),
             *("-nodefaults", "-no-user-config", "-display", "none"),
             *([] if machine.reboots else ["-no-reboot"]),
             *("-accel", "tcg", "-cpu", "qemu64,+rdrand", "-smp", str(machine.processors)),
-            *("-m", f"{machine.memory}M{grows}"),
-            *("-object", f"memory-backend-memfd,id=ram,size={machine.memory}M,share={share}"),
-            *("-M", f"q35,memory-backend=ram{machine.machine and ',' + machine.machine}"),
             *("-kernel", str(self.boot.kernel), "-initrd", str(self.boot.initramfs)),
             *("-append", kernel.strip()),
             *("-chardev", f"file,id=console,path={self.console}", "-serial", "chardev:console"),
@@ -137,10 +142,23 @@ class Qemu(Guest):
             *("-chardev", f"socket,id=qmp,fd={self._monitor.fileno()}"),
             *("-mon", "chardev=qmp,mode=control"),
             *machine.arguments,
-            *(self.disk_arguments(self.disk) if self.disk else []),
+            *(self.memory_options() if machine.options is None else machine.options),
+            *(self.disk_options(self.disk) if self.disk and machine.options is None else []),
         ]
 
-    def disk_arguments(self, path: Path) -> list[str]:
+    def memory_options(self) -> list[str]:
+        """The machine type with its memory: one file, to be shared with the server."""
+        machine = self.machine
+        grows = f",slots=4,maxmem={machine.max_memory}M" if machine.max_memory else ""
+        share = "on" if machine.shared else "off"
+        more = f",{machine.machine}" if machine.machine else ""
+        return [
+            *("-m", f"{machine.memory}M{grows}"),
+            *("-object", f"memory-backend-memfd,id=ram,size={machine.memory}M,share={share}"),
+            *("-M", f"q35,memory-backend=ram{more}"),
+        ]
+
+    def disk_options(self, path: Path) -> list[str]:
         """The disk: a character device on the server's socket, and a PCI function behind a port."""
         machine = self.machine
         reconnect = f",reconnect={machine.reconnect}" if machine.reconnect else ""

@@ -26,6 +26,9 @@ INIT = Path(__file__).with_name("init.sh")
 PROGRAMS = ("fio", "mkfs.ext4", "e2fsck")
 FOLDERS = ("bin", "dev", "proc", "sys", "tmp", "mnt", "lib/modules")
 
+#: The last entry of an initramfs: where it is missing, the guest's memory was too small for all.
+LAST = "~"
+
 
 def find_program(name: str) -> str:
     """The path of a program that may be root's. Raises FileNotFoundError."""
@@ -59,6 +62,7 @@ def make_root(folder: Path, modules: Sequence[Path]) -> Path:
         shutil.copy(module, folder / "lib/modules" / f"{place:02d}-{module.name}")
     shutil.copy(INIT, folder / "init")
     (folder / "init").chmod(0o755)
+    (folder / LAST).touch()
     return folder
 
 
