@@ -25,7 +25,9 @@ TOP = 1 << 64
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     # Its own: what other tests have made the log say does not count.
-    monkeypatch.setattr("iodma.transports.vhost_user.session.log", GuestLog("iodma.vhost_user"))
+    for module in ("session", "handlers"):
+        log = f"iodma.transports.vhost_user.{module}.log"
+        monkeypatch.setattr(log, GuestLog("iodma.vhost_user"))
     with fe.bench(tmp_path) as bench:
         yield bench
 

@@ -21,7 +21,9 @@ from tests.unit.vhost_front import GUEST, PAGE, SIZE, USER, Bench, FrontEnd
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     # Its own: what other tests have made the log say does not count.
-    monkeypatch.setattr("iodma.transports.vhost_user.session.log", GuestLog("iodma.vhost_user"))
+    for module in ("session", "handlers"):
+        log = f"iodma.transports.vhost_user.{module}.log"
+        monkeypatch.setattr(log, GuestLog("iodma.vhost_user"))
     with fe.bench(tmp_path) as bench:
         yield bench
 
@@ -55,8 +57,8 @@ def test_features_are_the_device_s_and_the_transport_s(made: Bench, front: Front
 
 def test_protocol_features_that_work_are_offered(front: FrontEnd) -> None:
     offered = fe.u64_of(front.ask(fe.GET_PROTOCOL_FEATURES))
-    known = (fe.MQ, fe.REPLY_ACK, fe.BACKEND_REQ, fe.CONFIG, fe.F_RESET, fe.MEM_SLOTS, fe.STATUS)
-    assert offered == sum(1 << each for each in known)
+    known = [fe.MQ, fe.REPLY_ACK, fe.BACKEND_REQ, fe.CONFIG, fe.INFLIGHT, fe.F_RESET, fe.MEM_SLOTS]
+    assert offered == sum(1 << each for each in (*known, fe.STATUS))
 
 
 def test_queues_and_slots_are_told(front: FrontEnd) -> None:

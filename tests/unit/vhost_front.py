@@ -35,16 +35,27 @@ SET_LOG_BASE, SET_LOG_FD = 6, 7
 SET_VRING_NUM, SET_VRING_ADDR, SET_VRING_BASE, GET_VRING_BASE = 8, 9, 10, 11
 SET_VRING_KICK, SET_VRING_CALL, SET_VRING_ERR = 12, 13, 14
 GET_PROTOCOL_FEATURES, SET_PROTOCOL_FEATURES, GET_QUEUE_NUM, SET_VRING_ENABLE = 15, 16, 17, 18
-SET_BACKEND_REQ_FD, GET_CONFIG, SET_CONFIG, RESET_DEVICE = 21, 24, 25, 34
+SET_BACKEND_REQ_FD, IOTLB_MSG, GET_CONFIG, SET_CONFIG, RESET_DEVICE = 21, 22, 24, 25, 34
+GET_INFLIGHT_FD, SET_INFLIGHT_FD = 31, 32
 GET_MAX_MEM_SLOTS, ADD_MEM_REG, REM_MEM_REG, SET_STATUS, GET_STATUS = 36, 37, 38, 39, 40
 # Protocol features, by number.
-MQ, REPLY_ACK, BACKEND_REQ, CONFIG, F_RESET, MEM_SLOTS, STATUS = 0, 3, 5, 9, 13, 15, 16
+MQ, REPLY_ACK, BACKEND_REQ, CONFIG, INFLIGHT, F_RESET, MEM_SLOTS, STATUS = (
+    0,
+    3,
+    5,
+    9,
+    12,
+    13,
+    15,
+    16,
+)
 NEED_REPLY = 8
 NO_FD = 0x100
 VERSION_1 = 1 << 32
 #: Features that have a meaning for the device alone.
 DEVICE_BITS = 1 << 3 | 1 << 23 | 1 << 55
 PROTOCOL = 1 << 30
+PLATFORM = 1 << 33
 
 #: Seconds after which a test that waits has failed.
 PATIENCE = 20.0
@@ -339,6 +350,15 @@ def config(offset: int, size: int, flags: int = 0, data: bytes | None = None) ->
     return struct.pack("=III", offset, size, flags) + (bytes(size) if data is None else data)
 
 
+def iotlb(iova: int, size: int, user: int, access: int, type: int) -> bytes:
+    return struct.pack("=QQQBB", iova, size, user, access, type) + bytes(6)
+
+
+def area(size: int, offset: int, queues: int, queue_size: int) -> bytes:
+    """An inflight description."""
+    return struct.pack("=QQHH", size, offset, queues, queue_size) + bytes(4)
+
+
 # --- both -----------------------------------------------------------------------------------------
 
 
@@ -380,11 +400,11 @@ def finish(engine: Engine, main: Callable[[], Any]) -> Any:
 class Bench:
     """An engine, a device, a server at a path, and front-ends that connect to it."""
 
-    def __init__(self, folder: Path, queues: int = 2) -> None:
+    def __init__(self, folder: Path, queues: int = 2, iommu: bool = False) -> None:
         self.engine = strict_engine(slow_step=None)
         self.device = FakeDevice(queues)
         self.path = str(folder / "vhost.sock")
-        self.server = VhostUserServer(self.engine, self.device, self.path)
+        self.server = VhostUserServer(self.engine, self.device, self.path, iommu=iommu)
         self._front_ends: list[FrontEnd] = []
         self.connected = 0
         settle(self.engine)
@@ -426,8 +446,8 @@ class Bench:
 
 
 @contextmanager
-def bench(folder: Path, queues: int = 2) -> Iterator[Bench]:
-    made = Bench(folder, queues)
+def bench(folder: Path, queues: int = 2, iommu: bool = False) -> Iterator[Bench]:
+    made = Bench(folder, queues, iommu)
     try:
         yield made
     finally:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from iodma import _core
+from iodma._core import Region
 from iodma.sg import Completions
 from iodma.virtio.chains import Chains
 from iodma.virtio.features import Feature
@@ -57,6 +58,9 @@ class QueueSetup:
         kick: eventfd that notifies the device; -1: the ring is polled.
         error: eventfd that tells the transport's other end that the queue is broken; -1: none.
         used_next: the next used entry, where that is not `next`; None: it is.
+        inflight: memory that outlives this process, in which what is in flight is noted; None:
+            there is none. What is noted there when the ring starts is taken first.
+        inflight_at: where in that memory, bytes.
     """
 
     index: int
@@ -69,6 +73,8 @@ class QueueSetup:
     kick: int = -1
     error: int = -1
     used_next: int | None = None
+    inflight: Region | None = None
+    inflight_at: int = 0
 
 
 class Queue(Protocol):
@@ -158,6 +164,8 @@ def make_queue(port: Any, setup: QueueSetup, layout: QueueLayout, negotiated: in
         kick=setup.kick,
         error=setup.error,
         used_next=setup.used_next,
+        inflight=setup.inflight,
+        inflight_at=setup.inflight_at,
         chains=lambda segments: Chains(_LIMIT, 2 * segments, layout.header),
     )
     return made

@@ -27,6 +27,7 @@ from iodma.transports.vhost_user.messages import (
     HEADER,
     MOST_DESCRIPTORS,
     NEED_REPLY,
+    REPLY,
     Kind,
     ProtocolFeature,
     Refusal,
@@ -35,8 +36,10 @@ from iodma.transports.vhost_user.messages import (
 
 __all__ = ["Channel", "EndOfStream", "Message"]
 
-#: Bytes of answers that the other side has not read.
+#: Bytes that the other side has not read.
 MOST_UNREAD = 64 << 10
+#: Bytes of an answer's payload.
+MOST_REPLY = 64
 #: One more than there can be, to see that there were too many.
 _ROOM = socket.CMSG_SPACE((MOST_DESCRIPTORS + 1) * array.array("i").itemsize)
 _FLAGS = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
@@ -79,6 +82,7 @@ class Channel:
         readable: called in a turn when there may be a message to `read`.
         closed_there: called once when the other side is gone while the channel is paused, or does
             not take what is sent; the text says which.
+        most_unread: bytes that are kept for the other side.
 
     Attributes:
         name: of this end of the connection; empty if it has none.
@@ -91,6 +95,8 @@ class Channel:
         sock: socket.socket,
         readable: Callable[[], None],
         closed_there: Callable[[str], None],
+        *,
+        most_unread: int = MOST_UNREAD,
     ) -> None:
         self._engine = engine
         self._socket = sock
@@ -103,6 +109,7 @@ class Channel:
         self._received: list[Descriptor] = []  # with the message under way
         self._unsent: list[tuple[memoryview, list[Descriptor]]] = []
         self._unread_bytes = 0
+        self._most_unread = most_unread
         self._paused = False
         self._told = False
         self.request = 0
@@ -222,14 +229,30 @@ class Channel:
             raise EndOfStream("the front-end is gone")
         return data
 
-    def discard(self) -> bool:
-        """Reads what there is and drops it; False: the other side is gone, or sent descriptors."""
-        try:
-            while self._receive(4096, first=False) is not None:
-                pass
-        except (EndOfStream, Refusal):
-            return False
-        return True
+    def read_reply(self) -> tuple[int, bytes] | None:
+        """For a channel on which this side asks: the next answer, its request and payload.
+
+        Raises:
+            Refusal: what came is no answer.
+            EndOfStream: the other side is gone.
+        """
+        while len(self._header) < HEADER.size:
+            data = self._receive(HEADER.size - len(self._header), first=False)
+            if data is None:
+                return None
+            self._header += data
+        request, flags, size = HEADER.unpack(self._header)
+        if not flags & REPLY or size > MOST_REPLY:
+            raise Refusal(f"message {request}, flags {flags:#x}, {size} bytes: that is no answer")
+        while len(self._payload) < size:
+            data = self._receive(size - len(self._payload), first=False)
+            if data is None:
+                return None
+            self._payload += data
+        payload = bytes(self._payload)
+        self._header.clear()
+        self._payload.clear()
+        return request, payload
 
     # --- out --------------------------------------------------------------------------------------
 
@@ -246,8 +269,8 @@ class Channel:
         self._unread_bytes += len(data)
         if len(self._unsent) == 1:
             self._flush()
-        if self._unread_bytes > MOST_UNREAD:
-            self._tell(f"the front-end does not read: {self._unread_bytes} bytes of answers wait")
+        if self._unread_bytes > self._most_unread:
+            self._tell(f"the front-end does not read: {self._unread_bytes} bytes wait")
 
     def _flush(self) -> None:
         try:

@@ -236,7 +236,23 @@ class MemoryTable:
         Raises:
             Refusal: they are not all in the table, or not in one piece.
         """
-        first = None
+        (first, size), *others = self.pieces(user, length, what)
+        for guest, more in others:
+            if guest != first + size:
+                raise Refusal(
+                    f"{what}, {length} bytes at user address {user:#x}, is in two pieces of guest"
+                    " memory"
+                )
+            size += more
+        return first
+
+    def pieces(self, user: int, length: int, what: str) -> list[tuple[int, int]]:
+        """(guest address, bytes) of what `length` bytes, at least one, at a user address are.
+
+        Raises:
+            Refusal: they are not all in the table.
+        """
+        found = []
         at, left = user, length
         while left > 0:
             region = self._find(at)
@@ -246,18 +262,10 @@ class MemoryTable:
                     f"{what}, {length} bytes at user address {user:#x}, is outside of guest"
                     f" memory{hint}"
                 )
-            guest = region.guest + (at - region.user)
-            if first is None:
-                first = guest
-            elif guest - first != at - user:
-                raise Refusal(
-                    f"{what}, {length} bytes at user address {user:#x}, is in two pieces of guest"
-                    " memory"
-                )
             step = min(left, region.user + region.size - at)
+            found.append((region.guest + (at - region.user), step))
             at, left = at + step, left - step
-        assert first is not None
-        return first
+        return found
 
     def _find(self, user: int) -> MemoryRegion | None:
         for slot in self._slots.values():

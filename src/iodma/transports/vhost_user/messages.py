@@ -21,12 +21,17 @@ from typing import NamedTuple
 
 __all__ = [
     "HEADER",
+    "INDEX_MASK",
     "LEAST_SLOTS",
     "MAX_CONFIG",
     "MESSAGES",
     "MOST_DESCRIPTORS",
+    "NEED_REPLY",
     "NO_DESCRIPTOR",
+    "REPLY",
     "Config",
+    "InflightArea",
+    "IotlbMessage",
     "Kind",
     "MemoryRegion",
     "ProtocolFeature",
@@ -34,8 +39,13 @@ __all__ = [
     "Request",
     "RingAddresses",
     "check",
+    "config",
+    "inflight",
+    "iotlb",
     "pack",
     "parse_config",
+    "parse_inflight",
+    "parse_iotlb",
     "parse_region",
     "parse_regions",
     "parse_ring_addresses",
@@ -66,6 +76,8 @@ _ADDRESSES = struct.Struct("=IIQQQQ")
 _COUNT = struct.Struct("=II")
 _REGION = struct.Struct("=QQQQ")
 _CONFIG = struct.Struct("=III")
+_IOTLB = struct.Struct("=QQQBB")
+_INFLIGHT = struct.Struct("=QQHH")
 
 
 class Refusal(Exception):
@@ -94,8 +106,11 @@ class Request(IntEnum):
     GET_QUEUE_NUM = 17
     SET_VRING_ENABLE = 18
     SET_BACKEND_REQ_FD = 21
+    IOTLB_MSG = 22
     GET_CONFIG = 24
     SET_CONFIG = 25
+    GET_INFLIGHT_FD = 31
+    SET_INFLIGHT_FD = 32
     RESET_DEVICE = 34
     GET_MAX_MEM_SLOTS = 36
     ADD_MEM_REG = 37
@@ -186,6 +201,14 @@ MESSAGES: dict[int, Kind] = {
     ),
     Request.GET_CONFIG: _kind("get_config", _CONFIG_SIZES, answered=True, feature=_F.CONFIG),
     Request.SET_CONFIG: _kind("set_config", _CONFIG_SIZES, feature=_F.CONFIG),
+    # As a structure of C, with or without what fills it up to a multiple of eight.
+    Request.IOTLB_MSG: _kind("iotlb_msg", (26, 32, 6)),
+    Request.GET_INFLIGHT_FD: _kind(
+        "get_inflight_fd", (20, 24, 4), answered=True, feature=_F.INFLIGHT_SHMFD
+    ),
+    Request.SET_INFLIGHT_FD: _kind(
+        "set_inflight_fd", (20, 24, 4), (1, 1), feature=_F.INFLIGHT_SHMFD
+    ),
     Request.RESET_DEVICE: _kind("reset_device", feature=_F.RESET_DEVICE),
     Request.GET_MAX_MEM_SLOTS: _kind(
         "get_max_mem_slots", answered=True, feature=_F.CONFIGURE_MEM_SLOTS
@@ -281,6 +304,27 @@ class Config(NamedTuple):
     data: bytes
 
 
+class IotlbMessage(NamedTuple):
+    """A range of I/O virtual addresses, in bytes. `access`: 1 to read, 2 to write; `type`: what is
+    said of it."""
+
+    address: int
+    size: int
+    user: int
+    access: int
+    type: int
+
+
+class InflightArea(NamedTuple):
+    """Memory for what is in flight: so many bytes at an offset of its file, for so many queues of a
+    size."""
+
+    size: int
+    offset: int
+    queues: int
+    queue_size: int
+
+
 def parse_u64(payload: bytes) -> int:
     """One number."""
     return int(_U64.unpack(payload)[0])
@@ -334,3 +378,23 @@ def parse_config(payload: bytes) -> Config:
 def config(piece: Config, data: bytes) -> bytes:
     """The answer to a request for a piece of configuration space."""
     return _CONFIG.pack(piece.offset, len(data), piece.flags) + data
+
+
+def parse_iotlb(payload: bytes) -> IotlbMessage:
+    """An IOTLB message."""
+    return IotlbMessage(*_IOTLB.unpack_from(payload))
+
+
+def iotlb(message: IotlbMessage) -> bytes:
+    """The payload of an IOTLB message."""
+    return _IOTLB.pack(*message) + bytes(6)
+
+
+def parse_inflight(payload: bytes) -> InflightArea:
+    """An inflight description."""
+    return InflightArea(*_INFLIGHT.unpack_from(payload))
+
+
+def inflight(area: InflightArea, length: int) -> bytes:
+    """The payload of an inflight description, `length` bytes with what fills it up."""
+    return _INFLIGHT.pack(*area).ljust(length, b"\0")
