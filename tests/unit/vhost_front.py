@@ -189,7 +189,8 @@ class FrontEnd:
         os.ftruncate(self.memory, SIZE)
         self._mine: list[int] = [self.memory]
         self._read = b""
-        self._read_fds: list[int] = []
+        #: Descriptors that came with answers.
+        self.received: list[int] = []
         self.acks = False
 
     # raw
@@ -220,11 +221,13 @@ class FrontEnd:
                 if len(self._read) >= 12 + size:
                     payload, self._read = self._read[12 : 12 + size], self._read[12 + size :]
                     return request, flags, payload
-            drive(self.engine, lambda: readable(self.sock))
+            drive(self.engine, lambda: readable(self.sock), self.sock)
             try:
-                data = self.sock.recv(4096)
+                data, fds, _, _ = socket.recv_fds(self.sock, 4096, 8)
             except ConnectionResetError:
                 data = b""
+            else:
+                self.received += [self.own(fd) for fd in fds]
             if not data:
                 raise Gone
             self._read += data
@@ -362,7 +365,7 @@ def area(size: int, offset: int, queues: int, queue_size: int) -> bytes:
 # --- both -----------------------------------------------------------------------------------------
 
 
-def readable(sock: socket.socket) -> bool:
+def readable(sock: socket.socket | int) -> bool:
     return bool(select.select([sock], [], [], 0)[0])
 
 
@@ -370,8 +373,12 @@ def writable(sock: socket.socket) -> bool:
     return bool(select.select([], [sock], [], 0)[1])
 
 
-def drive(engine: Engine, until: Callable[[], object]) -> None:
-    """Pumps the engine until something is so; what it waits for is waited for in the kernel."""
+def drive(engine: Engine, until: Callable[[], object], *also: Any) -> None:
+    """Pumps the engine until something is so; what it waits for is waited for in the kernel.
+
+    Args:
+        also: descriptors that may become readable, where the server is in another process.
+    """
     end = time.monotonic() + PATIENCE
     fd = engine.fileno()
     while not until():
@@ -380,7 +387,7 @@ def drive(engine: Engine, until: Callable[[], object]) -> None:
                 return
             left = end - time.monotonic()
             assert left > 0, "it never comes"
-            select.select([fd], [], [], left)
+            select.select([fd, *also], [], [], left)
 
 
 def settle(engine: Engine) -> None:

@@ -112,9 +112,9 @@ class Guest:
         def all_back() -> bool:
             nonlocal back
             back += sum(1 for _ in ring.used())
-            return back >= count
+            return back >= count and fe.readable(ring.call_fd)
 
-        fe.drive(self.engine, all_back)
+        fe.drive(self.engine, all_back, ring.call_fd)
         assert os.eventfd_read(ring.call_fd) > 0
 
     def close(self) -> None:
