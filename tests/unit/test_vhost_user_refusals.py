@@ -257,6 +257,10 @@ REFUSED: dict[str, tuple[Act, str]] = {
     "kick-with": (says(fe.SET_VRING_KICK, fe.u64(fe.NO_FD), notifier), "a descriptor comes with"),
     "kick-bits": (says(fe.SET_VRING_KICK, fe.u64(1 << 9), notifier), "bits 0x200"),
     "kick-file": (says(fe.SET_VRING_KICK, fe.u64(0), memory), "ring 0: its kick notifier is /memf"),
+    "call-itself": (
+        says(fe.SET_VRING_CALL, fe.u64(0), lambda f: [f.sock.fileno()]),
+        "SET_VRING_CALL: a connection to this server",
+    ),
     "call-file": (says(fe.SET_VRING_CALL, fe.u64(0), memory), "call notifier is /memfd"),
     # status, configuration, the other channel
     "status": (says(fe.SET_STATUS, fe.u64(256)), "status 0x100"),

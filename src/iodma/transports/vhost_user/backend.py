@@ -21,7 +21,7 @@ from enum import IntEnum
 
 from iodma.engine import Engine
 from iodma.transports.vhost_user.channel import Channel, EndOfStream
-from iodma.transports.vhost_user.descriptors import Descriptor
+from iodma.transports.vhost_user.descriptors import Descriptor, is_our_front_end
 from iodma.transports.vhost_user.messages import (
     NEED_REPLY,
     IotlbMessage,
@@ -51,8 +51,7 @@ class BackendChannel:
 
     Args:
         descriptor: the channel's from now on, whatever happens.
-        name: of this end of the front-end's connection. A front-end's own end of it cannot be its
-            channel: while that is kept open here, its connection would never end.
+        name: of this end of the front-end's connection, whose other end cannot be its channel.
         refused: called with a page and an access that there is no translation for.
         lost: called when the front-end has closed the channel.
 
@@ -71,13 +70,12 @@ class BackendChannel:
         with descriptor:
             if not stat.S_ISSOCK(os.fstat(descriptor.fileno()).st_mode):
                 raise Refusal("a descriptor that is no socket")
+            if is_our_front_end(descriptor.fileno(), name):
+                raise Refusal("a connection to this server")
             sock = socket.socket(fileno=descriptor.detach())
         if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
             sock.close()
             raise Refusal(f"a socket of {sock.family!r}, {sock.type!r}; a unix stream is right")
-        if name and _peer(sock) == name:
-            sock.close()
-            raise Refusal("a connection to this server")
         self._refused = refused
         self._lost = lost
         #: What acknowledgements are awaited for.
@@ -134,10 +132,3 @@ class BackendChannel:
     def close(self) -> None:
         """Lets go of it."""
         self._channel.close()
-
-
-def _peer(sock: socket.socket) -> object:
-    try:
-        return sock.getpeername()
-    except OSError:  # it is connected to nothing
-        return None

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import stat
 import warnings
 from collections.abc import Iterable
@@ -19,7 +20,7 @@ from typing import Self
 
 from iodma.transports.vhost_user.messages import Refusal
 
-__all__ = ["Descriptor", "as_notifier", "close_all"]
+__all__ = ["Descriptor", "as_notifier", "close_all", "is_our_front_end"]
 
 
 class Descriptor:
@@ -66,6 +67,20 @@ def close_all(descriptors: Iterable[Descriptor | None]) -> None:
     for each in descriptors:
         if each is not None:
             each.close()
+
+
+def is_our_front_end(fd: int, name: object) -> bool:
+    """Whether a descriptor is the other end of the connection whose end here has that name.
+
+    A front-end that sends its own end would keep its connection open here after it is gone.
+    """
+    if not name or not stat.S_ISSOCK(os.fstat(fd).st_mode):
+        return False
+    with socket.socket(fileno=os.dup(fd)) as sock:
+        try:
+            return bool(sock.getpeername() == name)
+        except OSError:  # it is connected to nothing
+            return False
 
 
 def as_notifier(descriptor: Descriptor, what: str) -> Descriptor:

@@ -26,7 +26,7 @@ from iodma.log import GuestLog
 from iodma.transports.vhost_user import messages as wire
 from iodma.transports.vhost_user.backend import BackendChannel
 from iodma.transports.vhost_user.channel import Message
-from iodma.transports.vhost_user.descriptors import Descriptor
+from iodma.transports.vhost_user.descriptors import Descriptor, is_our_front_end
 from iodma.transports.vhost_user.inflight import Inflight, make_area
 from iodma.transports.vhost_user.iotlb import PAGE, Iotlb, IotlbType
 from iodma.transports.vhost_user.memory import MOST_SLOTS, SHARE, MemoryTable
@@ -373,6 +373,8 @@ class Handlers:
         if bool(value & wire.NO_DESCRIPTOR) == bool(message.descriptors):
             has = "a descriptor" if message.descriptors else "no descriptor"
             raise Refusal(f"{has} comes with it, and it says the contrary")
+        if message.descriptors and is_our_front_end(message.descriptors[0].fileno(), self._address):
+            raise Refusal("a connection to this server")
         return self._ring(value & wire.INDEX_MASK)
 
     def _set_vring_kick(self, message: Message) -> None:
