@@ -212,9 +212,41 @@ static enum iod_walk_result refuse(struct iod_fault *fault, struct iod_space *sp
 }
 
 /* One piece, down the chain.  *length comes back as the bytes that one range of every space on the way holds. */
+/* The walks that ask a hook just now: what they have found so far is leased by nobody yet. */
+static struct asking {
+	const struct iod_space *top;
+	struct asking *next;
+} *asking;
+
+static enum iod_verdict ask(const struct iod_space *top, struct iod_space *space, uint64_t address, uint64_t *length,
+			    uint8_t access)
+{
+	struct asking here = {top, asking};
+
+	asking = &here;
+	enum iod_verdict verdict = space->hook(space, address, length, access);
+	/* Not always the newest: in a hook the glue's lock may have gone to another engine's thread. */
+	for (struct asking **at = &asking; *at; at = &(*at)->next)
+		if (*at == &here) {
+			*at = here.next;
+			break;
+		}
+	return verdict;
+}
+
+bool iod_space_is_asked(const struct iod_space *space)
+{
+	for (const struct asking *each = asking; each; each = each->next)
+		for (const struct iod_space *at = each->top; at; at = at->next)
+			if (at == space)
+				return true;
+	return false;
+}
+
 static inline enum iod_walk_result walk_piece(struct iod_space *space, uint64_t address, uint64_t *length,
 					      uint8_t access, struct iod_translation *out, struct iod_fault *fault)
 {
+	const struct iod_space *top = space;
 	uint64_t n = *length;
 	uint8_t lanes = 0, phase = 0;
 	ptrdiff_t at;
@@ -237,7 +269,7 @@ static inline enum iod_walk_result walk_piece(struct iod_space *space, uint64_t 
 			phase = address & 7;
 			continue;
 		case IOD_HOOK: {
-			enum iod_verdict verdict = space->hook(space, address, &n, access);
+			enum iod_verdict verdict = ask(top, space, address, &n, access);
 			if (verdict == IOD_PASS)
 				continue;
 			*length = n;
@@ -253,7 +285,7 @@ static inline enum iod_walk_result walk_piece(struct iod_space *space, uint64_t 
 				uint64_t miss = at < 0 ? iod_map_hole(&space->map, address) : space->map.range[at].last;
 				n = iod_min64(n - 1, miss - address) + 1;
 				*length = n;
-				enum iod_verdict verdict = space->hook(space, address, &n, access);
+				enum iod_verdict verdict = ask(top, space, address, &n, access);
 				if (verdict == IOD_PENDING)
 					return IOD_WALK_PENDING;
 				if (verdict == IOD_REFUSE)

@@ -121,7 +121,7 @@ struct iod_space {
 	const struct iod_region *removed; /* MEMORY: what the last unmap took away, only to be compared */
 	char name[32];
 	/* HOOK, and IOMMU when it misses (length: to the end of the hole, or of the list's segment): asks the glue.  The
-	 * verdict is that of the first address.  Must not change any map.  A HOOK may make the length less (not 0): only so
+	 * verdict is that of the first address.  Must not change any map of the chain (iod_space_is_asked).  A HOOK may make the length less (not 0): only so
 	 * many bytes pass, and the rest is asked for again. */
 	enum iod_verdict (*hook)(struct iod_space *, uint64_t address, uint64_t *length, uint8_t access);
 	void *owner;
@@ -161,6 +161,9 @@ enum iod_walk_result { IOD_WALK_OK, IOD_WALK_FAULT, IOD_WALK_PENDING, IOD_WALK_N
  * the walk goes on, so that a list's misses are asked for together; *fault is that of the first. */
 enum iod_walk_result iod_walk(struct iod_space *top, const struct iod_segment *list, size_t count, uint64_t skip,
 			      uint8_t access, struct iod_translation *out, struct iod_fault *fault);
+
+/* Whether a walk that goes through it is just asking a hook: its map must stay as it is. */
+bool iod_space_is_asked(const struct iod_space *);
 
 /* The sum of the lengths, or UINT64_MAX when it does not fit into 63 bits. */
 uint64_t iod_list_bytes(const struct iod_segment *, size_t count);

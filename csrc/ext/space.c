@@ -19,12 +19,15 @@ static enum iod_verdict space_hook(struct iod_space *space, uint64_t address, ui
 	Space *self = space->owner;
 	if (!self->hook)
 		return IOD_REFUSE;
-	PyObject *result = PyObject_CallFunction(self->hook, "KKi", (unsigned long long)address,
-						 (unsigned long long)*length, (int)access);
-	if (!result) {
-		PyErr_WriteUnraisable(self->hook);
+	PyObject *hook = self->hook;
+	Py_INCREF(hook); /* it may be replaced by itself */
+	PyObject *result = PyObject_CallFunction(hook, "KKi", (unsigned long long)address, (unsigned long long)*length,
+						 (int)access);
+	if (!result)
+		PyErr_WriteUnraisable(hook);
+	Py_DECREF(hook);
+	if (!result)
 		return IOD_REFUSE;
-	}
 	long long verdict = PyLong_AsLongLong(result);
 	Py_DECREF(result);
 	if (verdict < 0 && !PyErr_Occurred()) {
@@ -122,6 +125,18 @@ static void resume_pending(Space *self)
 	}
 }
 
+/* -1 with an exception: what a walk has found so far must stay as it is until it is leased. */
+static int may_change(const Space *self)
+{
+	if (!iod_space_is_asked(&self->space))
+		return 0;
+	PyErr_Format(ErrorType,
+		     "%s: a stage is being asked for a translation that goes through it: its map may change afterwards, "
+		     "in a later turn",
+		     self->space.name);
+	return -1;
+}
+
 /* _map(first, length, base, region | None, access) */
 static PyObject *space_map(Space *self, PyObject *const *args, Py_ssize_t n)
 {
@@ -133,7 +148,7 @@ static PyObject *space_map(Space *self, PyObject *const *args, Py_ssize_t n)
 	if (ext_u64(args[0], "address", &first) || ext_u64(args[1], "length", &length) ||
 	    ext_u64(args[2], "target", &base) || ext_u64(args[4], "access", &access))
 		return NULL;
-	if (ext_range(first, length, "address") || ext_range(base, length, "target"))
+	if (ext_range(first, length, "address") || ext_range(base, length, "target") || may_change(self))
 		return NULL;
 	struct iod_region *region = NULL;
 	if (args[3] != Py_None) {
@@ -168,7 +183,7 @@ static PyObject *space_unmap(Space *self, PyObject *const *args, Py_ssize_t n)
 	if (check_owner(self))
 		return NULL;
 	if (ext_u64(args[0], "address", &first) || ext_u64(args[1], "length", &length) ||
-	    (length && ext_range(first, length, "address")))
+	    (length && ext_range(first, length, "address")) || may_change(self))
 		return NULL;
 	ptrdiff_t at = iod_map_find(&self->space.map, first);
 	self->space.removed = at < 0 ? NULL : self->space.map.range[at].region;

@@ -19,7 +19,7 @@ import pytest
 import iodma
 from iodma import _core
 from iodma.endpoints.base import KIND_SCRIPT
-from iodma.testing import strict_engine
+from iodma.testing import Inject, strict_engine
 from tests.unit.system import Registers, full_connection
 
 
@@ -378,6 +378,49 @@ def test_a_send_that_a_stage_cancels_as_it_is_to_go_with_another_stays_behind() 
         assert engine.run(main()) == [ok, ok, iodma.Status.CANCELLED, ok]
         assert len(theirs.recv(4096)) == 300
         stage._set_hook(None, False)
+
+
+@pytest.mark.parametrize("how", ["remove", "add", "unmap"])
+def test_a_map_does_not_change_while_a_stage_above_it_is_asked(how: str) -> None:
+    """What the walk has found so far is leased by nobody yet: it would be given back under it."""
+    with (
+        strict_engine() as engine,
+        iodma.Ram(4096) as ram,
+        iodma.Ram(4096) as other,
+        iodma.Null() as null,
+    ):
+        memory = iodma.Memory({0: ram})
+        iommu = iodma.Iommu(memory)
+        iommu.map(0, 0, 4096)
+        elsewhere = iodma.Memory({0: other})
+        refused: list[str] = []
+
+        def verdict(address: int, length: int, access: iodma.Access) -> int:
+            elsewhere.remove(0)  # of no chain that is walked
+            elsewhere.add(0, other)
+            try:
+                if how == "remove":
+                    memory.remove(0)
+                elif how == "add":
+                    memory.add(8192, other)
+                else:
+                    iommu.unmap(0, 4096)
+            except iodma.Error as error:
+                refused.append(str(error))
+            return 0
+
+        port = engine.port(Inject(iommu, verdict))
+
+        async def main() -> None:
+            assert (await port.from_memory([(0, 8), (100, 8)], to=null)).ok
+
+        engine.run(main())
+        assert len(refused) == 2 and "its map may change afterwards" in refused[0]
+        assert engine.run(revoked(memory))
+
+
+async def revoked(memory: iodma.Memory) -> bool:
+    return await memory.remove(0)
 
 
 def test_a_trace_too_large_for_any_memory_is_refused() -> None:

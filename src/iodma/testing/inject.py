@@ -27,7 +27,7 @@ PASS, REFUSE, PENDING = 0, 1, 2
 _TOP = 1 << 64
 
 #: Asked with (address, length, access) of what no rule catches: 0 passes, 1 refuses, 2 is pending
-#: until `Inject.resume`.
+#: until `Inject.resume`. It may change no map of the chain: `Error` tells it so.
 Verdict: TypeAlias = Callable[[int, int, Access], int]
 _Key = tuple[int, Access]
 
