@@ -13,7 +13,7 @@
 int iod_core_init(struct iod_core *core, struct iod_backend *backend, size_t bounce_bytes, const struct iod_hooks *hooks)
 {
 	static uint32_t made;
-	*core = (struct iod_core){.backend = backend, .hooks = *hooks,
+	*core = (struct iod_core){.backend = backend, .hooks = *hooks, .most_with_backend = UINT32_MAX,
 				  .number = __atomic_add_fetch(&made, 1, __ATOMIC_RELAXED)};
 	int error = iod_guard_install();
 	return error ? error : iod_arena_create(&core->arena, bounce_bytes);

@@ -169,10 +169,10 @@ static enum iod_plan fill_bounce(struct iod_core *core, struct iod_row *row, int
 	uint64_t done = 0;
 
 	/* Once it is gathered there must be room for it. */
-	if (!backend->ops->room(backend)) {
+	if (!iod_room(core)) {
 		backend->ops->flush(backend);
 		core->queued_bytes = 0;
-		if (!backend->ops->room(backend))
+		if (!iod_room(core))
 			return IOD_PLAN_WAIT_RING;
 	}
 	int failed = iod_row_gather(core, row, row->bounce + row->before, row->payload, &done);

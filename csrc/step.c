@@ -16,6 +16,8 @@ bool iod_row_hand_over(struct iod_core *core, struct iod_row *row, struct iod_op
 	struct iod_backend *backend = core->backend;
 
 	op->user_data = row->ticket;
+	if (core->with_backend >= core->most_with_backend)
+		return false;
 	int error = backend->ops->queue(backend, op);
 	if (error == -EAGAIN) {
 		backend->ops->flush(backend);
@@ -311,7 +313,7 @@ void iod_core_step(struct iod_core *core)
 	for (;;) {
 		if (core->budget_again)
 			feed_budget(core);
-		if (core->ring.head && core->backend->ops->room(core->backend) > core->ready.count)
+		if (core->ring.head && iod_room(core) > core->ready.count)
 			iod_row_ready(core, core->ring.head);
 		struct iod_row *row = core->ready.head;
 		if (!row)

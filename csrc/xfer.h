@@ -266,7 +266,7 @@ struct iod_core {
 	struct iod_queue pending; /* PENDING */
 	struct iod_queue moved;	  /* by a move without the glue's lock, to be completed with it */
 	struct iod_queue glue;	  /* as work, but needs the glue's lock: device windows */
-	uint32_t with_backend;
+	uint32_t with_backend, most_with_backend; /* rows; the backend has places for what the glue polls besides */
 	uint32_t number;	  /* no two cores of a process have the same */
 	bool unlocked;		  /* the glue's lock is not held */
 	bool cancel_again;	  /* a cancel found no room in the ring */
@@ -321,6 +321,11 @@ static inline void iod_row_to(struct iod_core *core, struct iod_row *row, enum i
 	if (__builtin_expect(core->trace || core->edges || !(iod_may_go[row->state] >> to & 1), 0))
 		iod_row_to_watched(core, row, to);
 	row->state = (uint8_t)to;
+}
+static inline uint32_t iod_room(const struct iod_core *core) /* how many rows may be handed over */
+{
+	uint32_t room = core->backend->ops->room(core->backend), left = core->most_with_backend - core->with_backend;
+	return room < left ? room : left;
 }
 void iod_trace_note(struct iod_core *, const struct iod_row *, uint8_t to, uint64_t bytes);
 static inline void iod_row_mark(struct iod_core *core, const struct iod_row *row, enum iod_mark mark, uint64_t bytes)

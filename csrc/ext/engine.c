@@ -162,10 +162,11 @@ static PyObject *engine_open(Engine *self, PyObject *args)
 		self->spaces = PyList_New(0);
 	if (!self->spaces)
 		return NULL;
-	inflight += 2; /* the polls of what the engine watches and of kicks: transfers must not have to wait for them */
+	uint32_t polls = 2; /* of what the engine watches and of kicks: transfers must not have to wait for them */
 	struct iod_backend *backend;
 	Py_BEGIN_ALLOW_THREADS /* a ring may have to wait until the kernel gave back the memory of another */
-	backend = kind == 0 ? iod_uring_create(entries, inflight, &error) : iod_threads_create(workers, inflight, &error);
+	backend = kind == 0 ? iod_uring_create(entries, inflight + polls, &error)
+			    : iod_threads_create(workers, inflight + polls, &error);
 	Py_END_ALLOW_THREADS
 	self->backend = backend;
 	if (!self->backend) {
@@ -181,6 +182,7 @@ static PyObject *engine_open(Engine *self, PyObject *args)
 		errno = -error;
 		return PyErr_SetFromErrno(PyExc_OSError);
 	}
+	self->core.most_with_backend = inflight;
 	self->opened = true;
 	self->closed = false;
 	self->thread = PyThread_get_thread_ident();
