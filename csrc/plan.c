@@ -396,6 +396,10 @@ static enum iod_plan control(struct iod_row *row, struct iod_op *op, int *error)
 		return IOD_PLAN_DONE;
 	if (target->kind == IOD_T_BUFFER)
 		return IOD_PLAN_WORK;
+	if (target->kind == IOD_T_SCRIPT) {
+		row->op_bytes = row->total;
+		return IOD_PLAN_SCRIPT;
+	}
 	if (target->kind != IOD_T_FILE) {
 		*error = EOPNOTSUPP;
 		return IOD_PLAN_ERROR;

@@ -184,14 +184,14 @@ static void row_result(struct iod_core *core, struct iod_row *row, int32_t resul
 		return;
 	}
 	row->cut = was_cut(row, phase, result);
+	if (iod_is_control(row) && (phase == IOD_P_PLAIN || phase == IOD_P_SCRIPT)) { /* done, as a whole */
+		row->moved = row->total;
+		iod_row_complete(core, row, IOD_OK, 0);
+		return;
+	}
 	switch (phase) {
 	case IOD_P_PLAIN:
-		if (row->kind == IOD_R_TRANSFER) {
-			row_nothing(core, row);
-		} else {
-			row->moved = row->total;
-			iod_row_complete(core, row, IOD_OK, 0);
-		}
+		row_nothing(core, row);
 		return;
 	case IOD_P_ZERO:
 		row->moved += iod_min64((uint64_t)result, row->op_bytes);

@@ -246,7 +246,7 @@ static void row_step(struct iod_core *core, struct iod_row *row)
 		iod_row_complete(core, row, IOD_IO_ERROR, row->error);
 		return;
 	}
-	if (row->kind == IOD_R_FLUSH || row->kind == IOD_R_DISCARD || row->kind == IOD_R_ZEROES) {
+	if (iod_is_control(row)) {
 		row_control(core, row);
 		return;
 	}

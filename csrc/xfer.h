@@ -344,6 +344,12 @@ void iod_row_release(struct iod_core *, struct iod_row *); /* translation, lease
 void iod_row_give_bounce(struct iod_core *, struct iod_row *); /* its piece of the arena, if it has one */
 void iod_row_continue(struct iod_core *, struct iod_row *); /* the next request of a row that is leased, or needs no lease */
 bool iod_row_hand_over(struct iod_core *, struct iod_row *, struct iod_op *); /* false: no room in the ring */
+/* FLUSH, DISCARD, ZEROES: no memory takes part. */
+static inline bool iod_is_control(const struct iod_row *row)
+{
+	return row->kind >= IOD_R_FLUSH;
+}
+
 static inline bool iod_on_wire(const struct iod_target *target)
 {
 	return target->kind == IOD_T_STREAM || target->kind == IOD_T_PACKET;

@@ -93,9 +93,9 @@ static void call_script(PyObject *script, struct iod_row *row)
 {
 	if (!script)
 		return;
-	PyObject *result = PyObject_CallFunction(script, "KiKK", (unsigned long long)row->ticket, (int)row->direction,
+	PyObject *result = PyObject_CallFunction(script, "KiKKi", (unsigned long long)row->ticket, (int)row->direction,
 						 (unsigned long long)(row->position + row->moved),
-						 (unsigned long long)(row->total - row->moved));
+						 (unsigned long long)(row->total - row->moved), (int)row->kind);
 	if (!result)
 		PyErr_WriteUnraisable(script);
 	Py_XDECREF(result);

@@ -56,7 +56,7 @@ typedef struct Target {
 	struct iod_target target;
 	struct Engine *engine; /* where its descriptor is registered */
 	PyObject *region;      /* BUFFER */
-	PyObject *script;      /* SCRIPT: called with (ticket, direction, offset, length) */
+	PyObject *script;      /* SCRIPT: called with (ticket, direction, offset, length, kind) */
 	PyObject *script_cancel;
 	uint32_t traced; /* the trace that knows its name */
 	struct Target *next_idle;

@@ -252,6 +252,8 @@ static PyObject *target_peek(Target *self, PyObject *args)
 	if (!row)
 		return NULL;
 	uint64_t left = row->total - row->moved, done = 0;
+	if (iod_is_control(row))
+		left = 0;
 	if (n < 0 || (uint64_t)n > left)
 		n = (Py_ssize_t)left;
 	PyObject *bytes = PyBytes_FromStringAndSize(NULL, n);
@@ -278,7 +280,7 @@ static PyObject *target_finish(Target *self, PyObject *args)
 		return NULL;
 	struct iod_row *row = scripted(self, ticket);
 	if (row) {
-		if (data.buf && result > 0) {
+		if (data.buf && result > 0 && !iod_is_control(row)) {
 			uint64_t done = 0, n = iod_min64((uint64_t)result, (uint64_t)data.len);
 			n = iod_min64(n, row->total - row->moved);
 			bool in_turn = begin_move(self->engine, row);

@@ -502,7 +502,7 @@ static void script_answers(struct world *w)
 		return;
 	int32_t result = w->ending ? 4096 : answer(w, row->cancel_wanted, false);
 	uint64_t left = row->total - row->moved;
-	if (result > 0) {
+	if (result > 0 && !iod_is_control(row)) {
 		uint8_t data[4096];
 		uint64_t n = iod_min64((uint64_t)result, sizeof data), done = 0;
 		n = iod_min64(n, left);

@@ -167,8 +167,8 @@ class Target:
     def _abort(self) -> None: ...
     def _set_script(
         self,
-        script: Callable[[int, int, int, int], object],
-        cancel: Callable[[int, int, int, int], object],
+        script: Callable[[int, int, int, int, int], object],
+        cancel: Callable[[int, int, int, int, int], object],
         /,
     ) -> None: ...
     def _peek(self, ticket: int, length: int, /) -> bytes: ...

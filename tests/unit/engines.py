@@ -46,8 +46,8 @@ class Held(Endpoint):
         asked = self.asked = {}
         cancelled = self.cancelled = []
         self._set_script(
-            lambda ticket, direction, offset, length: asked.update({ticket: length}),
-            lambda ticket, direction, offset, length: cancelled.append(ticket),
+            lambda ticket, direction, offset, length, kind: asked.update({ticket: length}),
+            lambda ticket, direction, offset, length, kind: cancelled.append(ticket),
         )
         return self
 

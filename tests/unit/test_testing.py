@@ -173,6 +173,82 @@ def test_endpoint_is_full_at_its_limit() -> None:
     assert bytes(disk.content) == b"ab" * 32
 
 
+def test_endpoint_flushes_discards_and_writes_zeroes() -> None:
+    disk = ScriptedEndpoint(b"x" * 8, limit=16)
+    with strict_engine() as engine, FakeMemory(4096) as memory, disk:
+        port = engine.port(memory)
+
+        async def main() -> None:
+            for what, status, content in (
+                (lambda: port.flush(disk), Status.OK, b"xxxxxxxx"),
+                (lambda: port.discard(disk, 2, 3), Status.OK, b"xx\0\0\0xxx"),
+                (lambda: port.discard(disk, 6, 1 << 62), Status.OK, b"xx\0\0\0x\0\0"),
+                (lambda: port.discard(disk, 100, 8), Status.OK, b"xx\0\0\0x\0\0"),
+                (lambda: port.write_zeroes(disk, 1, 1), Status.OK, b"x\0\0\0\0x\0\0"),
+                (lambda: port.write_zeroes(disk, 5, 5), Status.OK, b"x" + bytes(9)),
+                (lambda: port.write_zeroes(disk, 10, 7), Status.IO_ERROR, b"x" + bytes(9)),
+            ):
+                assert (await what()).status is status
+                assert bytes(disk.content) == content
+            disk.limit = None
+            done = await port.write_zeroes(disk, 0, 1 << 62)
+            assert (done.status, done.error) == (Status.IO_ERROR, errno.EFBIG)
+
+        engine.run(main())
+    kinds = ["flush", *["discard"] * 3, *["write_zeroes"] * 4]
+    assert [each.kind for each in disk.requests] == kinds
+    assert repr(disk.requests[1]) == "<Request discard 3 bytes at 2 over>"
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "error"),
+    [
+        (Answer.fail(errno.EIO), Status.IO_ERROR, errno.EIO),
+        (Answer.fail(errno.EOPNOTSUPP), Status.IO_ERROR, errno.EOPNOTSUPP),
+        (Answer.gone(), Status.PEER_GONE, errno.ECONNRESET),
+        (Answer.short(1), Status.OK, 0),
+        (Answer.end(), Status.OK, 0),
+    ],
+)
+@pytest.mark.parametrize("kind", ["flush", "discard", "write_zeroes"])
+def test_endpoint_ends_what_is_no_transfer_as_scripted(
+    kind: str, answer: Answer, status: Status, error: int
+) -> None:
+    disk = ScriptedEndpoint(b"x" * 8, script=[answer])
+    with strict_engine() as engine, FakeMemory(4096) as memory, disk:
+        port = engine.port(memory)
+
+        async def main() -> Any:
+            return await getattr(port, kind)(disk, *(() if kind == "flush" else (0, 8)))
+
+        done = engine.run(main())
+    assert (done.status, done.error) == (status, error)
+    moved = 8 if status is Status.OK and kind != "flush" else 0
+    assert done.moved == moved
+    assert bytes(disk.content) == (bytes(8) if moved else b"x" * 8)
+    assert len(disk.requests) == 1, "asked once, as a whole"
+
+
+def test_endpoint_holds_a_flush_that_a_cancel_or_a_reset_ends() -> None:
+    disk = ScriptedEndpoint(8, script=lambda _: Answer.hold())
+    with strict_engine() as engine, FakeMemory(4096) as memory, disk:
+        port = engine.port(memory)
+
+        async def main() -> None:
+            held, cancelled, reset = port.flush(disk), port.flush(disk), port.discard(disk, 0, 8)
+            await disk.asked(3)
+            assert cancelled.cancel()
+            assert (await cancelled).status is Status.CANCELLED
+            assert not held.done
+            disk._peek(held.ticket, 8)  # no bytes belong to it
+            disk.answer(moved=100)
+            assert (await held).ok
+            await port.reset()
+            assert reset.result.status is Status.CANCELLED
+
+        engine.run(main())
+
+
 def test_endpoint_delays_by_the_clock_and_reorders() -> None:
     clock = Clock()
     disk = ScriptedEndpoint(

@@ -13,7 +13,8 @@ from typing import Any
 
 __all__ = ["Bounced", "Stats", "TransferInfo"]
 
-_KINDS = ("transfer", "copy", "load", "store", "flush", "discard", "write_zeroes")
+#: Of a transfer, by the core's numbers.
+KINDS = ("transfer", "copy", "load", "store", "flush", "discard", "write_zeroes")
 _COUNTERS = (
     *("submitted", "delivered", "bytes_from_memory", "bytes_to_memory", "copied", "python_bytes"),
     *("pending", "requests", "splits", "coalesced", "pieces", "messages"),
@@ -57,7 +58,7 @@ class TransferInfo:
         return cls(
             ticket=ticket,
             state=state,
-            kind=_KINDS[kind],
+            kind=KINDS[kind],
             direction="to_memory" if direction else "from_memory",
             port=port,
             total=total,

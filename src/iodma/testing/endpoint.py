@@ -20,6 +20,7 @@ from typing import Literal, Self, TypeAlias
 from iodma._core import Wait
 from iodma.endpoints.base import KIND_SCRIPT, Endpoint
 from iodma.engine import Engine
+from iodma.engine.stats import KINDS
 from iodma.errors import ArgumentError, ClosedError, Error
 from iodma.types import Constraints, Direction
 
@@ -90,17 +91,20 @@ class Request:
 
     Attributes:
         ticket: the transfer's.
-        direction: a `Direction`.
+        kind: "transfer"; or "flush", "discard" or "write_zeroes", which an answer ends as a whole
+            (`Answer.short` and `Answer.end` do what `Answer.all` does).
+        direction: a `Direction`; FROM_MEMORY unless it is a transfer.
         offset: where in the endpoint, bytes.
         length: bytes that are still wanted.
         cancelled: the transfer's owner wants it to end.
         over: it was answered.
     """
 
-    __slots__ = ("cancelled", "direction", "length", "offset", "over", "ticket")
+    __slots__ = ("cancelled", "direction", "kind", "length", "offset", "over", "ticket")
 
-    def __init__(self, ticket: int, direction: int, offset: int, length: int) -> None:
+    def __init__(self, ticket: int, direction: int, offset: int, length: int, kind: int) -> None:
         self.ticket = ticket
+        self.kind = KINDS[kind]
         self.direction = Direction(direction)
         self.offset = offset
         self.length = length
@@ -109,7 +113,8 @@ class Request:
 
     def __repr__(self) -> str:
         state = " over" if self.over else " cancelled" if self.cancelled else ""
-        return f"<Request {self.direction.name} {self.length} bytes at {self.offset}{state}>"
+        what = self.direction.name if self.kind == "transfer" else self.kind
+        return f"<Request {what} {self.length} bytes at {self.offset}{state}>"
 
 
 #: One answer for each request, in order (all that is asked for when they run out), or a function
@@ -119,7 +124,8 @@ Script: TypeAlias = Iterable[Answer] | Callable[[Request], Answer | None]
 
 
 class ScriptedEndpoint(Endpoint):
-    """An endpoint with a content of its own, whose answers are scripted.
+    """An endpoint with a content of its own, whose answers are scripted: to reads and writes, and
+    to `Port.flush`, `Port.discard` and `Port.write_zeroes`.
 
     >>> from iodma.testing import Answer, FakeMemory, ScriptedEndpoint, strict_engine
     >>> disk = ScriptedEndpoint(b"0123456789", script=[Answer.short(4), Answer.fail(5)])
@@ -148,6 +154,19 @@ class ScriptedEndpoint(Endpoint):
     ...         return late
     ...     engine.run(main())
     False
+
+    A device that flushes has to pass on what becomes of that:
+
+    >>> def no_flush(request):
+    ...     return Answer.fail(errno.EIO) if request.kind == "flush" else Answer.all()
+    >>> disk = ScriptedEndpoint(b"abcdef", script=no_flush)
+    >>> with strict_engine() as engine, FakeMemory(4096) as memory, disk:
+    ...     port = engine.port(memory)
+    ...     async def main():
+    ...         assert (await port.write_zeroes(disk, 1, 3)).ok
+    ...         return await port.flush(disk)
+    ...     engine.run(main()), bytes(disk.content)
+    (<Completion IO_ERROR moved=0 error=5>, b'a\\x00\\x00\\x00ef')
 
     Args:
         content: its bytes, or how many zeroes it has.
@@ -199,12 +218,12 @@ class ScriptedEndpoint(Endpoint):
         # object.
         weak = weakref.ref(self)
 
-        def asked(ticket: int, direction: int, offset: int, length: int) -> None:
+        def asked(*request: int) -> None:
             endpoint = weak()
             if endpoint is not None:
-                endpoint._ask(Request(ticket, direction, offset, length))
+                endpoint._ask(Request(*request))
 
-        def cancelled(ticket: int, direction: int, offset: int, length: int) -> None:
+        def cancelled(ticket: int, *_: int) -> None:
             endpoint = weak()
             if endpoint is not None:
                 endpoint._cancel(ticket)
@@ -322,7 +341,9 @@ class ScriptedEndpoint(Endpoint):
             moved = min(moved, answer.moved)
         ticket, offset = request.ticket, request.offset
         result, data = -answer.error, b""
-        if not answer.error and request.direction is Direction.TO_MEMORY:
+        if not answer.error and request.kind != "transfer":
+            result = self._control(request)
+        elif not answer.error and request.direction is Direction.TO_MEMORY:
             data = bytes(self.content[offset : offset + moved])
             result = len(data)
         elif not answer.error:
@@ -334,14 +355,31 @@ class ScriptedEndpoint(Endpoint):
             elif len(data) < room:
                 result = -errno.EFAULT
             elif data:
-                self.content.extend(bytes(max(0, offset + room - len(self.content))))
-                self.content[offset : offset + room] = data
+                self._put(offset, data)
         request.over = True
         del self._open[ticket]
         if result > 0 and request.direction is Direction.TO_MEMORY:
             self._finish(ticket, result, data)
         else:
             self._finish(ticket, result)
+
+    def _control(self, request: Request) -> int:
+        """Do it, as a file would: 0, or -errno."""
+        end = request.offset + request.length
+        if request.kind == "write_zeroes":
+            if self.limit is not None and end > self.limit:
+                return -errno.ENOSPC
+            if request.length > _MOST:  # which a guest may ask for, and no test has the memory for
+                return -errno.EFBIG
+        else:  # a discard makes nothing longer, and a flush has no length
+            end = min(end, len(self.content))
+        self._put(request.offset, bytes(max(0, end - request.offset)))
+        return 0
+
+    def _put(self, offset: int, data: bytes) -> None:
+        if data:
+            self.content.extend(bytes(max(0, offset + len(data) - len(self.content))))
+            self.content[offset : offset + len(data)] = data
 
     def close(self) -> None:
         """Let go of it.  What waits for an answer ends with an error, as there is nobody left to
