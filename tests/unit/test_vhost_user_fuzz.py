@@ -69,10 +69,14 @@ class Player:
         here, there = os.pipe2(os.O_CLOEXEC)
         self.fds["pipe"] = self.front.own(there)
         self.front.own(here)
-        mine, theirs = socket.socketpair()
-        self.front.own(mine.detach())
+        self.mine, theirs = socket.socketpair()
+        self.mine.setblocking(False)
         self.fds["socket"] = self.front.own(theirs.detach())
         self.fds["itself"] = self.front.own(os.dup(self.front.sock.fileno()))
+
+    def close(self) -> None:
+        self.mine.close()
+        self.front.close()
 
     def play(self, steps: list[Step]) -> None:
         with suppress(fe.Gone):
@@ -125,6 +129,32 @@ class Player:
         for index in range(2):
             self.ring(index)
 
+    def set_up_with_iommu(self) -> None:
+        """... whose addresses are translated."""
+        features = 1 << fe.MQ | 1 << fe.REPLY_ACK | 1 << fe.BACKEND_REQ
+        self.number(fe.SET_PROTOCOL_FEATURES, features)
+        self.plain(fe.SET_BACKEND_REQ_FD, KINDS.index("socket"))
+        self.number(fe.SET_FEATURES, fe.VERSION_1 | fe.PROTOCOL | fe.PLATFORM)
+        self.table(1, GUEST, SIZE, USER, 0)
+        self.iotlb(USER, SIZE, USER, 3, 2)
+        for index in range(2):
+            self.ring(index)
+
+    def iotlb(self, iova: int, size: int, user: int, access: int, type: int) -> None:
+        numbers = (iova % TOP, size % TOP, user % TOP, access & 0xFF, type & 0xFF)
+        payload = fe.iotlb(*numbers)
+        self.front.send(fe.IOTLB_MSG, payload, (), 1 | fe.NEED_REPLY)
+
+    def inflight(
+        self, request: int, size: int, offset: int, queues: int, entries: int, *fds: int
+    ) -> None:
+        payload = fe.area(size % TOP, offset % TOP, queues & 0xFFFF, entries & 0xFFFF)
+        self.front.send(request, payload, self.descriptors(*fds), 1 | fe.NEED_REPLY)
+
+    def answer_on_channel(self, request: int, flags: int, size: int) -> None:
+        with suppress(BlockingIOError, BrokenPipeError):
+            self.mine.send(struct.pack("=III", request, flags, size) + bytes(size))
+
     def ring(self, index: int) -> None:
         self.state(fe.SET_VRING_NUM, index, 64)
         at = USER + index * 4 * PAGE
@@ -166,7 +196,7 @@ def check(made: Bench, steps: list[Step]) -> None:
     session = made.session if made.server.session else None
     player.play(steps)
     session = session or made.server.session
-    player.front.close()
+    player.close()
     player.give_back()
     made.wait_until_free()
     assert not made.device.queues and all(queue.released for queue in made.device.made)
@@ -207,6 +237,11 @@ def only(*values: int) -> st.SearchStrategy[object]:
 STEPS: st.SearchStrategy[list[Step]] = st.lists(
     st.one_of(
         step("set_up"),
+        step("set_up_with_iommu"),
+        step("iotlb", address, length, address, only(0, 1, 3, 4), only(1, 2, 2, 3, 3, 4)),
+        step("inflight", only(31), edge, address, only(0, 1, 2, 3), edge, st.just(())),
+        step("inflight", only(32), length, address, only(0, 1, 2, 3), edge, only(0, 5)),
+        step("answer_on_channel", only(0, 1, 1, 2), only(1, 5), only(0, 8, 65)),
         step("ring", only(0, 1)),
         step("settle"),
         step("take", only(1, 3)),
@@ -278,6 +313,32 @@ WHOLE: list[Step] = [
 ]
 
 
+#: ... and one through an IOMMU, which is asked and answers.
+WITH_IOMMU: list[Step] = [
+    ("plain", (fe.GET_FEATURES,)),
+    ("set_up_with_iommu", ()),
+    ("inflight", (fe.GET_INFLIGHT_FD, 0, 0, 2, 64)),
+    ("take", (2,)),
+    ("iotlb", (1 << 40, PAGE, USER, 1, 2)),
+    ("iotlb", (USER + 2 * PAGE, PAGE, 0, 0, 3)),
+    ("answer_on_channel", (1, 5, 8)),
+    ("state", (fe.GET_VRING_BASE, 0, 0)),
+    ("iotlb", (0, 0, 0, 0, 3)),
+    ("give_back", ()),
+    ("inflight", (fe.SET_INFLIGHT_FD, 1 << 16, 0, 2, 64, 0)),
+    ("slot", (fe.REM_MEM_REG, GUEST, SIZE, USER, 0)),
+    ("iotlb", (USER, SIZE, USER, 3, 2)),
+    ("number", (fe.SET_STATUS, 0)),
+    ("number", (fe.SET_FEATURES, fe.VERSION_1 | fe.PROTOCOL)),
+    ("table", (1, GUEST, SIZE, USER, 0)),
+    ("ring", (0,)),
+]
+
+
+#: Steps whose fields are 64 bits wide, but for the first.
+WIDE = ("number", "slot", "addresses", "table")
+
+
 def mutate(steps: list[Step], rng: random.Random) -> list[Step]:
     """The same, with a few things wrong."""
     steps = list(steps)
@@ -304,8 +365,8 @@ def mutate(steps: list[Step], rng: random.Random) -> list[Step]:
         elif numbers and name not in ("take", "ring", "config"):
             # A field; the number of the message stays, and so does how many fields there are.
             field = rng.randrange(len(numbers))
-            if field or name in ("addresses", "table"):
-                wide = name in ("number", "slot", "addresses", "table") and field > 0
+            if field or name in ("addresses", "table", "iotlb"):
+                wide = name in WIDE and field > 0
                 value = rng.choice(ADDRESSES + SIZES if wide else EDGES)
                 if rng.random() < 0.3:
                     value = (numbers[field] ^ 1 << rng.randrange(16)) & 0xFFFFFFFF
@@ -317,7 +378,7 @@ def mutate(steps: list[Step], rng: random.Random) -> list[Step]:
 @pytest.mark.limit(4 * 3600 if SOAK else 60)
 def test_mutated_sessions(made: Bench, rng: random.Random) -> None:
     for _ in range(100_000 if SOAK else 150):
-        check(made, mutate(WHOLE, rng))
+        check(made, mutate(rng.choice((WHOLE, WHOLE, WITH_IOMMU)), rng))
 
 
 def test_the_whole_session_is_one(tmp_path: Path) -> None:
@@ -328,3 +389,4 @@ def test_the_whole_session_is_one(tmp_path: Path) -> None:
         assert len(made.device.made) == 4 and made.queue.running
         assert made.device.config["mode"] == 0 and made.device.resets >= 2
         player.give_back()
+        player.close()

@@ -192,6 +192,8 @@ class FrontEnd:
         #: Descriptors that came with answers.
         self.received: list[int] = []
         self.acks = False
+        #: This side of the back-end's own channel.
+        self.channel: socket.socket | None = None
 
     # raw
 
@@ -275,6 +277,9 @@ class FrontEnd:
 
     def close(self) -> None:
         self.sock.close()
+        if self.channel is not None:
+            self.channel.close()
+            self.channel = None
         for fd in self._mine:
             os.close(fd)
         self._mine.clear()
@@ -299,7 +304,14 @@ class FrontEnd:
         assert u64_of(self.ask(GET_PROTOCOL_FEATURES)) & wanted == wanted
         self.send(SET_PROTOCOL_FEATURES, u64(wanted))
         self.acks = REPLY_ACK in protocol
+        if BACKEND_REQ in protocol:
+            assert self.channel is None
+            self.channel, theirs = socket.socketpair()
+            self.channel.setblocking(False)
+            with theirs:
+                assert self.tell(SET_BACKEND_REQ_FD, b"", [theirs.fileno()]) == 0
         self.send(SET_OWNER)
+        assert u64_of(self.ask(GET_FEATURES)) & bits == bits
         self.tell(SET_FEATURES, u64(VERSION_1 | PROTOCOL | bits))
 
     def share_memory(self) -> None:
@@ -407,11 +419,11 @@ def finish(engine: Engine, main: Callable[[], Any]) -> Any:
 class Bench:
     """An engine, a device, a server at a path, and front-ends that connect to it."""
 
-    def __init__(self, folder: Path, queues: int = 2, iommu: bool = False) -> None:
+    def __init__(self, folder: Path, queues: int = 2) -> None:
         self.engine = strict_engine(slow_step=None)
         self.device = FakeDevice(queues)
         self.path = str(folder / "vhost.sock")
-        self.server = VhostUserServer(self.engine, self.device, self.path, iommu=iommu)
+        self.server = VhostUserServer(self.engine, self.device, self.path)
         self._front_ends: list[FrontEnd] = []
         self.connected = 0
         settle(self.engine)
@@ -453,8 +465,8 @@ class Bench:
 
 
 @contextmanager
-def bench(folder: Path, queues: int = 2, iommu: bool = False) -> Iterator[Bench]:
-    made = Bench(folder, queues, iommu)
+def bench(folder: Path, queues: int = 2) -> Iterator[Bench]:
+    made = Bench(folder, queues)
     try:
         yield made
     finally:

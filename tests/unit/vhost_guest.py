@@ -143,19 +143,15 @@ class GuestWithIommu(Guest):
         self.mapped = {self.bus + at: (at, 3) for at in range(0, MEMORY, fe.PAGE)}
         self.misses: list[tuple[int, int]] = []
         self.silent = False
-        self.channel: socket.socket | None = None
 
     def prepare(self) -> None:
-        self.channel, theirs = socket.socketpair()
-        with theirs:
-            assert self.front.tell(fe.SET_BACKEND_REQ_FD, b"", [theirs.fileno()]) == 0
-        self.channel.setblocking(False)
-        self.engine.add_reader(self.channel.fileno(), self.asked)
+        assert self.front.channel is not None
+        self.engine.add_reader(self.front.channel.fileno(), self.asked)
 
     def asked(self) -> None:
         """Misses: each is answered, and then acknowledged."""
-        assert self.channel is not None
-        data = self.channel.recv(1 << 20)
+        assert self.front.channel is not None
+        data = self.front.channel.recv(1 << 20)
         if not data:
             self.drop_channel()
             return
@@ -175,8 +171,8 @@ class GuestWithIommu(Guest):
             found_none = 0
         else:
             found_none = 1
-        assert self.channel is not None
-        self.channel.send(struct.pack("=III", 1, 5, 8) + fe.u64(found_none))
+        assert self.front.channel is not None
+        self.front.channel.send(struct.pack("=III", 1, 5, 8) + fe.u64(found_none))
 
     def invalidate(self, iova: int, size: int) -> int:
         """Tells of what is not mapped any more; the acknowledgement."""
@@ -184,10 +180,10 @@ class GuestWithIommu(Guest):
         return fe.u64_of(self.front.ask(fe.IOTLB_MSG, payload, (), 9))
 
     def drop_channel(self) -> None:
-        if self.channel is not None:
-            self.engine.remove_reader(self.channel.fileno())
-            self.channel.close()
-            self.channel = None
+        if self.front.channel is not None:
+            self.engine.remove_reader(self.front.channel.fileno())
+            self.front.channel.close()
+            self.front.channel = None
 
     def close(self) -> None:
         self.drop_channel()
@@ -204,8 +200,7 @@ def machine_with(kind: type[G], folder: Path, queues: int = 1, disk: Any = None)
     image.write_bytes(bytes(range(256)) * 512)
     with strict_engine(slow_step=None) as engine, File(image) as file:
         device = VirtioBlk(disk or file, queues=queues)
-        iommu = issubclass(kind, GuestWithIommu)
-        server = VhostUserServer(engine, device, folder / "vhost.sock", iommu=iommu)
+        server = VhostUserServer(engine, device, folder / "vhost.sock")
         guest = kind(engine, str(folder / "vhost.sock"), queues)
         try:
             yield guest

@@ -77,9 +77,6 @@ class Failure(Exception):
 class Handlers:
     """The state of a session, and what messages do to it.
 
-    Args:
-        iommu: whether VIRTIO_F_ACCESS_PLATFORM is offered.
-
     Attributes:
         table: guest memory.
         rings: one for each of the device's queues.
@@ -88,7 +85,7 @@ class Handlers:
         iotlb: there once VIRTIO_F_ACCESS_PLATFORM was accepted.
     """
 
-    def __init__(self, engine: Engine, device: VirtioDevice, name: str, iommu: bool) -> None:
+    def __init__(self, engine: Engine, device: VirtioDevice, name: str) -> None:
         self.engine = engine
         self.device = device
         self.name = name
@@ -97,7 +94,6 @@ class Handlers:
         self.features = 0
         self.protocol_features = ProtocolFeature(0)
         self.iotlb: Iotlb | None = None
-        self._withheld = 0 if iommu else _PLATFORM
         self._backend: BackendChannel | None = None
         self._inflight: Inflight | None = None
         self._told_of_private_memory = False
@@ -108,7 +104,14 @@ class Handlers:
 
     @property
     def _device_features(self) -> int:
-        return int(self.device.features) & ~self._withheld
+        """What is offered now.
+
+        VIRTIO_F_ACCESS_PLATFORM needs a front-end that can be asked. One that has its features
+        before it gives a channel - User Mode Linux - passes on what its guest accepts of them, and
+        has no IOMMU; one that has - QEMU - asks for features again when it has given it.
+        """
+        offered = int(self.device.features)
+        return offered if self._backend is not None else offered & ~_PLATFORM
 
     def _get_features(self, message: Message) -> bytes:
         return wire.u64(self._device_features | _PROTOCOL)

@@ -49,9 +49,6 @@ class VhostUserServer:
         path: where to listen. A socket there that nobody listens on is replaced.
         fd: instead of a path: a unix stream socket, which listens or is connected. The descriptor
             is duplicated.
-        iommu: offer VIRTIO_F_ACCESS_PLATFORM: addresses go through the VMM's IOMMU. Only for VMMs
-            that answer misses (QEMU with ``iommu_platform=on``); with others, a guest that accepts
-            it gets nothing done.
 
     Attributes:
         path: as it was given, or None.
@@ -73,7 +70,6 @@ class VhostUserServer:
         path: str | os.PathLike[str] | None = None,
         *,
         fd: int | None = None,
-        iommu: bool = False,
     ) -> None:
         if not isinstance(device, VirtioDevice):
             raise ArgumentTypeError(f"{device!r} is not a VirtioDevice")
@@ -88,7 +84,6 @@ class VhostUserServer:
         self._listening: socket.socket | None = None
         self._file: tuple[int, int] | None = None
         self._waits = False
-        self._iommu = iommu
         self._over = Event(engine)
         engine.attach(device)
         if self.path is not None:
@@ -139,9 +134,7 @@ class VhostUserServer:
 
     def _begin(self, sock: socket.socket) -> None:
         self.sessions += 1
-        self.session = Session(
-            self.engine, self.device, sock, self.device.name, self._ended, iommu=self._iommu
-        )
+        self.session = Session(self.engine, self.device, sock, self.device.name, self._ended)
 
     def _ended(self) -> None:
         self.session = None

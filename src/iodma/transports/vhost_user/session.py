@@ -50,7 +50,6 @@ class Session(Handlers):
         sock: the connection; the session's from now on.
         name: for messages.
         ended: called when nothing is left of it.
-        iommu: whether VIRTIO_F_ACCESS_PLATFORM is offered.
 
     Attributes:
         over: set when nothing is left of it.
@@ -63,10 +62,8 @@ class Session(Handlers):
         sock: socket.socket,
         name: str,
         ended: Callable[[], None],
-        *,
-        iommu: bool = False,
     ) -> None:
-        super().__init__(engine, device, name, iommu)
+        super().__init__(engine, device, name)
         self._on_end = ended
         self._task: Task[None] | None = None  # does the message that waits
         self._held: deque[Message] = deque()  # the next ones, which wait for that
