@@ -8,8 +8,8 @@
  * Invariants
  *  - Direct is the default; a bounce has a reason (enum iod_reason), and its bytes are counted under it.
  *  - A bounce covers the shortest run that its reason forces, and whole blocks around it where the file wants those.
- *  - What a device window gave is gathered once, however often it takes to write it: every access has an effect.  (But
- *    for the blocks of a direct file, which a short write has read again.)
+ *  - What was gathered into the arena is gathered once, however often it takes to write it: of a device window every
+ *    access has an effect.  (Where there was none, and a peer makes it wait, it is gathered again.)
  *  - Nobody holds a piece of the arena while it waits for a peer, but for what a device window gave.
  *  - A write that covers a block only in part reads that block first, under the range that row_step locked, and never
  *    makes the file longer than the payload does.
@@ -49,6 +49,11 @@ static bool piece_bounces(const struct iod_row *row, uint32_t i, uint8_t *reason
 	else
 		return false;
 	return true;
+}
+
+static uint64_t target_block(const struct iod_row *row)
+{
+	return row->target->kind == IOD_T_FILE ? row->target->offset_alignment : 1;
 }
 
 static uint64_t round_up(uint64_t value, uint64_t to)
@@ -217,11 +222,35 @@ bool iod_plan_blocks_read(struct iod_row *row, uint64_t bytes)
 	return bytes == 0 || had % row->target->offset_alignment || had >= blocks_bytes(row);
 }
 
+/* What is in the arena, from `before` bytes in front of where the row is: the payload, and what of the file lies behind it
+ * up to `sent`. */
+static enum iod_plan write_filled(struct iod_core *core, struct iod_row *row, struct iod_op *op, int *error)
+{
+	uint64_t had = (uint64_t)row->sent, end = row->before + row->payload;
+
+	row->phase = IOD_P_BOUNCE;
+	if (had > end)
+		end = had;
+	if (!row->by_cache && (target_block(row) == 1 || end % target_block(row) == 0))
+		return bounce_request(core, row, op, end);
+	/* The file ends inside this block: exactly the payload, through the page cache. */
+	if (row->target->buffered_fd < 0) {
+		*error = EINVAL;
+		return IOD_PLAN_ERROR;
+	}
+	row->by_cache = true;
+	row->one = (struct iovec){row->bounce + row->before, row->payload};
+	row->op_bytes = row->payload;
+	*op = (struct iod_op){.iov = &row->one, .niov = 1, .offset = row->position + row->moved};
+	set_request(row, op, row->target->buffered_fd);
+	return IOD_PLAN_REQUEST;
+}
+
 static enum iod_plan bounce(struct iod_core *core, struct iod_row *row, struct iod_op *op, uint64_t bytes,
 			    enum iod_reason reason, int *error)
 {
 	struct iod_target *target = row->target;
-	uint64_t align = target->kind == IOD_T_FILE ? target->offset_alignment : 1;
+	uint64_t align = target_block(row);
 	uint64_t position = row->position + row->moved;
 	uint64_t most = iod_min64(core->arena.most, target->max_bytes) / align * align;
 
@@ -244,14 +273,12 @@ static enum iod_plan bounce(struct iod_core *core, struct iod_row *row, struct i
 	row->payload = bytes;
 	row->reason = (uint8_t)reason;
 	if (row->direction == IOD_FROM_MEMORY) {
-		if (row->before || (row->before + bytes) % align) {
-			/* Read the blocks first; the write comes when they are here. */
-			row->sent = 0;
+		row->by_cache = false;
+		row->sent = 0;
+		if (row->before || (row->before + bytes) % align) /* the write comes when they are here */
 			return read_blocks(core, row, op);
-		}
 		enum iod_plan plan = fill_bounce(core, row, error);
-		if (plan != IOD_PLAN_REQUEST)
-			return plan;
+		return plan == IOD_PLAN_REQUEST ? write_filled(core, row, op, error) : plan;
 	}
 	row->phase = IOD_P_BOUNCE;
 	return bounce_request(core, row, op, whole);
@@ -277,39 +304,27 @@ void iod_plan_pause(struct iod_core *core, struct iod_row *row)
 
 void iod_plan_took(struct iod_row *row, uint64_t bytes)
 {
-	row->filled = row->filled && bytes < row->payload;
-	if (row->filled && row->before == 0)
-		memmove(row->bounce, row->bounce + bytes, row->payload - bytes);
+	uint64_t had = (uint64_t)row->sent, at = row->before + bytes, end = row->before + row->payload;
+	uint64_t drop = at - at % target_block(row); /* whole blocks */
+
+	row->filled = row->filled && at < end;
 	row->payload -= bytes;
+	if (!row->filled)
+		return;
+	memmove(row->bounce, row->bounce + drop, (had > end ? had : end) - drop);
+	row->before = at - drop;
+	row->sent = had > drop ? (int32_t)(had - drop) : 0;
 }
 
 /* The blocks around the payload are in the arena: overlay it and write. */
 static enum iod_plan write_blocks(struct iod_core *core, struct iod_row *row, struct iod_op *op, int *error)
 {
-	uint64_t had = (uint64_t)row->sent, end = row->before + row->payload;
+	uint64_t had = (uint64_t)row->sent;
 
 	if (had < row->before) /* the write starts behind the end of the file */
 		memset(row->bounce + had, 0, row->before - had);
 	enum iod_plan plan = fill_bounce(core, row, error);
-	if (plan != IOD_PLAN_REQUEST)
-		return plan;
-	row->phase = IOD_P_BOUNCE;
-	if (had > end)
-		end = had;
-	if (end % row->target->offset_alignment == 0)
-		return bounce_request(core, row, op, end);
-	/* The file ends inside this block: exactly the payload, through the page cache. */
-	if (row->target->buffered_fd < 0) {
-		*error = EINVAL;
-		return IOD_PLAN_ERROR;
-	}
-	uint64_t before = row->before;
-	row->one = (struct iovec){row->bounce + before, row->payload};
-	row->before = 0;
-	row->op_bytes = row->payload;
-	*op = (struct iod_op){.iov = &row->one, .niov = 1, .offset = row->position + row->moved};
-	set_request(row, op, row->target->buffered_fd);
-	return IOD_PLAN_REQUEST;
+	return plan == IOD_PLAN_REQUEST ? write_filled(core, row, op, error) : plan;
 }
 
 /* How much may go direct, and if nothing: how much must bounce until something may again. */
@@ -430,12 +445,8 @@ enum iod_plan iod_plan_next(struct iod_core *core, struct iod_row *row, struct i
 		return IOD_PLAN_WORK;
 	if (row->kind != IOD_R_TRANSFER)
 		return control(row, op, error);
-	if (row->filled && (target->kind != IOD_T_FILE || target->offset_alignment <= 1)) {
-		/* It was cut short, or interrupted: what is left of it. */
-		row->phase = IOD_P_BOUNCE;
-		return bounce_request(core, row, op, row->payload);
-	}
-	row->filled = false;
+	if (row->filled) /* it was cut short, or interrupted: what is left of it */
+		return write_filled(core, row, op, error);
 	switch (target->kind) {
 	case IOD_T_BUFFER:
 	case IOD_T_NULL:

@@ -77,7 +77,8 @@ static void row_nothing(struct iod_core *core, struct iod_row *row)
 /* The end of a request through the arena: n bytes of the bounce piece, the `before` ones included. */
 static void bounced(struct iod_core *core, struct iod_row *row, uint64_t n)
 {
-	uint64_t useful = n > row->before ? iod_min64(n - row->before, row->payload) : 0;
+	uint64_t before = row->direction == IOD_FROM_MEMORY && row->by_cache ? 0 : row->before;
+	uint64_t useful = n > before ? iod_min64(n - before, row->payload) : 0;
 	uint64_t done = useful;
 
 	if (useful == 0) {

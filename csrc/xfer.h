@@ -160,6 +160,7 @@ struct iod_row {
 	bool cut : 1;	   /* a packet was longer than the list */
 	bool alone : 1;	   /* of a stream: nobody rides with it */
 	bool by_copy : 1;  /* a zero-copy send that the kernel had no room for */
+	bool by_cache : 1; /* of a direct file's bounce: exactly the payload, through the page cache */
 	bool by_write : 1; /* ZEROES: the file or the range takes none but written ones */
 
 	struct iod_segment inline_list[IOD_INLINE_SEGMENTS];
