@@ -505,9 +505,12 @@ bool iod_virtq_answer(struct iod_virtq *q, uint64_t id, uint64_t written, const 
 		memcpy(slot->data, data, n < trailer ? n : trailer);
 	}
 	/* In the order of the answers: none passes one that waits. */
-	if (!q->answered && write_trailer(q, slot)) {
-		finished(q, (uint16_t)id);
-		return true;
+	if (!q->answered) {
+		q->held_at = changes_of(q->space);
+		if (write_trailer(q, slot)) {
+			finished(q, (uint16_t)id);
+			return true;
+		}
 	}
 	slot->state = IOD_VIRTQ_ANSWERED;
 	slot->next = NOBODY;
@@ -516,7 +519,6 @@ bool iod_virtq_answer(struct iod_virtq *q, uint64_t id, uint64_t written, const 
 	else
 		q->answered_first = (uint16_t)id;
 	q->answered_last = (uint16_t)id;
-	miss(q);
 	return true;
 }
 
@@ -542,15 +544,14 @@ void iod_virtq_publish(struct iod_virtq *q)
 
 void iod_virtq_retry(struct iod_virtq *q)
 {
-	if (iod_virtq_waits(q))
-		return;
-	while (q->answered) {
+	uint64_t changes = changes_of(q->space);
+	bool again = q->held_at != changes || always_changes(q->space);
+	q->held_at = changes;
+	while (q->answered && again) {
 		uint16_t id = q->answered_first;
 		struct iod_virtq_slot *slot = &q->slot[id];
-		if (!write_trailer(q, slot)) {
-			miss(q);
+		if (!write_trailer(q, slot))
 			break;
-		}
 		q->answered_first = slot->next;
 		q->answered--;
 		finished(q, id);

@@ -123,6 +123,7 @@ struct iod_virtq {
 	struct iod_virtq_slot *slot;
 	uint16_t answered_first, answered_last;
 	uint32_t answered;
+	uint64_t held_at; /* of the spaces, when the first of them could not go on */
 	struct iod_virtq_used *used;
 	uint32_t used_count;
 

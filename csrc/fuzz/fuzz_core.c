@@ -8,31 +8,15 @@
  *    only what is aligned.
  *  - When a region's revocation is acknowledged, no request with the backend has a byte of it.
  *  - A stream has one request in flight a direction.
- *  - When all has ended: no lease, no piece of the arena, no reference, nothing on any list.
- *
- *     fuzz_core                    for a few seconds, from a seed that it prints
- *     fuzz_core -s SEED -t SECONDS
- *     fuzz_core FILE...            replays
- *
- * With clang -fsanitize=fuzzer -DFUZZ_NO_MAIN it is libFuzzer's. */
+ *  - When all has ended: no lease, no piece of the arena, no reference, nothing on any list. */
 #include "fake_backend.h"
+#include "fuzz.h"
 #include "xfer.h"
 
 #include <errno.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
-#include <unistd.h>
-
-#define MUST(condition)                                                                        \
-	do {                                                                                   \
-		if (!(condition)) {                                                            \
-			fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);        \
-			abort();                                                               \
-		}                                                                              \
-	} while (0)
 
 enum { REGIONS = 5, TARGETS = 8, PORTS = 2, SUBMITS = 512, REVOCATIONS = 64, PAGE = 4096, IOVAS = 24 };
 enum target_index { BUFFERED, DIRECT, STREAM, ZERO_COPY, PACKET, BUFFER, NOTHING, SCRIPT };
@@ -44,7 +28,7 @@ struct submitted {
 };
 
 struct world {
-	const uint8_t *at, *end; /* the script */
+	struct fuzz_script bytes;
 	struct fake fake;
 	struct iod_core core;
 	struct iod_space memory, iommu, lanes, hook, window;
@@ -70,12 +54,12 @@ static struct iod_counters reached;
 
 static uint8_t byte(struct world *w)
 {
-	return w->at < w->end ? *w->at++ : 0;
+	return fuzz_byte(&w->bytes);
 }
 
 static uint32_t below(struct world *w, uint32_t n)
 {
-	return byte(w) % n;
+	return fuzz_below(&w->bytes, n);
 }
 
 static uint64_t number(struct world *w)
@@ -757,117 +741,22 @@ static void end(struct world *w)
 	MUST(regions_alive == 0);
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	struct world *w = calloc(1, sizeof *w);
 	MUST(w);
-	w->at = data;
-	w->end = data + size;
+	w->bytes = (struct fuzz_script){data, data + size};
 	begin(w);
-	while (w->at < w->end)
+	while (w->bytes.at < w->bytes.end)
 		act(w);
 	end(w);
 	free(w);
 	return 0;
 }
 
-#ifndef FUZZ_NO_MAIN
-static uint64_t run_seed;
-
-/* What a sanitizer finds ends in an abort as well, so that the seed is told. */
-const char *__asan_default_options(void);
-const char *__asan_default_options(void)
+const char fuzz_name[] = "fuzz_core";
+void fuzz_report(void)
 {
-	return "abort_on_error=1";
-}
-const char *__ubsan_default_options(void);
-const char *__ubsan_default_options(void)
-{
-	return "abort_on_error=1:print_stacktrace=1";
-}
-
-static void aborted(int number)
-{
-	(void)number;
-	fprintf(stderr, "fuzz_core: replay with: fuzz_core -s %llu -t 0\n", (unsigned long long)run_seed);
-	_exit(1);
-}
-
-static double now(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
-}
-
-static uint64_t mixed(uint64_t *state)
-{
-	uint64_t z = *state += 0x9e3779b97f4a7c15u;
-	z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-	z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-	return z ^ z >> 31;
-}
-
-static void run(uint64_t seed)
-{
-	static uint8_t data[4096];
-	uint64_t state = seed;
-	size_t size = 64 + mixed(&state) % (sizeof data - 64);
-
-	run_seed = seed;
-	alarm(60); /* a run takes a fraction of a millisecond: this is one that hangs */
-	for (size_t i = 0; i < size; i += 8) {
-		uint64_t value = mixed(&state);
-		memcpy(data + i, &value, size - i < 8 ? size - i : 8);
-	}
-	LLVMFuzzerTestOneInput(data, size);
-}
-
-static int replay(const char *path)
-{
-	static uint8_t data[1 << 20];
-	FILE *file = fopen(path, "rb");
-	if (!file) {
-		fprintf(stderr, "fuzz_core: %s: %s\n", path, strerror(errno));
-		return 1;
-	}
-	size_t size = fread(data, 1, sizeof data, file);
-	fclose(file);
-	LLVMFuzzerTestOneInput(data, size);
-	return 0;
-}
-
-int main(int count, char **argument)
-{
-	uint64_t seed = (uint64_t)time(NULL) * 1000000u + (uint64_t)getpid();
-	double seconds = 3;
-	int option, failed = 0;
-
-	while ((option = getopt(count, argument, "s:t:")) != -1)
-		switch (option) {
-		case 's':
-			seed = strtoull(optarg, NULL, 0);
-			break;
-		case 't':
-			seconds = strtod(optarg, NULL);
-			break;
-		default:
-			fprintf(stderr, "usage: fuzz_core [-s SEED] [-t SECONDS] [FILE...]\n");
-			return 2;
-		}
-	signal(SIGABRT, aborted);
-	signal(SIGALRM, aborted);
-	if (optind < count) {
-		for (int i = optind; i < count; i++)
-			failed |= replay(argument[i]);
-		return failed;
-	}
-	double begin_at = now();
-	uint64_t runs = 0;
-	do {
-		run(seed + runs++);
-	} while (now() - begin_at < seconds);
 	for (size_t i = 0; i < iod_edge_count; i++)
 		if (!edges[iod_edges[i].from * IOD_STATE_COUNT + iod_edges[i].to])
 			printf("fuzz_core: never from %s to %s: %s\n", iod_state_names[iod_edges[i].from],
@@ -878,7 +767,4 @@ int main(int count, char **argument)
 	       (unsigned long long)(reached.waits[1] + reached.waits[2] + reached.waits[3] + reached.waits[4]),
 	       (unsigned long long)reached.coalesced, (unsigned long long)reached.messages,
 	       (unsigned long long)reached.revocations);
-	printf("fuzz_core: %llu runs from seed %llu\n", (unsigned long long)runs, (unsigned long long)seed);
-	return 0;
 }
-#endif
