@@ -241,13 +241,16 @@ class ScriptedEndpoint(Endpoint):
         """What was asked and not answered, in order."""
         return list(self._open.values())
 
-    def asked(self, count: int = 1) -> Wait[None]:
+    def asked(self, count: int = 1, *, engine: Engine | None = None) -> Wait[None]:
         """Await it to go on when ``count`` requests were made, since the beginning.
 
+        Args:
+            engine: which will use this endpoint; None: the one that has.
+
         Raises:
-            Error: no transfer has used this endpoint yet.
+            Error: no transfer has used this endpoint yet, and no engine is given.
         """
-        wait: Wait[None] = Wait(self._owner())
+        wait: Wait[None] = Wait(self._owner() if engine is None else engine)
         if len(self.requests) >= count:
             wait._resolve(None)
         else:
