@@ -112,12 +112,17 @@ static void direct(struct iod_row *row, struct iod_op *op, uint64_t bytes)
 	uint32_t pieces = 0;
 	uint64_t sum = 0;
 
-	first->iov_base = (uint8_t *)first->iov_base + row->skip;
-	first->iov_len -= row->skip;
-	while (sum < bytes)
-		sum += row->t.iov[row->cursor + pieces++].iov_len;
-	row->trimmed = sum - bytes;
-	row->t.iov[row->cursor + pieces - 1].iov_len -= row->trimmed;
+	if (bytes == row->total) { /* all of it at once: nothing to cut, and no need to count */
+		pieces = row->t.count;
+		row->trimmed = 0;
+	} else {
+		first->iov_base = (uint8_t *)first->iov_base + row->skip;
+		first->iov_len -= row->skip;
+		while (sum < bytes)
+			sum += row->t.iov[row->cursor + pieces++].iov_len;
+		row->trimmed = sum - bytes;
+		row->t.iov[row->cursor + pieces - 1].iov_len -= row->trimmed;
+	}
 	row->op_pieces = pieces;
 	row->op_bytes = bytes;
 	row->phase = IOD_P_DIRECT;
@@ -132,7 +137,7 @@ static void direct(struct iod_row *row, struct iod_op *op, uint64_t bytes)
 
 void iod_plan_end(struct iod_row *row)
 {
-	if (row->phase != IOD_P_DIRECT)
+	if (row->phase != IOD_P_DIRECT || !(row->skip | row->trimmed))
 		return;
 	struct iovec *first = &row->t.iov[row->cursor];
 	row->t.iov[row->cursor + row->op_pieces - 1].iov_len += row->trimmed;
@@ -433,12 +438,26 @@ static enum iod_plan control(struct iod_row *row, struct iod_op *op, int *error)
 	return IOD_PLAN_REQUEST;
 }
 
+/* What most transfers are: all of it in one request to a file, with nothing to cut, to split or to bounce. */
+static inline bool goes_at_once(const struct iod_core *core, const struct iod_row *row)
+{
+	const struct iod_target *target = row->target;
+	return row->kind == IOD_R_TRANSFER && target->kind == IOD_T_FILE && row->phase == IOD_P_NONE && row->moved == 0 &&
+	       row->t.plain && row->t.count <= target->max_segments && row->total <= target->max_bytes &&
+	       target->offset_alignment <= 1 && target->memory_alignment <= 1 &&
+	       (row->t.count == 1 || !iod_plan_is_small(core, row));
+}
+
 enum iod_plan iod_plan_next(struct iod_core *core, struct iod_row *row, struct iod_op *op, int *error)
 {
 	struct iod_target *target = row->target;
 	uint64_t left = row->total - row->moved;
 	uint8_t reason = 0;
 
+	if (goes_at_once(core, row)) {
+		direct(row, op, left);
+		return IOD_PLAN_REQUEST;
+	}
 	if (row->phase == IOD_P_BEFORE)
 		return row->blocks_read ? write_blocks(core, row, op, error) : read_blocks(core, row, op);
 	if (row->kind == IOD_R_COPY || row->kind == IOD_R_LOAD || row->kind == IOD_R_STORE)

@@ -235,12 +235,28 @@ static void row_result(struct iod_core *core, struct iod_row *row, int32_t resul
 	}
 }
 
+/* The usual end: one request to a file was all of the transfer, and all of it was moved. */
+static inline bool all_at_once(const struct iod_row *row, const struct iod_cqe *cqe)
+{
+	return row->phase == IOD_P_DIRECT && cqe->res > 0 && (uint64_t)cqe->res == row->total &&
+	       row->op_bytes == row->total && row->target->kind == IOD_T_FILE;
+}
+
 static void completion(struct iod_core *core, const struct iod_cqe *cqe)
 {
 	struct iod_row *row = iod_find(core, cqe->user_data);
 
 	if (!row || !row->with_backend) {
 		core->hooks.other(core, cqe);
+		return;
+	}
+	if (all_at_once(row, cqe)) {
+		row->with_backend = row->cancel_sent = false;
+		core->with_backend--;
+		iod_row_mark(core, row, IOD_M_RESULT, row->total);
+		row->phase = IOD_P_NONE;
+		row->moved = row->total;
+		iod_row_complete(core, row, IOD_OK, 0);
 		return;
 	}
 	if (cqe->flags & IOD_CQE_MORE) { /* zero-copy: the pages are still the kernel's */

@@ -11,7 +11,7 @@
 /* Neighbours mostly lie in one region: count the run, then touch the region once. */
 static uint32_t same_region(const struct iod_translation *t, uint32_t i)
 {
-	uint32_t n = t->only ? t->count - i : 1;
+	uint32_t n = 1;
 	while (i + n < t->count && t->piece[i + n].region == t->piece[i].region)
 		n++;
 	return n;
@@ -19,6 +19,11 @@ static uint32_t same_region(const struct iod_translation *t, uint32_t i)
 
 static void lease(struct iod_translation *t)
 {
+	if (t->only) {
+		t->only->leases += t->count;
+		t->only->references += t->count;
+		return;
+	}
 	for (uint32_t i = 0, n; i < t->count; i += n) {
 		n = same_region(t, i);
 		t->piece[i].region->leases += n;
@@ -28,6 +33,14 @@ static void lease(struct iod_translation *t)
 
 static void unlease(struct iod_translation *t, bool written)
 {
+	struct iod_region *only = t->only;
+	if (only && !(written && only->dirty)) {
+		only->leases -= t->count;
+		only->references -= t->count - 1;
+		iod_region_put(only);
+		iod_translation_clear(t);
+		return;
+	}
 	for (uint32_t i = 0, n; i < t->count; i += n) {
 		struct iod_region *region = t->piece[i].region;
 		n = same_region(t, i);
@@ -123,7 +136,7 @@ void iod_row_complete(struct iod_core *core, struct iod_row *row, enum iod_statu
 	iod_row_release(core, row);
 	iod_row_to(core, row, IOD_S_COMPLETE);
 	struct iod_target *target = row->target;
-	if (target)
+	if (row->ranged || row->holds_order)
 		leave_order(core, row);
 	row->target = NULL;
 	port->busy--;

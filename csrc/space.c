@@ -109,7 +109,7 @@ void iod_translation_free(struct iod_translation *t)
 }
 
 /* Grow from storage that may be the owner's (not the heap's). */
-static void *grow(void *old, bool on_heap, size_t used, size_t size)
+__attribute__((cold, noinline)) static void *grow(void *old, bool on_heap, size_t used, size_t size)
 {
 	if (on_heap)
 		return realloc(old, size);
@@ -119,7 +119,8 @@ static void *grow(void *old, bool on_heap, size_t used, size_t size)
 	return fresh;
 }
 
-bool iod_translation_more(struct iod_translation *t)
+/* Cold, as arrays stay with their row: kept out of the loops, which need the registers. */
+__attribute__((cold, noinline)) bool iod_translation_more(struct iod_translation *t)
 {
 	uint32_t room = t->room ? t->room * 2 : 8;
 	struct iovec *iov = grow(t->iov, t->heap_pieces, t->count * sizeof *iov, room * sizeof *iov);
@@ -138,7 +139,7 @@ bool iod_translation_more(struct iod_translation *t)
 	return true;
 }
 
-static bool more_extents(struct iod_translation *t)
+__attribute__((cold, noinline)) static bool more_extents(struct iod_translation *t)
 {
 	uint32_t room = t->extents_room ? t->extents_room * 2 : 8;
 	struct iod_extent *extent = grow(t->extent, t->heap_extents, t->extents * sizeof *extent, room * sizeof *extent);
@@ -347,7 +348,8 @@ __attribute__((noinline)) static size_t walk_range(struct iod_space *space, size
 {
 	const struct iod_range *range = &space->map.range[at];
 	struct iod_region *region = range->region;
-	const uint64_t first = space->map.first[at], last = range->last;
+	const uint64_t first = space->map.first[at], reach = range->last - first; /* the last offset */
+	const struct iod_piece plain = {region, 0, 0};
 	uint8_t *const host = range->host, *end = NULL;
 	if (!room_for(out, count))
 		return 0;
@@ -357,11 +359,12 @@ __attribute__((noinline)) static size_t walk_range(struct iod_space *space, size
 	size_t i;
 
 	if (!host || (range->access & access) != access || region->closed || region->quarantined ||
-	    !hold_range(out, space, first, last))
+	    !hold_range(out, space, first, range->last))
 		return 0;
 	for (i = 0; i < count; i++) {
 		uint64_t offset = list[i].address - first, length = list[i].length;
-		if (length == 0 || offset > last - first || length - 1 > last - first - offset)
+		/* length 0 wraps, and is too long for anything */
+		if (offset > reach || length - 1 > reach - offset)
 			break;
 		uint8_t *where = host + offset;
 		if (where == end) {
@@ -371,13 +374,42 @@ __attribute__((noinline)) static size_t walk_range(struct iod_space *space, size
 		}
 		end = where + length;
 		iov[n] = (struct iovec){where, length};
-		piece[n] = (struct iod_piece){region, 0, 0};
+		piece[n] = plain;
 		n++;
 	}
 	out->count = n;
 	out->only = n ? region : NULL;
 	walked(out, list, i, count);
 	return i;
+}
+
+/* The most usual list of all: one segment in one range of host memory.  False: nothing was written. */
+static inline bool walk_one(struct iod_space *space, const struct iod_segment *segment, uint8_t access,
+			    struct iod_translation *out)
+{
+	struct iod_map *map = &space->map;
+	uint64_t address = segment->address;
+	size_t at = map->hint;
+
+	if (at >= map->count || address < map->first[at] || address > map->range[at].last) {
+		ptrdiff_t floor = iod_map_floor(map, address);
+		if (floor < 0)
+			return false;
+		map->hint = at = (size_t)floor;
+	}
+	const struct iod_range *range = &map->range[at];
+	struct iod_region *region = range->region;
+	/* length 0 wraps, and is too long for anything */
+	if (address > range->last || segment->length - 1 > range->last - address || !range->host ||
+	    (range->access & access) != access || region->closed || region->quarantined || !out->room ||
+	    !out->extents_room)
+		return false;
+	out->iov[0] = (struct iovec){range->host + (address - map->first[at]), segment->length};
+	out->piece[0] = (struct iod_piece){region, 0, 0};
+	out->extent[0] = (struct iod_extent){space, map->first[at], range->last};
+	out->count = out->extents = 1;
+	out->only = region;
+	return true;
 }
 
 /* A few ranges: which of them were met is a bit each, and what that means is worked out after the loop. */
@@ -509,6 +541,8 @@ enum iod_walk_result iod_walk(struct iod_space *top, const struct iod_segment *l
 
 	iod_translation_clear(out);
 	fault->access = access;
+	if (count == 1 && skip == 0 && top->kind == IOD_MEMORY && walk_one(top, list, access, out))
+		return IOD_WALK_OK;
 	size_t begin = 0;
 	if (top->kind == IOD_MEMORY && skip == 0) {
 		begin = top->map.count == 1    ? walk_range(top, 0, list, count, access, out)

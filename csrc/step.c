@@ -11,7 +11,7 @@
 
 #include <errno.h>
 
-bool iod_row_hand_over(struct iod_core *core, struct iod_row *row, struct iod_op *op)
+static inline bool hand_over(struct iod_core *core, struct iod_row *row, struct iod_op *op)
 {
 	struct iod_backend *backend = core->backend;
 
@@ -31,6 +31,11 @@ bool iod_row_hand_over(struct iod_core *core, struct iod_row *row, struct iod_op
 	core->count.requests++;
 	core->queued_bytes += row->op_bytes;
 	return true;
+}
+
+bool iod_row_hand_over(struct iod_core *core, struct iod_row *row, struct iod_op *op)
+{
+	return hand_over(core, row, op);
 }
 
 static void in_flight(struct iod_core *core, struct iod_row *row)
@@ -59,7 +64,7 @@ void iod_row_continue(struct iod_core *core, struct iod_row *row)
 	}
 	switch (plan) {
 	case IOD_PLAN_REQUEST:
-		if (!iod_row_hand_over(core, row, &op)) {
+		if (!hand_over(core, row, &op)) {
 			iod_riders_leave(core, row);
 			iod_plan_end(row);
 			iod_row_wait(core, row, IOD_W_RING, &core->ring);
@@ -107,15 +112,12 @@ void iod_row_continue(struct iod_core *core, struct iod_row *row)
 	}
 }
 
-/* A write to a direct file locks its blocks: one that must read a block first keeps all others off it. */
-static bool take_range(struct iod_core *core, struct iod_row *row)
+static bool lock_range(struct iod_core *core, struct iod_row *row)
 {
 	struct iod_target *target = row->target;
 	bool transfer = row->kind == IOD_R_TRANSFER;
 	uint64_t align = target->offset_alignment, length = transfer ? row->total : row->length;
 
-	if (row->ranged || align <= 1 || target->kind != IOD_T_FILE || row->direction != IOD_FROM_MEMORY)
-		return true;
 	if (length == 0 || length > UINT64_MAX - row->position)
 		return true; /* the kernel will say so */
 	uint64_t end = row->position + length;
@@ -152,7 +154,17 @@ static bool take_range(struct iod_core *core, struct iod_row *row)
 	return true;
 }
 
-static bool take_order(struct iod_core *core, struct iod_row *row)
+/* A write to a direct file locks its blocks: one that must read a block first keeps all others off it. */
+static inline bool take_range(struct iod_core *core, struct iod_row *row)
+{
+	const struct iod_target *target = row->target;
+
+	if (row->ranged || target->offset_alignment <= 1 || target->kind != IOD_T_FILE || row->direction != IOD_FROM_MEMORY)
+		return true;
+	return lock_range(core, row);
+}
+
+static inline bool take_order(struct iod_core *core, struct iod_row *row)
 {
 	struct iod_target *target = row->target;
 	if (!iod_on_wire(target) || row->holds_order)
@@ -166,15 +178,9 @@ static bool take_order(struct iod_core *core, struct iod_row *row)
 	return true;
 }
 
-static bool translate(struct iod_core *core, struct iod_row *row)
+/* Its translation was refused, or must be waited for. */
+static void not_translated(struct iod_core *core, struct iod_row *row, enum iod_walk_result result)
 {
-	struct iod_space *space = row->port->space;
-	iod_row_mark(core, row, IOD_M_WALK, 0);
-	enum iod_walk_result result =
-		iod_walk(space, row->list, row->count, row->moved, row->access, &row->t, &row->fault);
-
-	if (result == IOD_WALK_OK && row->count2)
-		result = iod_walk(space, row->list2, row->count2, row->moved, IOD_WRITE, &row->t2, &row->fault);
 	switch (result) {
 	case IOD_WALK_OK:
 		break;
@@ -185,21 +191,36 @@ static bool translate(struct iod_core *core, struct iod_row *row)
 		iod_translation_clear(&row->t2);
 		if (row->cancel_wanted) { /* by the stage that was asked */
 			iod_row_complete(core, row, IOD_CANCELLED, 0);
-			return false;
+			return;
 		}
 		iod_row_release(core, row); /* a piece of the arena, which others can use meanwhile */
 		iod_row_to(core, row, IOD_S_PENDING);
 		iod_queue_add(&core->pending, row);
-		return false;
+		return;
 	case IOD_WALK_FAULT:
 		iod_translation_clear(&row->t);
 		iod_translation_clear(&row->t2);
 		iod_row_fault(core, row);
-		return false;
+		return;
 	case IOD_WALK_NO_MEMORY:
 		iod_translation_clear(&row->t);
 		iod_translation_clear(&row->t2);
 		iod_row_complete(core, row, IOD_IO_ERROR, ENOMEM);
+		return;
+	}
+}
+
+static inline bool translate(struct iod_core *core, struct iod_row *row)
+{
+	struct iod_space *space = row->port->space;
+	iod_row_mark(core, row, IOD_M_WALK, 0);
+	enum iod_walk_result result =
+		iod_walk(space, row->list, row->count, row->moved, row->access, &row->t, &row->fault);
+
+	if (result == IOD_WALK_OK && row->count2)
+		result = iod_walk(space, row->list2, row->count2, row->moved, IOD_WRITE, &row->t2, &row->fault);
+	if (result != IOD_WALK_OK) {
+		not_translated(core, row, result);
 		return false;
 	}
 	iod_row_lease(core, row);

@@ -55,24 +55,29 @@ static void fill_send(const struct iod_uring *u, struct uring_sqe *s, const stru
 	}
 }
 
+static void begin(const struct iod_uring *u, struct uring_sqe *s, const struct iod_op *op)
+{
+	bool fixed = (op->flags & IOD_OP_FIXED_FILE) && u->files_registered;
+
+	memset(s, 0, sizeof *s);
+	s->fd = fixed ? op->file_index : op->fd;
+	s->flags = fixed ? URING_SQE_FIXED_FILE : 0;
+	s->user_data = op->user_data;
+}
+
 bool iod_uring_fill_sqe(const struct iod_uring *u, struct uring_sqe *s, const struct iod_op *op)
 {
+	if (op->code == IOD_OP_READV || op->code == IOD_OP_WRITEV) {
+		begin(u, s, op);
+		fill_rw(u, s, op);
+		return true;
+	}
 	if (op->code > IOD_OP_POLL)
 		return false;
 	if (op->code == IOD_OP_SEND_ZC && !(uring_supports(u, URING_SEND_ZC) && uring_supports(u, URING_SENDMSG_ZC)))
 		return false;
-	memset(s, 0, sizeof *s);
-	s->fd = op->fd;
-	if ((op->flags & IOD_OP_FIXED_FILE) && u->files_registered) {
-		s->fd = op->file_index;
-		s->flags = URING_SQE_FIXED_FILE;
-	}
-	s->user_data = op->user_data;
+	begin(u, s, op);
 	switch (op->code) {
-	case IOD_OP_READV:
-	case IOD_OP_WRITEV:
-		fill_rw(u, s, op);
-		break;
 	case IOD_OP_SENDMSG:
 		fill_send(u, s, op, false);
 		break;
