@@ -118,6 +118,7 @@ typedef struct {
 	struct iod_segment *list;
 } ScatterList;
 
+#define EXT_ARRAYS 16
 /* One block of memory, cut into arrays; Python makes the views. */
 typedef struct {
 	PyObject_HEAD
@@ -125,6 +126,8 @@ typedef struct {
 	uint8_t *block;
 	Py_ssize_t requests, segments, n, bad; /* bad: completions that are not OK */
 	PyObject *arrays; /* tuple of the views, for finding out whether somebody kept one */
+	PyObject *array[EXT_ARRAYS]; /* the first of them, borrowed */
+	int kept;
 } Columns;
 
 typedef struct {
@@ -271,9 +274,16 @@ int ext_queue_add(PyObject *module);
 int ext_target_add(PyObject *module);
 int ext_target_use(Target *, Engine *); /* bind it to the engine; raises when it is another's, or closed */
 void ext_target_unused(Target *);	/* no row came of that */
-void ext_row_free(Engine *, struct iod_row *);
 int ext_engine_add(PyObject *module);
 extern unsigned ext_forks;
+
+static inline void ext_row_free(Engine *engine, struct iod_row *row)
+{
+	struct iod_port *port = row->port;
+	iod_row_free(&engine->core, row);
+	if (port->rows == 0)
+		Py_DECREF((PyObject *)port->owner); /* taken with the first row */
+}
 
 #define EXT_METHOD(function) ((PyCFunction)(void (*)(void))(function))
 #endif

@@ -274,9 +274,13 @@ static PyObject *columns_block(Columns *self, void *unused)
 
 static PyObject *columns_keep(Columns *self, PyObject *arrays)
 {
+	if (!PyTuple_Check(arrays) || PyTuple_Size(arrays) > EXT_ARRAYS)
+		return PyErr_Format(ArgumentTypeErrorType, "%R is no tuple of at most %d arrays", arrays, EXT_ARRAYS);
 	Py_INCREF(arrays);
-	Py_XDECREF(self->arrays);
-	self->arrays = arrays;
+	EXT_SET(self->arrays, arrays);
+	self->kept = (int)PyTuple_Size(arrays);
+	for (int i = 0; i < self->kept; i++)
+		self->array[i] = PyTuple_GetItem(arrays, i);
 	Py_RETURN_NONE;
 }
 
@@ -291,8 +295,9 @@ static PyObject *columns_arrays(Columns *self, void *unused)
 /* The first n of one of the kept arrays: itself when it is full. */
 PyObject *ext_columns_column(Columns *self, void *which)
 {
-	PyObject *array = self->arrays ? PyTuple_GetItem(self->arrays, (Py_ssize_t)(intptr_t)which) : NULL;
-	if (!array) {
+	intptr_t index = (intptr_t)which;
+	PyObject *array = self->array[index];
+	if (index >= self->kept) {
 		PyErr_SetString(PyExc_AttributeError, "it has no such column");
 		return NULL;
 	}
@@ -368,8 +373,8 @@ Columns *ext_columns_from(PyObject *pool, PyObject *factory, uint32_t limit)
 		PyObject *object = PyList_GetItem(pool, i);
 		Columns *columns = (Columns *)object;
 		bool kept = Py_REFCNT(object) != 1;
-		for (Py_ssize_t k = 0; !kept && k < PyTuple_Size(columns->arrays); k++)
-			kept = Py_REFCNT(PyTuple_GetItem(columns->arrays, k)) != 1;
+		for (int k = 0; !kept && k < columns->kept; k++)
+			kept = Py_REFCNT(columns->array[k]) != 1;
 		if (!kept) {
 			Py_INCREF(object);
 			return columns;

@@ -109,14 +109,6 @@ static void port_dealloc(Port *self)
 	Py_DECREF(type);
 }
 
-void ext_row_free(Engine *engine, struct iod_row *row)
-{
-	struct iod_port *port = row->port;
-	iod_row_free(&engine->core, row);
-	if (port->rows == 0)
-		Py_DECREF((PyObject *)port->owner); /* taken with the first row */
-}
-
 /* ---- submitting ---- */
 
 static int may_submit(Port *self)
@@ -140,18 +132,25 @@ static int may_submit(Port *self)
 	return ext_trace_name(engine, &self->traced, &self->port.trace_id, NULL, self->port.name);
 }
 
-static int submit_row(Port *self, const struct iod_request *request, uint64_t *ticket)
+/* Before the first row of a call, and after its last: how many rows there were. */
+static uint32_t begin_rows(Port *self)
 {
-	bool first = self->port.rows == 0;
 	if (!self->engine->in_turn)
 		self->engine->core.now = ext_clock();
-	int error = iod_submit(&self->engine->core, request, ticket);
-	if (!error) {
-		if (first)
-			Py_INCREF(self);
-		ext_poke(self->engine);
-		return 0;
-	}
+	return self->port.rows;
+}
+
+static void end_rows(Port *self, uint32_t before)
+{
+	if (self->port.rows == before)
+		return;
+	if (before == 0)
+		Py_INCREF(self); /* given back with the last row */
+	ext_poke(self->engine);
+}
+
+static int submit_failed(Port *self, int error)
+{
 	if (error == -EBUSY)
 		PyErr_Format(BusyErrorType, "port %s has %u transfers outstanding, and its depth is %u", self->port.name,
 			     self->port.rows, self->port.depth);
@@ -178,7 +177,11 @@ PyObject *ext_transfer(Port *self, const struct iod_request *given, PyObject *co
 	request.port = &self->port;
 	request.user = transfer;
 	request.depth = self->engine->core.depth;
-	if (submit_row(self, &request, &transfer->ticket)) {
+	uint32_t before = begin_rows(self);
+	int error = iod_submit(&self->engine->core, &request, &transfer->ticket);
+	end_rows(self, before);
+	if (error) {
+		submit_failed(self, error);
 		/* The target was taken for this row alone. */
 		if (request.target)
 			ext_target_unused(request.target->owner);
@@ -475,20 +478,29 @@ static PyObject *submit_batch(Port *self, Columns *columns, PyObject *endpoint, 
 		return NULL;
 	if (n && target_of(self, endpoint, &target))
 		return NULL;
-	for (Py_ssize_t k = 0; k < n; k++) {
+	struct iod_core *core = &self->engine->core;
+	struct iod_request request = {.kind = IOD_R_TRANSFER, .port = &self->port, .target = n ? &target->target : NULL,
+				      .minimum = UINT64_MAX, .depth = core->depth, .end = end ? *end : 0,
+				      .unit = end ? unit : 0};
+	uint32_t before = begin_rows(self);
+	int error = 0;
+	for (Py_ssize_t k = 0; k < n && !error; k++) {
 		uint64_t i = rows ? rows[k] : (uint64_t)k;
-		struct iod_request request = {.kind = IOD_R_TRANSFER, .direction = b.direction[i], .port = &self->port,
-					      .target = &target->target, .addresses = b.address + b.first[i],
-					      .lengths = b.length + b.first[i], .count = b.count[i],
-					      .id = b.id[i], .minimum = UINT64_MAX, .depth = self->engine->core.depth,
-					      .end = end ? *end : 0, .unit = end ? unit : 0};
+		request.direction = b.direction[i];
+		request.addresses = b.address + b.first[i];
+		request.lengths = b.length + b.first[i];
+		request.count = b.count[i];
+		request.id = b.id[i];
 		/* What a guest asked for cannot be an exception: a position that does not fit is refused as a request. */
 		if (__builtin_mul_overflow(positions ? positions[k] : b.position[i], unit, &request.position))
 			request.position = UINT64_MAX;
-		if (submit_row(self, &request, &b.ticket[i])) {
-			ext_target_unused(target);
-			return NULL;
-		}
+		error = iod_submit(core, &request, &b.ticket[i]);
+	}
+	end_rows(self, before);
+	if (error) {
+		submit_failed(self, error);
+		ext_target_unused(target);
+		return NULL;
 	}
 	PyObject *tickets = columns->arrays ? PyTuple_GetItem(columns->arrays, 0) : Py_None;
 	Py_INCREF(tickets);
@@ -501,7 +513,7 @@ static PyObject *port_submit(Port *self, PyObject *const *args, Py_ssize_t n, Py
 			      {"end", NULL}, {NULL, NULL}};
 	Py_buffer rows = {0}, positions = {0};
 	PyObject *result = NULL;
-	uint64_t unit = 1, end = 0;
+	uint64_t unit = 1, end = 0, position;
 
 	if (keywords(args, n, 3, names, k) || may_submit(self))
 		return NULL;
@@ -516,7 +528,13 @@ static PyObject *port_submit(Port *self, PyObject *const *args, Py_ssize_t n, Py
 		return PyErr_Format(ArgumentErrorType, "unit is 0; with an end it must be 1 or more");
 	Columns *columns = (Columns *)k[0].value;
 	Py_ssize_t count = columns->n;
-	if (k[4].value && k[4].value != Py_None) {
+	uint64_t *which = NULL;
+	if (k[4].value && PyObject_TypeCheck(k[4].value, CompletedType)) { /* what finished, again */
+		struct ext_completed done;
+		ext_completed_cut((Columns *)k[4].value, &done);
+		which = done.id;
+		count = ((Columns *)k[4].value)->n;
+	} else if (k[4].value && k[4].value != Py_None) {
 		if (words_of(k[4].value, "rows", 0, &rows))
 			return NULL;
 		count = rows.len / 8;
@@ -527,10 +545,16 @@ static PyObject *port_submit(Port *self, PyObject *const *args, Py_ssize_t n, Py
 			PyErr_SetString(ArgumentErrorType, "rows lies in the batch's own tickets, which this call writes");
 			return NULL;
 		}
+		which = rows.buf;
 	}
-	if (!k[2].value || k[2].value == Py_None || !words_of(k[2].value, "position", count, &positions))
-		result = submit_batch(self, columns, k[1].value, positions.buf, unit, bounded ? &end : NULL, rows.buf,
-				      count);
+	if (k[2].value && PyLong_Check(k[2].value)) {
+		if (count != 1)
+			PyErr_Format(ArgumentErrorType, "position is one number, and there are %zd requests", count);
+		else if (!ext_u64(k[2].value, "position", &position))
+			result = submit_batch(self, columns, k[1].value, &position, unit, bounded ? &end : NULL, which, 1);
+	} else if (!k[2].value || k[2].value == Py_None || !words_of(k[2].value, "position", count, &positions)) {
+		result = submit_batch(self, columns, k[1].value, positions.buf, unit, bounded ? &end : NULL, which, count);
+	}
 	if (positions.obj)
 		PyBuffer_Release(&positions);
 	if (rows.obj)
@@ -609,8 +633,9 @@ static PyMethodDef port_methods[] = {
 	{"submit", EXT_METHOD(port_submit), METH_FASTCALL | METH_KEYWORDS,
 	 "submit(batch, endpoint, position=None, *, unit=1, rows=None, end=None): the requests of a batch, with one\n"
 	 "call.\n\n"
-	 "position: where in the endpoint, in `unit`s, one for each request; None: batch.position. rows: which\n"
-	 "requests of the batch; None: the first batch.n. end: bytes; a request that reaches further, or is not made of\n"
+	 "position: where in the endpoint, in `unit`s, one for each request (a number, if it is one); None:\n"
+	 "batch.position. rows: which requests of the batch, or the Completions whose ids say so; None: the first\n"
+	 "batch.n. end: bytes; a request that reaches further, or is not made of\n"
 	 "whole units, ends with IO_ERROR and moves nothing. Gives batch.ticket, written for those requests."},
 	{"copy", EXT_METHOD(port_copy), METH_FASTCALL | METH_KEYWORDS,
 	 "copy(source, target) -> Transfer: from one list to another of as many bytes."},

@@ -300,10 +300,10 @@ class Port:
         self,
         batch: Columns,
         endpoint: Target,
-        position: _Buffer | _Array | None = None,
+        position: _Buffer | _Array | int | None = None,
         *,
         unit: int = 1,
-        rows: _Buffer | _Array | None = None,
+        rows: _Buffer | _Array | Completed | None = None,
         end: int | None = None,
     ) -> npt.NDArray[np.uint64]: ...
     def copy(self, source: _Segments, target: _Segments) -> Transfer[Completion]: ...

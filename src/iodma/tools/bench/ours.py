@@ -11,7 +11,7 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
@@ -70,59 +70,58 @@ class Stream:
         self._batch.count[:] = segments
         self._batch.direction[:] = iodma.Direction.TO_MEMORY
 
-    def _submit(self, rows: np.ndarray[Any, np.dtype[np.uint64]]) -> None:
-        """Submits requests again: each at the next position, into its own segments."""
-        positions = self._positions.take(len(rows))
-        self._port.submit(self._batch, self._endpoint, positions, rows=rows)
-
-    async def run(self, seconds: float) -> float:
+    def run(self, seconds: float) -> Coroutine[Any, Any, float]:
         """Keeps all requests in flight for a while: requests a second."""
-        if self._depth == 1:
-            return await self._one_at_a_time(seconds)
-        begin = perf_counter_ns()
+        return (self._one_at_a_time if self._depth == 1 else self._many)(seconds)
+
+    async def _many(self, seconds: float) -> float:
+        port, endpoint, batch, limit = self._port, self._endpoint, self._batch, self._limit
+        take = self._positions.take
+        begin = now = perf_counter_ns()
         end = begin + int(seconds * 1e9)
         ids = np.arange(self._depth, dtype=np.uint64)
-        for first in range(0, self._depth, self._limit):
-            self._submit(ids[first : first + self._limit])
+        for first in range(0, self._depth, limit):
+            rows = ids[first : first + limit]
+            port.submit(batch, endpoint, take(len(rows)), rows=rows)
         finished = 0
-        async for done in self._port.completions(limit=self._limit, at_least=self._at_least):
-            check(done)
-            finished += len(done)
+        async for done in port.completions(limit=limit, at_least=self._at_least):
+            if not done.all_ok:
+                raise failed(done)
+            count = len(done)
+            finished += count
             now = perf_counter_ns()
             if now >= end:
                 break
-            self._submit(done.id)
-        async for done in self._port.completions(limit=self._limit):
-            check(done)
+            # The same requests again, each at the next position, into its own segments.
+            port.submit(batch, endpoint, take(count), rows=done)
+        async for done in port.completions(limit=limit):
+            if not done.all_ok:
+                raise failed(done)
         return finished / (now - begin) * 1e9
 
     async def _one_at_a_time(self, seconds: float) -> float:
         """The same with one request: all that changes is its position."""
         port, endpoint, batch = self._port, self._endpoint, self._batch
         batch.n = 1
-        batch.id[0] = batch.first[0] = 0
-        position = batch.position
         positions = cycle(self._positions.all.tolist())
         finished = 0
         begin = now = perf_counter_ns()
         end = begin + int(seconds * 1e9)
-        position[0] = next(positions)
-        port.submit(batch, endpoint)
+        port.submit(batch, endpoint, next(positions))
         async for done in port.completions(limit=1):
-            check(done)
+            if not done.all_ok:
+                raise failed(done)
             finished += 1
             now = perf_counter_ns()
             if now >= end:
                 break
-            position[0] = next(positions)
-            port.submit(batch, endpoint)
+            port.submit(batch, endpoint, next(positions))
         return finished / (now - begin) * 1e9
 
 
-def check(done: iodma.Completions) -> None:
-    """Ends the run when a request was not served."""
-    if not done.all_ok:
-        raise BenchError(f"requests failed: status {done.status}, bytes moved {done.moved}")
+def failed(done: iodma.Completions) -> BenchError:
+    """A request was not served: the run ends."""
+    return BenchError(f"requests failed: status {done.status}, bytes moved {done.moved}")
 
 
 @contextmanager
@@ -297,7 +296,8 @@ def footprint(path: str, file_bytes: int, ram_bytes: int, requests: int) -> Iter
                 raise BenchError(f"{port.outstanding} requests are in flight, not {requests}")
             used = resident_mib()
             async for done in port.completions(limit=256):
-                check(done)
+                if not done.all_ok:
+                    raise failed(done)
             return used
 
         yield lambda seconds: engine.run(run())
