@@ -6,6 +6,7 @@
 
 #include <endian.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -15,6 +16,7 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
@@ -53,8 +55,10 @@ struct vring_address {
 	uint64_t descriptors, used, available, log;
 };
 struct memory_table {
-	uint32_t regions, padding;
-	uint64_t guest, size, user, offset;
+	uint32_t count, padding;
+	struct {
+		uint64_t guest, size, user, offset;
+	} regions[2];
 };
 
 int vb_fail(struct vb_session *s, int error, const char *format, ...)
@@ -77,12 +81,19 @@ static int64_t now_ms(void)
 
 /* The conversation. */
 
-static int say(struct vb_session *s, uint32_t request, const void *payload, uint32_t size, int fd, bool need_reply)
+struct fds {
+	int fd[2];
+	unsigned count;
+};
+#define NO_FDS ((struct fds){ .count = 0 })
+
+static int say(struct vb_session *s, uint32_t request, const void *payload, uint32_t size, struct fds fds,
+	       bool need_reply)
 {
 	struct message m = { .request = htole32(request), .size = htole32(size) };
 	union {
 		struct cmsghdr header;
-		char bytes[CMSG_SPACE(sizeof(int))];
+		char bytes[CMSG_SPACE(2 * sizeof(int))];
 	} control = { 0 };
 	struct iovec iov = { &m, HEADER_BYTES + size };
 	struct msghdr out = { .msg_iov = &iov, .msg_iovlen = 1 };
@@ -91,13 +102,13 @@ static int say(struct vb_session *s, uint32_t request, const void *payload, uint
 	m.flags = htole32(FLAG_VERSION | (need_reply ? FLAG_NEED_REPLY : 0));
 	if (size)
 		memcpy(m.payload, payload, size);
-	if (fd >= 0) {
+	if (fds.count) {
 		out.msg_control = control.bytes;
-		out.msg_controllen = sizeof control.bytes;
+		out.msg_controllen = CMSG_SPACE(fds.count * sizeof(int));
 		control.header.cmsg_level = SOL_SOCKET;
 		control.header.cmsg_type = SCM_RIGHTS;
-		control.header.cmsg_len = CMSG_LEN(sizeof fd);
-		memcpy(CMSG_DATA(&control.header), &fd, sizeof fd);
+		control.header.cmsg_len = CMSG_LEN(fds.count * sizeof(int));
+		memcpy(CMSG_DATA(&control.header), fds.fd, fds.count * sizeof(int));
 	}
 	do {
 		n = sendmsg(s->sock, &out, MSG_NOSIGNAL);
@@ -151,11 +162,11 @@ static int hear(struct vb_session *s, uint32_t request, void *payload, uint32_t 
 }
 
 /* A message without an answer of its own: acknowledged when the server can. */
-static int tell(struct vb_session *s, uint32_t request, const void *payload, uint32_t size, int fd)
+static int tell(struct vb_session *s, uint32_t request, const void *payload, uint32_t size, struct fds fds)
 {
 	bool acknowledged = vb_has(s->protocol, VB_PROTOCOL_REPLY_ACK);
 	uint64_t answer;
-	int error = say(s, request, payload, size, fd, acknowledged);
+	int error = say(s, request, payload, size, fds, acknowledged);
 
 	if (error || !acknowledged)
 		return error;
@@ -166,22 +177,28 @@ static int tell(struct vb_session *s, uint32_t request, const void *payload, uin
 	return error;
 }
 
-static int tell_u64(struct vb_session *s, uint32_t request, uint64_t value, int fd)
+static int tell_u64(struct vb_session *s, uint32_t request, uint64_t value)
 {
 	value = htole64(value);
-	return tell(s, request, &value, sizeof value, fd);
+	return tell(s, request, &value, sizeof value, NO_FDS);
+}
+
+static int tell_fd(struct vb_session *s, uint32_t request, uint64_t index, int fd)
+{
+	index = htole64(index);
+	return tell(s, request, &index, sizeof index, (struct fds){ { fd }, 1 });
 }
 
 static int tell_ring(struct vb_session *s, uint32_t request, uint32_t index, uint32_t number)
 {
 	struct vring_state state = { htole32(index), htole32(number) };
 
-	return tell(s, request, &state, sizeof state, -1);
+	return tell(s, request, &state, sizeof state, NO_FDS);
 }
 
 static int ask_u64(struct vb_session *s, uint32_t request, uint64_t *value)
 {
-	int error = say(s, request, NULL, 0, -1, false);
+	int error = say(s, request, NULL, 0, NO_FDS, false);
 
 	if (!error)
 		error = hear(s, request, value, sizeof *value);
@@ -195,7 +212,7 @@ static int ask_config(struct vb_session *s)
 		uint32_t offset, size, flags;
 		uint8_t bytes[VB_CONFIG_BYTES];
 	} config = { .size = htole32(VB_CONFIG_BYTES) };
-	int error = say(s, GET_CONFIG, &config, sizeof config, -1, false);
+	int error = say(s, GET_CONFIG, &config, sizeof config, NO_FDS, false);
 	uint64_t sectors;
 
 	if (!error)
@@ -256,7 +273,7 @@ static int negotiate(struct vb_session *s)
 	protocol &= 1u << VB_PROTOCOL_MQ | 1u << VB_PROTOCOL_REPLY_ACK | 1u << VB_PROTOCOL_CONFIG;
 	if (!vb_has(protocol, VB_PROTOCOL_CONFIG))
 		return vb_fail(s, -EPROTO, "the server does not offer the CONFIG protocol feature");
-	error = tell_u64(s, SET_PROTOCOL_FEATURES, protocol, -1);
+	error = tell_u64(s, SET_PROTOCOL_FEATURES, protocol);
 	if (error)
 		return error;
 	s->protocol = protocol;
@@ -268,24 +285,25 @@ static int negotiate(struct vb_session *s)
 	if (s->options.queues > queues)
 		return vb_fail(s, -EINVAL, "%u queues are asked for, the server has %llu", s->options.queues,
 			       (unsigned long long)queues);
-	error = tell(s, SET_OWNER, NULL, 0, -1);
+	error = tell(s, SET_OWNER, NULL, 0, NO_FDS);
 	if (!error)
 		error = ask_config(s);
 	if (!error)
-		error = tell_u64(s, SET_FEATURES, s->features, -1);
+		error = tell_u64(s, SET_FEATURES, s->features);
 	return error;
 }
 
 static int share_memory(struct vb_session *s)
 {
-	struct memory_table table = {
-		.regions = htole32(1),
-		.guest = htole64(VB_GUEST_BASE),
-		.size = htole64(s->memory_bytes),
-		.user = htole64((uintptr_t)s->memory),
-	};
+	const struct vb_region *regions[2] = { &s->rings, &s->data };
+	struct memory_table table = { .count = htole32(2) };
 
-	return tell(s, SET_MEM_TABLE, &table, sizeof table, s->memfd);
+	for (int i = 0; i < 2; i++) {
+		table.regions[i].guest = htole64(regions[i]->guest);
+		table.regions[i].size = htole64(regions[i]->bytes);
+		table.regions[i].user = htole64((uintptr_t)regions[i]->memory);
+	}
+	return tell(s, SET_MEM_TABLE, &table, sizeof table, (struct fds){ { s->rings.fd, s->data.fd }, 2 });
 }
 
 static int start_ring(struct vb_session *s, uint32_t index)
@@ -302,11 +320,11 @@ static int start_ring(struct vb_session *s, uint32_t index)
 	if (!error)
 		error = tell_ring(s, SET_VRING_BASE, index, 0);
 	if (!error)
-		error = tell(s, SET_VRING_ADDR, &address, sizeof address, -1);
+		error = tell(s, SET_VRING_ADDR, &address, sizeof address, NO_FDS);
 	if (!error)
-		error = tell_u64(s, SET_VRING_CALL, index, q->call);
+		error = tell_fd(s, SET_VRING_CALL, index, q->call);
 	if (!error)
-		error = tell_u64(s, SET_VRING_KICK, index, q->kick);
+		error = tell_fd(s, SET_VRING_KICK, index, q->kick);
 	if (!error)
 		error = tell_ring(s, SET_VRING_ENABLE, index, 1);
 	return error;
@@ -316,7 +334,7 @@ static int start_ring(struct vb_session *s, uint32_t index)
 static int stop_ring(struct vb_session *s, uint32_t index)
 {
 	struct vring_state state = { htole32(index), 0 };
-	int error = say(s, GET_VRING_BASE, &state, sizeof state, -1, false);
+	int error = say(s, GET_VRING_BASE, &state, sizeof state, NO_FDS, false);
 
 	if (!error)
 		error = hear(s, GET_VRING_BASE, &state, sizeof state);
@@ -351,25 +369,46 @@ static void shuffle(uint8_t **items, size_t count)
 	}
 }
 
+static int map_region(struct vb_session *s, struct vb_region *region, int given)
+{
+	struct stat status;
+	void *memory;
+
+	region->fd = given < 0 ? memfd_create("iodma-vhost-load", MFD_CLOEXEC) : fcntl(given, F_DUPFD_CLOEXEC, 0);
+	if (region->fd < 0 || (given < 0 && ftruncate(region->fd, (off_t)region->bytes)) || fstat(region->fd, &status))
+		return vb_fail(s, -errno, "%zu bytes of memory: %s", region->bytes, strerror(errno));
+	if ((uint64_t)status.st_size < region->bytes)
+		return vb_fail(s, -EINVAL, "%zu bytes of memory are needed, %lld are given", region->bytes,
+			       (long long)status.st_size);
+	memory = mmap(NULL, region->bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, region->fd, 0);
+	if (memory == MAP_FAILED)
+		return vb_fail(s, -errno, "%zu bytes of memory: %s", region->bytes, strerror(errno));
+	region->memory = memory;
+	return 0;
+}
+
 static int lay_out(struct vb_session *s)
 {
 	const struct vb_options *o = &s->options;
-	size_t slots = (size_t)o->queues * o->depth, each = pages(64 + (o->segments + 2) * sizeof(struct vring_descriptor));
+	size_t slots = (size_t)o->queues * o->depth;
+	size_t each = pages(64 + (o->segments + 2) * sizeof(struct vring_descriptor));
 	/* A page of its own between segments: none of them touch, whatever the order. */
 	size_t stride = pages(o->segment_bytes) + (o->segments > 1 ? VB_PAGE : 0);
 	size_t descriptors = pages((size_t)o->queue_size * sizeof(struct vring_descriptor));
 	size_t available = pages(6 + 2 * (size_t)o->queue_size), used = pages(6 + 8 * (size_t)o->queue_size);
 	uint8_t *at;
 
-	s->memory_bytes = o->queues * (descriptors + available + used) + slots * each + slots * o->segments * stride;
-	s->memfd = memfd_create("iodma-vhost-load", MFD_CLOEXEC);
-	if (s->memfd < 0 || ftruncate(s->memfd, (off_t)s->memory_bytes))
-		return vb_fail(s, -errno, "%zu bytes of memory: %s", s->memory_bytes, strerror(errno));
-	s->memory = mmap(NULL, s->memory_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, s->memfd, 0);
-	if (s->memory == MAP_FAILED) {
-		s->memory = NULL;
-		return vb_fail(s, -errno, "%zu bytes of memory: %s", s->memory_bytes, strerror(errno));
-	}
+	int error;
+
+	s->rings.guest = VB_GUEST_BASE;
+	s->rings.bytes = o->queues * (descriptors + available + used) + slots * each;
+	s->data.guest = VB_DATA_BASE;
+	s->data.bytes = slots * o->segments * stride;
+	error = map_region(s, &s->rings, -1);
+	if (!error)
+		error = map_region(s, &s->data, o->data_fd);
+	if (error)
+		return error;
 	s->queues = calloc(o->queues, sizeof *s->queues);
 	s->slots = calloc(slots, sizeof *s->slots);
 	s->segments = calloc(slots * o->segments, sizeof *s->segments);
@@ -377,7 +416,7 @@ static int lay_out(struct vb_session *s)
 		s->queues[i].kick = s->queues[i].call = -1;
 	if (!s->queues || !s->slots || !s->segments)
 		return vb_fail(s, -ENOMEM, "no memory for %zu slots", slots);
-	at = s->memory;
+	at = s->rings.memory;
 	for (uint32_t i = 0; i < o->queues; i++) {
 		struct vb_queue *q = &s->queues[i];
 
@@ -398,8 +437,8 @@ static int lay_out(struct vb_session *s)
 		s->slots[i].table = (struct vring_descriptor *)(at + 64);
 		s->slots[i].segments = &s->segments[i * o->segments];
 	}
-	for (size_t i = 0; i < slots * o->segments; i++, at += stride)
-		s->segments[i] = at;
+	for (size_t i = 0; i < slots * o->segments; i++)
+		s->segments[i] = s->data.memory + i * stride;
 	shuffle(s->segments, slots * o->segments);
 	return 0;
 }
@@ -461,7 +500,7 @@ int vb_open(struct vb_session *s, const struct vb_options *options)
 
 	memset(s, 0, sizeof *s);
 	s->options = *options;
-	s->sock = s->memfd = s->epoll = -1;
+	s->sock = s->rings.fd = s->data.fd = s->epoll = -1;
 	error = open_all(s);
 	s->options.path = NULL; /* the caller's */
 	if (error) {
@@ -476,6 +515,14 @@ static void close_fd(int *fd)
 	if (*fd >= 0)
 		close(*fd);
 	*fd = -1;
+}
+
+static void unmap_region(struct vb_region *region)
+{
+	if (region->memory)
+		munmap(region->memory, region->bytes);
+	region->memory = NULL;
+	close_fd(&region->fd);
 }
 
 int vb_close(struct vb_session *s)
@@ -493,13 +540,11 @@ int vb_close(struct vb_session *s)
 	}
 	close_fd(&s->sock);
 	close_fd(&s->epoll);
-	close_fd(&s->memfd);
-	if (s->memory)
-		munmap(s->memory, s->memory_bytes);
+	unmap_region(&s->rings);
+	unmap_region(&s->data);
 	free(s->queues);
 	free(s->slots);
 	free(s->segments);
-	s->memory = NULL;
 	s->queues = NULL;
 	s->slots = NULL;
 	s->segments = NULL;

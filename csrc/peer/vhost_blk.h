@@ -3,19 +3,21 @@
  * vhost_blk: a vhost-user-blk front-end that makes load, written from the vhost-user protocol and the virtio 1.2
  * specification, on purpose without a line of the core: what measures and checks the back-end shares nothing with it.
  *
- * One shared region holds everything, at the guest physical address VB_GUEST_BASE:
+ * Two shared regions, the first at the guest physical address VB_GUEST_BASE:
  *
  *     queue 0: descriptors | available ring | used ring    (each on a page of its own)
  *     queue 1: ...
  *     slots:   request header | status | indirect table    (one page each, or as many as the table takes)
- *     data:    the segments of all slots, shuffled, so that no two of a request touch
  *
- * A slot is a request that may be in flight; its place in the descriptor table is its own.
+ * the second at VB_DATA_BASE: the segments of all slots, shuffled, so that no two of a request touch.  Its memory may
+ * be given, for sessions that take turns with the very same pages.  A slot is a request that may be in flight; its
+ * place in the descriptor table is its own.
  *
  * Invariants
  *  - A session belongs to one thread at a time; only the null server runs beside it.
  *  - Nothing waits without a bound: on the conversation VB_REPLY_MS, on requests the session's patience.
- *  - What the server writes (used ring, replies) is checked before it is used: an answer to what was not asked is an error.
+ *  - What the server writes (used ring, replies) is checked before it is used: an answer to what was not asked is an
+ *    error.
  *  - After an error that leaves requests in flight the session is broken, and stays so.
  */
 #ifndef PEER_VHOST_BLK_H
@@ -27,7 +29,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define VB_GUEST_BASE 0x100000000u
+#define VB_GUEST_BASE 0x100000000ull
+#define VB_DATA_BASE 0x200000000ull
 #define VB_PAGE 4096u
 #define VB_SECTOR 512u
 #define VB_REPLY_MS 10000
@@ -96,6 +99,7 @@ struct vb_options {
 	uint32_t queues, queue_size, depth, segments, segment_bytes;
 	uint32_t indirect_above; /* more descriptors than this go into an indirect table */
 	bool event_index, indirect;
+	int data_fd;	     /* memory for the data, at least as large as it; -1: our own */
 	uint64_t null_bytes; /* the null server's capacity */
 	int null_cpu;	     /* where it runs; -1: anywhere */
 	bool null_spins;
@@ -110,11 +114,18 @@ struct vb_null {
 	_Atomic uint64_t answered;
 };
 
+/* Shared with the server. */
+struct vb_region {
+	int fd;
+	uint8_t *memory;
+	size_t bytes;
+	uint64_t guest;
+};
+
 struct vb_session {
 	struct vb_options options;
-	int sock, memfd, epoll;
-	uint8_t *memory;
-	size_t memory_bytes;
+	int sock, epoll;
+	struct vb_region rings, data;
 	uint64_t offered, features, protocol;
 	uint64_t capacity; /* bytes */
 	uint32_t server_queues;
@@ -166,9 +177,9 @@ void vb_pattern(uint64_t seed, uint64_t sector, uint8_t *bytes);
 int vb_null_start(struct vb_session *);
 void vb_null_stop(struct vb_session *);
 
-static inline uint64_t vb_guest(const struct vb_session *s, const void *p)
+static inline uint64_t vb_guest(const struct vb_region *region, const void *p)
 {
-	return VB_GUEST_BASE + (uint64_t)((const uint8_t *)p - s->memory);
+	return region->guest + (uint64_t)((const uint8_t *)p - region->memory);
 }
 
 /* virtio 1.2, 2.7.7.2: whether the other side asked to be told when the index went from `from` to `to`. */

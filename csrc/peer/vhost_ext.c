@@ -79,10 +79,10 @@ static int check_options(const struct vb_options *o, double patience)
 static PyObject *client_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
 	static char *names[] = { "path",	   "queues",	  "queue_size", "depth",      "segments", "segment_bytes",
-				 "indirect_above", "event_index", "indirect",	"null_bytes", "null_cpu", "null_spins",
-				 "patience",	   NULL };
+				 "indirect_above", "event_index", "indirect",	"data_fd",    "null_bytes", "null_cpu",
+				 "null_spins",	   "patience",	  NULL };
 	struct vb_options o = { .queues = 1, .queue_size = 128, .depth = 1, .segments = 1, .segment_bytes = 4096,
-				.indirect_above = 1, .null_cpu = -1 };
+				.indirect_above = 1, .data_fd = -1, .null_cpu = -1 };
 	int event_index = 1, indirect = 1, null_spins = 1, error;
 	unsigned long long null_bytes = 256 << 20;
 	double patience = 10.0;
@@ -90,9 +90,9 @@ static PyObject *client_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
 	allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
 	Client *self;
 
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$IIIIIIppKipd:VhostBlk", names, &path, &o.queues,
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$IIIIIIppiKipd:VhostBlk", names, &path, &o.queues,
 					 &o.queue_size, &o.depth, &o.segments, &o.segment_bytes, &o.indirect_above,
-					 &event_index, &indirect, &null_bytes, &o.null_cpu, &null_spins, &patience))
+					 &event_index, &indirect, &o.data_fd, &null_bytes, &o.null_cpu, &null_spins, &patience))
 		return NULL;
 	if (check_options(&o, patience) || (path != Py_None && !PyUnicode_FSConverter(path, &bytes)))
 		return NULL;

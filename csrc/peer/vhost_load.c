@@ -73,15 +73,15 @@ static uint32_t describe_all(const struct vb_session *s, struct vb_slot *slot, s
 {
 	uint32_t n = 0, left = slot->bytes;
 
-	describe(&table[n], vb_guest(s, slot->header), sizeof *slot->header, VRING_NEXT, (uint16_t)(base + n + 1));
+	describe(&table[n], vb_guest(&s->rings, slot->header), sizeof *slot->header, VRING_NEXT, (uint16_t)(base + n + 1));
 	for (n = 1; left; n++) {
 		uint32_t length = left < s->options.segment_bytes ? left : s->options.segment_bytes;
 
-		describe(&table[n], vb_guest(s, slot->segments[n - 1]), length,
+		describe(&table[n], vb_guest(&s->data, slot->segments[n - 1]), length,
 			 VRING_NEXT | (to_memory ? VRING_WRITE : 0), (uint16_t)(base + n + 1));
 		left -= length;
 	}
-	describe(&table[n], vb_guest(s, slot->status), 1, VRING_WRITE, 0);
+	describe(&table[n], vb_guest(&s->rings, slot->status), 1, VRING_WRITE, 0);
 	return n + 1;
 }
 
@@ -98,7 +98,7 @@ static void queue_slot(struct vb_session *s, struct vb_queue *q, struct vb_slot 
 	*slot->status = VB_STATUS_UNSET;
 	count = describe_all(s, slot, indirect ? slot->table : &q->descriptors[head], indirect ? 0 : head, to_memory);
 	if (indirect)
-		describe(&q->descriptors[head], vb_guest(s, slot->table), count * (uint32_t)sizeof *slot->table,
+		describe(&q->descriptors[head], vb_guest(&s->rings, slot->table), count * (uint32_t)sizeof *slot->table,
 			 VRING_INDIRECT, 0);
 	atomic_store_explicit(&q->available[2 + q->available_next % q->size], htole16(head), memory_order_relaxed);
 	q->available_next++;
@@ -146,7 +146,8 @@ static struct vb_slot *take(struct vb_session *s, struct vb_queue *q, uint32_t *
 
 	if (id % s->descriptors_each || number >= s->options.depth || !q->slots[number].in_flight) {
 		s->broken = true;
-		vb_fail(s, -EPROTO, "used element %u names descriptor %u, which heads nothing in flight", q->used_next, id);
+		vb_fail(s, -EPROTO, "used element %u names descriptor %u, which heads nothing in flight", q->used_next,
+			id);
 		return NULL;
 	}
 	slot = &q->slots[number];

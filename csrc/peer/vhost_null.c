@@ -25,7 +25,7 @@ struct device_queue {
 
 static void *at_guest(const struct vb_session *s, uint64_t address)
 {
-	return s->memory + (address - VB_GUEST_BASE);
+	return s->rings.memory + (address - s->rings.guest);
 }
 
 /* Writes the status of the chain that `head` starts; gives the bytes written to memory, the status with them. */

@@ -72,7 +72,7 @@ def lookup_loop(map: Any, addresses: _Buffer, *, rounds: int = 1) -> tuple[int, 
 
 @final
 class VhostBlk:
-    """A vhost-user-blk front-end: connects, shares one region of memory, starts the rings.
+    """A vhost-user-blk front-end: connects, shares its memory, starts the rings.
 
     It takes VERSION_1, EVENT_IDX, INDIRECT_DESC and what it knows of a block device's features, and
     the protocol features REPLY_ACK, CONFIG and MQ. Every request has header, data and status in
@@ -89,6 +89,7 @@ class VhostBlk:
             1, is what Linux does.
         event_index: take EVENT_IDX if it is offered.
         indirect: take INDIRECT_DESC if it is offered.
+        data_fd: shared memory for the data of requests, as large as it has to be; -1: our own.
         null_bytes: capacity of the thread's disk.
         null_cpu: the processor of that thread; -1: any.
         null_spins: it never sleeps.
@@ -111,6 +112,7 @@ class VhostBlk:
         indirect_above: int = 1,
         event_index: bool = True,
         indirect: bool = True,
+        data_fd: int = -1,
         null_bytes: int = 268435456,
         null_cpu: int = -1,
         null_spins: bool = True,

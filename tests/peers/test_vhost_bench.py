@@ -14,7 +14,10 @@ import numpy as np
 import pytest
 
 from iodma._peer import VhostBlk
+from iodma.tools.bench.budget import plan
+from iodma.tools.bench.options import Options
 from iodma.tools.bench.vhost_servers import PEER, Server, peer_variants, storage_daemon
+from iodma.tools.bench.vhost_user_blk import MEMORY_BYTES, cost, limits
 from iodma.tools.bench.vhost_works import WORKS
 
 KEYS = {"work", "peer", "value", "unit", "better", "must", "holds", "pairs", "low", "high"}
@@ -182,14 +185,17 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.limit(240)
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason='rows named "own" need two processors')
-def test_every_row_gives_a_figure(tmp_path: Path, peer: Callable[[str], str]) -> None:
+def test_every_kind_of_row_gives_a_figure(tmp_path: Path, peer: Callable[[str], str]) -> None:
     peer(PEER)
     out = tmp_path / "out.json"
-    done = bench("--itself", "--json", str(out), "--pairs", "1", "--sample", "0.1")
+    names = ("depth 1, one", "writes", "32 segments", "O_DIRECT, depth 32", "processor time")
+    wanted = [work for work in WORKS if any(name in work.name for name in names)]
+    only = [word for name in names for word in ("--only", name)]
+    done = bench("--itself", "--json", str(out), "--pairs", "1", "--sample", "0.1", *only)
     assert done.returncode == 0, done.stderr
     report = json.loads(out.read_text())
     assert report["bench"] == "vhost-user-blk"
-    assert [row["work"] for row in report["rows"]] == [work.name for work in WORKS]
+    assert [row["work"] for row in report["rows"]] == [work.name for work in wanted]
     for row in report["rows"]:
         assert set(row) == KEYS
         assert row["value"] > 0
@@ -200,7 +206,7 @@ def test_every_row_gives_a_figure(tmp_path: Path, peer: Callable[[str], str]) ->
         assert details["best"]["server_us_per_request"] > 0
         assert all(value > 0 for value in details["client alone"].values())
     assert [row["work"] for row in report["extra"]["spinning off"]] == [
-        f"{work.name}; spinning off" for work in WORKS if work.spin
+        f"{work.name}; spinning off" for work in wanted if work.spin
     ]
     assert report["machine"]["filesystem"]
 
@@ -215,6 +221,16 @@ def test_a_missing_peer_is_one_line() -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("iodma: error: qemu-storage-daemon is not installed")
     assert "Traceback" not in done.stderr
+
+
+def test_it_ends_within_its_time() -> None:
+    for work in WORKS:
+        assert work.shape["depth"] * work.shape["segments"] * 2 * work.shape["segment_bytes"] <= (
+            MEMORY_BYTES
+        )
+    budget = plan(map(cost, WORKS), sides=3, **limits(Options("vhost-user-blk")))
+    assert budget.pairs >= 7
+    assert budget.total_s < 240
 
 
 def test_what_means_nothing_to_it_is_refused() -> None:

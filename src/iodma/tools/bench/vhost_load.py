@@ -10,6 +10,7 @@ Invariants
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -79,6 +80,7 @@ class Load:
 def load(
     *,
     path: str,
+    memory: str,
     command: Sequence[str],
     server_cpu: int,
     shape: dict[str, Any],
@@ -90,6 +92,7 @@ def load(
 
     Args:
         path: the image.
+        memory: where the data of requests is, the same for all sides.
         command: the server's, see `vhost_servers`.
         server_cpu: where it runs.
         shape: the client's depth, segments, segment_bytes.
@@ -99,9 +102,10 @@ def load(
     """
     with ExitStack() as opened:
         server = opened.enter_context(Server(command, Path(path), server_cpu))
-        client = opened.enter_context(server.connect(**shape))
+        data = os.open(memory, os.O_RDWR | os.O_CLOEXEC)
+        opened.callback(os.close, data)
+        client = opened.enter_context(server.connect(**shape, data_fd=data))
         sample = Load(client, server, write=write, poll=poll, metric=metric)
-        sample(0.05)
         yield sample
 
 

@@ -31,7 +31,7 @@ import numpy
 from iodma._version import __version__
 from iodma.errors import ArgumentError
 from iodma.tools.bench.budget import Budget, plan
-from iodma.tools.bench.files import DataFile, data_file
+from iodma.tools.bench.files import DataFile, data_file, shared_memory
 from iodma.tools.bench.harness import (
     BenchError,
     Pair,
@@ -56,12 +56,16 @@ from iodma.tools.machine import kernel_release, processor
 __all__ = ["run"]
 
 FILE_BYTES = 256 << 20
+#: For the data of all requests in flight.
+MEMORY_BYTES = 16 << 20
 LOAD = "iodma.tools.bench.vhost_load:load"
 NULL = "iodma.tools.bench.vhost_load:null"
 IDLE = "iodma.tools.bench.vhost_load:idle"
 OURS, OFF, BEST = "iodma", "iodma, spinning off", "best"
 #: Each way to run the peer has so many short samples before a row.
 TRIES, TRY_S = 3, 0.1
+#: And each side one that nobody looks at, after its server has started.
+WARM_S = 0.1
 CEILING_S = 0.15
 IDLE_S = 2.5
 #: Estimates: a worker, a server that it starts, the three files.
@@ -141,6 +145,7 @@ class Bench:
             side: opened.enter_context(data_file(options.directory, FILE_BYTES))
             for side in (OURS, OFF, BEST)
         }
+        self._memory = opened.enter_context(shared_memory(MEMORY_BYTES))
         self._workers: dict[str, Worker] = {}
         self._details: dict[str, Any] = {}
         self._off: list[Row] = []
@@ -158,6 +163,8 @@ class Bench:
         sides = [self.ours(work, spin=work.spin), self.peer(work, best)]
         if work.spin:
             sides.append(self.ours(work, spin=False))
+        for side in sides:
+            side.sample(WARM_S)
         seen: list[list[dict[str, Any]]] = [[] for _ in sides]
 
         def sampler(index: int) -> Callable[[], float]:
@@ -194,7 +201,10 @@ class Bench:
     def best_peer(self, work: Work) -> tuple[str, dict[str, float]]:
         """The way to run the peer that is best for this row, and what each gave."""
         names = list(peer_variants(work.direct))
-        samples = [partial(self.peer(work, name).sample, TRY_S) for name in names]
+        sides = [self.peer(work, name) for name in names]
+        for side in sides:
+            side.sample(WARM_S)
+        samples = [partial(side.sample, TRY_S) for side in sides]
         columns = zip(*run_rounds(samples, TRIES), strict=True)
         tried = {name: round(median(each), 3) for name, each in zip(names, columns, strict=True)}
         choose = max if work.better == "higher" else min
@@ -221,13 +231,13 @@ class Bench:
             "poll": work.own,
             "metric": work.metric,
         }
-        return self.worker(name, Case(name, LOAD, options, reads_file=True), file)
+        return self.worker(name, Case(name, LOAD, options, True, True), file)
 
     def worker(self, name: str, case: Case, file: DataFile) -> Worker:
         """The worker of that name, with this case open."""
         worker = self._workers.get(name)
         if worker is None:
-            worker = Worker(case, file.path, self._place.client)
+            worker = Worker(case, file.path, self._place.client, self._memory)
             self._workers[name] = self._opened.enter_context(closing(worker))
         elif worker.case != case:
             worker.open(case)
@@ -243,8 +253,9 @@ class Bench:
         }
         thread = self.worker("ceiling", Case("a thread", NULL, options), file)
         result = {"a thread that answers at once": round(thread.sample(CEILING_S), 1)}
-        disk = Case("null", LOAD, {**options, "command": null_storage_daemon(FILE_BYTES)}, True)
-        null = self.worker("ceiling", disk, file)
+        options["command"] = null_storage_daemon(FILE_BYTES)
+        null = self.worker("ceiling", Case("null", LOAD, options, True, True), file)
+        null.sample(WARM_S)
         result[f"{PEER}, null-co"] = round(null.sample(CEILING_S), 1)
         return result
 
@@ -315,7 +326,8 @@ def cost(work: Work) -> tuple[bool, float, float]:
     """For the plan: whether it is timed, seconds once, seconds a pair."""
     ways = len(peer_variants(work.direct))
     servers = (ways + 4) * SERVER_START_S
-    return True, servers + ways * TRIES * TRY_S + 2 * CEILING_S, 0.0
+    samples = ways * (TRIES * TRY_S + WARM_S) + 4 * WARM_S + 2 * CEILING_S
+    return True, servers + samples, 0.0
 
 
 def limits(options: Options) -> dict[str, Any]:
