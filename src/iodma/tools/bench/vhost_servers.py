@@ -40,7 +40,7 @@ PEER = "qemu-storage-daemon"
 #: Stand for the two paths in a command, and are what the report shows.
 SOCKET, IMAGE = "%SOCKET%", "%IMAGE%"
 START_S = 15.0
-STOP_S = 5.0
+STOP_S = 2.0
 PR_SET_PDEATHSIG = 1
 
 
