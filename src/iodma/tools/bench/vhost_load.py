@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from typing import Any, Literal
 from iodma._peer import VhostBlk
 from iodma.tools.bench.harness import BenchError
 from iodma.tools.bench.vhost_servers import Server
+from iodma.tools.machine import read_text
 
 __all__ = ["Load", "idle", "load", "null"]
 
@@ -31,14 +32,23 @@ class Load:
 
     Attributes:
         details: of the last sample: requests a second, latencies and the server's processor time in
-            microseconds, kicks and wake-ups for each request.
+            microseconds, kicks and wake-ups for each request; how much of the processors others
+            used, in percent.
     """
 
     def __init__(
-        self, client: VhostBlk, server: Server | None, *, write: bool, poll: bool, metric: Metric
+        self,
+        client: VhostBlk,
+        server: Server | None,
+        cpus: Collection[int],
+        *,
+        write: bool,
+        poll: bool,
+        metric: Metric,
     ) -> None:
         self._client = client
         self._server = server
+        self._cpus = frozenset(cpus)
         self._write = write
         self._poll = poll
         self._metric = metric
@@ -52,11 +62,11 @@ class Load:
             BenchError: a request failed.
         """
         self._seed += 1
-        before = self._processor_ns()
+        before, others = self._processor_ns(), self._others_ns()
         done = self._client.run(
             write=self._write, poll=self._poll, seconds=seconds, seed=0x5EED * self._seed
         )
-        used = self._processor_ns() - before
+        used, others = self._processor_ns() - before, self._others_ns() - others
         if done["errors"] or done["wrong_lengths"] or not done["requests"]:
             raise BenchError(f"the server does not do what it is asked for: {done}")
         requests = done["requests"]
@@ -69,11 +79,27 @@ class Load:
             "kicks_per_request": round(done["kicks"] / requests, 4),
             "wakes_per_request": round(done["wakes"] / requests, 4),
             "requests_per_reap": round(requests / max(1, done["reaps"]), 2),
+            "others_percent": round(max(0.0, others / len(self._cpus) / done["ns"] * 100), 1),
         }
         return rate if self._metric == "requests" else used / 1000 / requests
 
     def _processor_ns(self) -> int:
         return self._server.processor_ns() if self._server else 0
+
+    def _others_ns(self) -> int:
+        """What the processors did, but for the client and the server; a tick is 10 ms."""
+        return busy_ns(self._cpus) - self._processor_ns() - time.process_time_ns()
+
+
+def busy_ns(cpus: Collection[int]) -> int:
+    """Nanoseconds that these processors were not idle, those that a hypervisor took included."""
+    ticks = 0
+    for line in read_text("/proc/stat").splitlines():
+        name, *counts = line.split()
+        if name[:3] == "cpu" and name[3:].isdigit() and int(name[3:]) in cpus:
+            user, nice, system, _, _, interrupts, soft, stolen = map(int, counts[:8])
+            ticks += user + nice + system + interrupts + soft + stolen
+    return ticks * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
@@ -105,15 +131,15 @@ def load(
         data = os.open(memory, os.O_RDWR | os.O_CLOEXEC)
         opened.callback(os.close, data)
         client = opened.enter_context(server.connect(**shape, data_fd=data))
-        sample = Load(client, server, write=write, poll=poll, metric=metric)
-        yield sample
+        cpus = {server_cpu, *os.sched_getaffinity(0)}
+        yield Load(client, server, cpus, write=write, poll=poll, metric=metric)
 
 
 @contextmanager
 def null(*, server_cpu: int, shape: dict[str, Any], poll: bool = True) -> Iterator[Load]:
     """The client by itself: a thread answers each request at once."""
     with VhostBlk(None, null_cpu=server_cpu, null_spins=poll, **shape) as client:
-        yield Load(client, None, write=False, poll=poll, metric="requests")
+        yield Load(client, None, {server_cpu}, write=False, poll=poll, metric="requests")
 
 
 @contextmanager

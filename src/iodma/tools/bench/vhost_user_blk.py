@@ -58,6 +58,8 @@ __all__ = ["run"]
 FILE_BYTES = 256 << 20
 #: For the data of all requests in flight.
 MEMORY_BYTES = 16 << 20
+#: Of the processors, in percent: above this there is a warning.
+MOST_OTHERS = 3.0
 LOAD = "iodma.tools.bench.vhost_load:load"
 NULL = "iodma.tools.bench.vhost_load:null"
 IDLE = "iodma.tools.bench.vhost_load:idle"
@@ -119,6 +121,9 @@ def run(options: Options, tell: Callable[[str], None]) -> Report:
             rows.append(row)
         extra = bench.extra()
         machine = facts(place, version, budget, bench.filesystem)
+        machine["others_percent"] = round(median(bench.others), 1)
+    if (others := machine["others_percent"]) > MOST_OTHERS:
+        tell(f"note: others had {others:.0f} % of the processors: these figures tell little")
     report = Report(options.name, rows, peers, machine, extra)
     if options.output:
         report.write(options.output)
@@ -149,6 +154,7 @@ class Bench:
         self._workers: dict[str, Worker] = {}
         self._details: dict[str, Any] = {}
         self._off: list[Row] = []
+        self.others: list[float] = []
 
     @property
     def filesystem(self) -> str:
@@ -171,6 +177,7 @@ class Bench:
             def sample() -> float:
                 value = sides[index].sample(self._budget.sample_s)
                 seen[index].append(sides[index].details)
+                self.others.append(sides[index].details["others_percent"])
                 return value
 
             return sample
