@@ -18,6 +18,7 @@ from iodma.testing.clock import Clock
 from iodma.testing.endpoint import Answer, Request, ScriptedEndpoint
 from iodma.testing.inject import Inject, Rule
 from iodma.testing.leaks import LeakError, no_leaks
+from iodma.testing.lossy import LossyDisk
 from iodma.testing.memory import FakeMemory
 from iodma.testing.strict import strict_engine
 
@@ -27,6 +28,7 @@ __all__ = [
     "FakeMemory",
     "Inject",
     "LeakError",
+    "LossyDisk",
     "Request",
     "Rule",
     "ScriptedEndpoint",
