@@ -16,7 +16,7 @@ from iodma import ArgumentError, ArgumentTypeError, Buffer, File
 from iodma._core import Wait, completion
 from iodma.devices.virtio_blk import BlkFeature, BlkStatus, BlkType, VirtioBlk
 from iodma.devices.virtio_blk.flush import Flushes
-from iodma.testing import Answer, ScriptedEndpoint
+from iodma.testing import Answer, LossyDisk, ScriptedEndpoint
 from iodma.virtio import DeviceStatus, Feature
 from tests.unit.guestdisk import Guest
 
@@ -417,7 +417,10 @@ def test_zeroes_and_writes_in_either_mode(path: Path, disk: File, through: bool)
 
 
 def test_after_a_flush_that_failed_all_fail() -> None:
-    with ScriptedEndpoint(SIZE) as disk, Guest(disk) as guest:  # it cannot flush
+    def script(request: Any) -> Answer:
+        return Answer.fail(95) if request.kind == "flush" else Answer.all()
+
+    with ScriptedEndpoint(SIZE, script=script) as disk, Guest(disk) as guest:
 
         async def main() -> None:
             for _ in range(3):
@@ -584,3 +587,120 @@ def test_a_ring_that_makes_no_sense_breaks_itself_alone(disk: File) -> None:
 
         guest.run(main())
         assert told[0].startswith("queue 0: ")
+
+
+# --- a disk that loses what was not flushed -------------------------------------------------------
+
+
+class Sector:
+    """What may be on the medium: the last value known to be durable, or any written since."""
+
+    def __init__(self) -> None:
+        self.values: list[bytes] = [bytes(512)]
+        self.floor = 0  # the first of them that may be there
+
+    def may_be(self, data: bytes) -> bool:
+        return data in self.values[self.floor :]
+
+
+@pytest.mark.parametrize("mode", ["flush", "through", "neither"])
+def test_what_was_flushed_outlives_a_power_failure(rng: random.Random, mode: str) -> None:
+    """Writers, flushes that take their time, and a power failure at any moment."""
+
+    def later(request: Any) -> Answer:
+        return Answer.all().after(rng.choice((0, 0, 0.0002, 0.001)))
+
+    features = {"flush": FLUSH, "through": FLUSH | WCE, "neither": 0}[mode]
+    with LossyDisk(SIZE, script=later) as disk, Guest(disk, features=features) as guest:
+        if mode == "through":
+            guest.device.write_config(32, b"\0")
+        sectors = [Sector() for _ in range(SECTORS)]
+        stop = [False]
+        flushed = [0]
+
+        async def writer(mine: range) -> None:
+            while not stop[0]:
+                at = rng.choice(mine)
+                count = rng.randrange(1, min(4, mine.stop - at) + 1)
+                data = rng.randbytes(512 * count)
+                covered = sectors[at : at + count]
+                for k, sector in enumerate(covered):
+                    sector.values.append(data[512 * k : 512 * k + 512])
+                if stop[0] or (await guest.request(BlkType.OUT, at, data))[0] != OK:
+                    return
+                if mode != "flush":
+                    for sector in covered:
+                        sector.floor = len(sector.values) - 1
+                else:
+                    for sector in covered:
+                        complete[sector] = len(sector.values) - 1
+
+        complete: dict[Sector, int] = {}
+
+        async def flusher() -> None:
+            while not stop[0]:
+                covers = dict(complete)
+                if (await guest.request(BlkType.FLUSH))[0] == OK:
+                    flushed[0] += 1
+                    for sector, floor in covers.items():
+                        sector.floor = max(sector.floor, floor)
+                await guest.engine.sleep(0.0005)
+
+        async def main() -> None:
+            for _ in range(6):
+                stop[0] = False
+                tasks = [
+                    guest.engine.start(writer(range(first, first + 64)))
+                    for first in range(0, SECTORS, 64)
+                ]
+                tasks.append(guest.engine.start(flusher()))
+                await guest.engine.sleep(0.01)
+                disk.fail(rng)
+                for at, sector in enumerate(sectors):
+                    kept = bytes(disk.medium[at * 512 : at * 512 + 512])
+                    assert sector.may_be(kept), f"sector {at} lost what was durable"
+                # What is under way goes on into the disk that came back; then all is quiet.
+                stop[0] = True
+                for task in tasks:
+                    await task
+                assert (await guest.request(BlkType.FLUSH))[0] == OK
+                complete.clear()
+                for at, sector in enumerate(sectors):
+                    sector.values = [bytes(disk.medium[at * 512 : at * 512 + 512])]
+                    sector.floor = 0
+
+        guest.run(main())
+        assert disk.failures == 6 and flushed[0] > 0
+
+
+def test_the_disk_that_loses_loses() -> None:
+    """What is not flushed is gone, so the test above can fail."""
+    with LossyDisk(SIZE) as disk, Guest(disk, features=FLUSH) as guest:
+
+        async def main() -> None:
+            await guest.request(BlkType.OUT, 0, b"\1" * 512)
+            await guest.request(BlkType.FLUSH)
+            await guest.request(BlkType.OUT, 1, b"\2" * 512)
+            zeroes = ranges((0, 1, 0))
+            assert (await guest.request(BlkType.WRITE_ZEROES, out=zeroes))[0] == OK
+            disk.fail()
+            data = b"\1" * 512 + bytes(512)
+            assert (await guest.request(BlkType.IN, 0, into=1024))[1] == data
+
+        guest.run(main())
+
+
+def test_a_failed_flush_is_never_made_good() -> None:
+    def script(request: Any) -> Answer:
+        flushes = sum(each.kind == "flush" for each in lossy.requests)
+        return Answer.fail(5) if request.kind == "flush" and flushes == 2 else Answer.all()
+
+    lossy = LossyDisk(SIZE, script=script)
+    with lossy, Guest(lossy, features=FLUSH) as guest:
+
+        async def main() -> None:
+            statuses = [(await guest.request(BlkType.FLUSH))[0] for _ in range(4)]
+            assert statuses == [OK, IOERR, IOERR, IOERR]
+
+        guest.run(main())
+        assert sum(each.kind == "flush" for each in lossy.requests) == 2

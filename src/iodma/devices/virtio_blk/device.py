@@ -56,7 +56,7 @@ class VirtioBlk(VirtioDevice):
 
     Args:
         disk: where the bytes are: a `File`, a `Buffer`, or any endpoint with a `size`. It stays
-            the caller's. The device sets `write_through` of a file as the driver chooses.
+            the caller's. Its `write_through`, where it has that, is set as the driver chooses.
         read_only: every write ends with IOERR; None: as the file was opened.
         serial: what GET_ID gives, at most 20 bytes.
         queues: request queues, 1 to 256.
@@ -194,7 +194,7 @@ class VirtioBlk(VirtioDevice):
         self._set_mode()
 
     def _set_mode(self) -> None:
-        if isinstance(self.disk, File) and not self.disk.closed:
+        if not self.disk.closed and hasattr(self.disk, "write_through"):
             self.disk.write_through = not self.write_back
 
     # --- requests ---------------------------------------------------------------------------------

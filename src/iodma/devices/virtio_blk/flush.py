@@ -12,6 +12,7 @@ Invariants
 
 from __future__ import annotations
 
+import errno
 import os
 
 from iodma._core import Completion, Wait
@@ -71,12 +72,12 @@ class Flushes:
             active._resolve(None)
 
     def _note(self, done: Completion) -> None:
-        if done.status is not Status.IO_ERROR or self.lost:
+        if done.status in (Status.OK, Status.CANCELLED) or self.lost:
             return
-        self.lost = done.error
+        self.lost = done.error or errno.EIO
         log.error(
             "%r: a flush failed (%s): what it should have made durable may be lost, and no later"
             " flush will succeed",
             self._disk,
-            os.strerror(done.error),
+            os.strerror(self.lost),
         )
