@@ -38,3 +38,17 @@ def test_ext4_on_four_queues(work: Path, qemu_boot: Boot) -> None:
             server.stop()
     assert queues == ["0", "1", "2", "3"]
     jobs.after_filesystem(image, files, 4, work)
+
+
+@pytest.mark.limit(120)
+def test_packed_rings(work: Path, qemu_boot: Boot) -> None:
+    image = make_image(work / "disk.img", 64 * MIB)
+    with Iodma(work, Disk(image, queues=2)) as server:
+        machine = Machine(processors=2, queues=2, device="packed=on")
+        with Qemu(work, qemu_boot, server.socket, machine, logs=[server.log]) as guest:
+            files = jobs.filesystem(guest.start(), image, 2)
+            features = guest.run("cat /sys/block/vda/device/features").output.strip()
+            guest.power_off()
+            server.stop()
+    assert features[34] == "1"  # VIRTIO_F_RING_PACKED, the driver's own answer
+    jobs.after_filesystem(image, files, 2, work)

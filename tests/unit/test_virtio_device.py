@@ -182,8 +182,8 @@ def test_features_are_those_that_were_offered(device: Rng) -> None:
     assert device.negotiated == 0
     device.set_features(Feature.VERSION_1 | 2)
     assert device.negotiated == Feature.VERSION_1 | 2
-    with pytest.raises(ArgumentError, match="not offered: RING_PACKED, bit 63"):
-        device.set_features(Feature.VERSION_1 | Feature.RING_PACKED | 1 << 63)
+    with pytest.raises(ArgumentError, match="not offered: RING_RESET, bit 63"):
+        device.set_features(Feature.VERSION_1 | Feature.RING_RESET | 1 << 63)
     assert device.negotiated == Feature.VERSION_1 | 2
 
 

@@ -40,7 +40,13 @@ __all__ = ["VirtioDevice"]
 
 log = GuestLog("iodma.virtio")
 
-_FEATURES = Feature.VERSION_1 | Feature.INDIRECT_DESC | Feature.EVENT_IDX | Feature.ACCESS_PLATFORM
+_FEATURES = (
+    Feature.VERSION_1
+    | Feature.INDIRECT_DESC
+    | Feature.EVENT_IDX
+    | Feature.RING_PACKED
+    | Feature.ACCESS_PLATFORM
+)
 
 
 class VirtioDevice(Device):

@@ -250,8 +250,10 @@ class Handlers:
 
     # --- what is in flight ------------------------------------------------------------------------
 
-    def _get_inflight_fd(self, message: Message) -> Answer:
+    def _get_inflight_fd(self, message: Message) -> Answer | bytes:
         asked = wire.parse_inflight(message.payload)
+        if self._packed:  # of such rings nothing is noted: there is no area
+            return wire.inflight(asked._replace(size=0), len(message.payload))
         area, descriptor = make_area(asked, len(self.rings), self.device.queue_max)
         return Answer(wire.inflight(area, len(message.payload)), descriptor)
 
@@ -306,7 +308,7 @@ class Handlers:
         now."""
         moved = []
         for ring in self._running():
-            setup = ring.make_setup(self.ring_address)
+            setup = ring.make_setup(self.ring_address, self._packed)
             assert ring.setup is not None
             before = (ring.setup.descriptor, ring.setup.available, ring.setup.used)
             if before != (setup.descriptor, setup.available, setup.used):
@@ -340,6 +342,10 @@ class Handlers:
             raise Refusal(f"ring {index}; there are {len(self.rings)}, from 0 on")
         return self.rings[index]
 
+    @property
+    def _packed(self) -> bool:
+        return bool(self.device.negotiated & Feature.RING_PACKED)
+
     def _running(self) -> list[Ring]:
         return [ring for ring in self.rings if ring.running]
 
@@ -355,7 +361,7 @@ class Handlers:
 
     def _set_vring_base(self, message: Message) -> None:
         index, next = wire.parse_state(message.payload)
-        self._ring(index).set_next(next)
+        self._ring(index).set_next(next, self._packed)
 
     def _get_vring_base(self, message: Message) -> Later:
         ring = self._ring(wire.parse_state(message.payload)[0])
@@ -417,8 +423,8 @@ class Handlers:
                 self._start(ring)
 
     def _start(self, ring: Ring) -> None:
-        setup = ring.make_setup(self.ring_address)
-        if self._inflight is not None:
+        setup = ring.make_setup(self.ring_address, self._packed)
+        if self._inflight is not None and not self._packed:
             at = self._inflight.at(ring.index, ring.size)
             if at is not None:
                 setup = replace(setup, inflight=self._inflight.ram, inflight_at=at)

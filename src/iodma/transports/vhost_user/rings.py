@@ -23,6 +23,8 @@ __all__ = ["Ring"]
 
 #: A split ring: bytes of its parts, fixed and for each entry (virtio 1.2, section 2.7).
 _DESCRIPTOR, _AVAILABLE, _USED = (0, 16), (6, 2), (6, 8)
+#: In place of the latter two in a packed ring: event suppression.
+_EVENT = (4, 0)
 #: What their addresses are multiples of.
 _ALIGNMENT = (16, 2, 4)
 #: Of SET_VRING_ADDR: writes to the used ring are logged.
@@ -94,9 +96,9 @@ class Ring:
                 raise Refusal(f"ring {self.index} runs: its addresses cannot change")
         self.addresses = addresses
 
-    def set_next(self, next: int) -> None:
-        """The available entry to begin with. Raises Refusal."""
-        if next > 0xFFFF:
+    def set_next(self, next: int, packed: bool) -> None:
+        """The available entry to begin with; of a packed ring the used one, too. Raises Refusal."""
+        if next > 0xFFFF and not packed:
             raise Refusal(f"ring {self.index}: entry {next}; 0 to 65535 would be right")
         if self.running:
             raise Refusal(f"ring {self.index} runs: its position cannot be set")
@@ -139,11 +141,12 @@ class Ring:
 
     # --- what follows -----------------------------------------------------------------------------
 
-    def make_setup(self, guest_address: Callable[[int, int, str], int]) -> QueueSetup:
+    def make_setup(self, guest_address: Callable[[int, int, str], int], packed: bool) -> QueueSetup:
         """What it is to be started with.
 
         Args:
             guest_address: (address, bytes, what) -> the address in the space that it is started on.
+            packed: the layout that was negotiated.
 
         Raises:
             Refusal: a part of it is not where a ring can be.
@@ -152,8 +155,8 @@ class Ring:
         found = []
         for name, address, (fixed, each) in (
             ("descriptor table", self.addresses.descriptor, _DESCRIPTOR),
-            ("available ring", self.addresses.available, _AVAILABLE),
-            ("used ring", self.addresses.used, _USED),
+            ("available ring", self.addresses.available, _EVENT if packed else _AVAILABLE),
+            ("used ring", self.addresses.used, _EVENT if packed else _USED),
         ):
             length = fixed + each * self.size
             found.append(guest_address(address, length, f"ring {self.index}'s {name}"))
