@@ -142,6 +142,8 @@ class Port(_core.Port):
     ) -> _core.Stream[Completions]:
         """What finishes of the batches, in any order: ``async for done in port.completions(): ...``
 
+        A `reset` drops what was not given yet: those completions are of the generation before.
+
         Args:
             limit: most completions at a time.
             at_least: wait for this many, as long as as many are outstanding.
