@@ -2,269 +2,14 @@
  *
  * fuzz_core: bytes drive the core - maps, submits, answers of the backend, cancels, revocations, resets.
  *
- * What is asserted, whatever the bytes say:
- *  - Every submit has exactly one completion, with no more bytes moved than there are; a fault names its space.
- *  - The backend gets only vectors in memory that is leased, in the arena or the core's own zeroes, and of a direct file
- *    only what is aligned.
- *  - When a region's revocation is acknowledged, no request with the backend has a byte of it.
- *  - A stream has one request in flight a direction.
- *  - When all has ended: no lease, no piece of the arena, no reference, nothing on any list. */
-#include "fake_backend.h"
-#include "fuzz.h"
-#include "xfer.h"
+ * What is asserted, whatever the bytes say, beside what world.h has:
+ *  - Every submit has exactly one completion, with no more bytes moved than there are; a fault names its space. */
+#include "world.h"
 
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-enum { REGIONS = 5, TARGETS = 8, PORTS = 2, SUBMITS = 512, REVOCATIONS = 64, PAGE = 4096, IOVAS = 24 };
-enum target_index { BUFFERED, DIRECT, STREAM, ZERO_COPY, PACKET, BUFFER, NOTHING, SCRIPT };
-
-struct submitted {
-	uint64_t ticket, total;
-	uint8_t port, completions;
-	uint8_t data[64];
-};
-
-struct world {
-	struct fuzz_script bytes;
-	struct fake fake;
-	struct iod_core core;
-	struct iod_space memory, iommu, lanes, hook, window;
-	struct iod_space *top;
-	struct iod_region *region[REGIONS];
-	bool placed[REGIONS];
-	struct iod_target target[TARGETS];
-	struct iod_port port[PORTS];
-	struct submitted submitted[SUBMITS];
-	uint32_t submits, delivered;
-	struct iod_revocation *revocation[REVOCATIONS];
-	uint32_t revocations;
-	uint64_t script[SUBMITS]; /* tickets that wait for an answer */
-	uint32_t scripts;
-	bool ending;
-};
-
-static uint32_t regions_alive;
-static uint64_t edges[IOD_STATE_COUNT * IOD_STATE_COUNT]; /* of the state table, how often each was walked */
-static struct iod_counters reached;
-
-/* ---- the script ---- */
-
-static uint8_t byte(struct world *w)
-{
-	return fuzz_byte(&w->bytes);
-}
-
-static uint32_t below(struct world *w, uint32_t n)
-{
-	return fuzz_below(&w->bytes, n);
-}
-
-static uint64_t number(struct world *w)
-{
-	static const uint64_t usual[] = {0, 1, 2, 3, 7, 8, 511, 512, 513, 4095, 4096, 4097, 8192, 65536, INT64_MAX,
-					 UINT64_MAX, UINT64_MAX - 1, (uint64_t)INT64_MAX + 1};
-	uint8_t kind = byte(w);
-	if (kind < 16)
-		return usual[below(w, sizeof usual / sizeof *usual)];
-	return kind < 128 ? (uint64_t)byte(w) << below(w, 8) : (uint64_t)byte(w) * 64 + below(w, 64);
-}
-
-/* ---- what is below ---- */
-
-static void region_free(struct iod_region *region)
-{
-	MUST(region->leases == 0);
-	free(region->host);
-	free(region);
-	regions_alive--;
-}
-
-static struct iod_region *region_make(uint8_t kind, uint64_t size)
-{
-	struct iod_region *region = calloc(1, sizeof *region);
-	*region = (struct iod_region){.kind = kind, .buffer_index = -1, .references = 1, .size = size,
-				      .free = region_free};
-	if (kind != IOD_DEVICE) {
-		region->host = malloc(size + PAGE); /* not aligned on purpose; see place */
-		MUST(region->host);
-		memset(region->host, 0x55, size + PAGE);
-	}
-	regions_alive++;
-	return region;
-}
-
-static uint64_t base_of(unsigned i)
-{
-	static const uint64_t bases[REGIONS] = {0, 4 * PAGE, 0x100003, UINT64_MAX - 2 * PAGE + 1, 0x200000};
-	return bases[i];
-}
-
-static void place(struct world *w, unsigned i)
-{
-	struct iod_region *region = w->region[i];
-	uint64_t base = base_of(i);
-
-	if (!w->placed[i] && !region->closed && !region->quarantined)
-		w->placed[i] = iod_map_insert(&w->memory.map, base, base + (region->size - 1), 0, region,
-					      IOD_READ | IOD_WRITE) == 0;
-}
-
-static void map_pages(struct world *w, unsigned iova, unsigned pages, uint64_t target, uint32_t access)
-{
-	uint64_t first = (uint64_t)iova * PAGE;
-	iod_map_insert(&w->iommu.map, first, first + ((uint64_t)pages * PAGE - 1), target, NULL, access); /* or it is mapped */
-}
-
-/* ---- the hooks ---- */
-
-static void submit(struct world *w);
-static int device(void *context, struct iod_region *region, uint64_t offset, unsigned width, bool write, uint64_t *value)
-{
-	struct world *w = context;
-
-	MUST(region->kind == IOD_DEVICE && offset % width == 0 && offset + width <= region->size);
-	if (!write)
-		*value = offset;
-	if (w->ending)
-		return 0;
-	switch (below(w, 24)) {
-	case 0:
-		return -EFAULT;
-	case 1: /* the handler acts */
-		if (w->submits)
-			iod_cancel(&w->core, w->submitted[below(w, w->submits)].ticket);
-		return 0;
-	case 2:
-		submit(w);
-		return 0;
-	}
-	return 0;
-}
-
-static void script(void *context, struct iod_row *row)
-{
-	struct world *w = context;
-	MUST(w->scripts < SUBMITS);
-	w->script[w->scripts++] = row->ticket;
-}
-
-static void script_cancel(void *context, struct iod_row *row)
-{
-	(void)context;
-	MUST(row->phase == IOD_P_SCRIPT);
-}
-
-static void revoked(void *context, struct iod_revocation *revocation)
-{
-	struct world *w = context;
-
-	/* It may have been put back and taken away again meanwhile: that is another revocation's. */
-	bool last = !revocation->failed && revocation->space == &w->memory;
-	for (uint32_t i = 0; i < w->revocations; i++)
-		last &= w->revocation[i] == revocation || w->revocation[i]->region != revocation->region;
-	if (last)
-		for (unsigned i = 0; i < REGIONS; i++) { /* the region may be gone already, or be there again */
-			const struct iod_region *region = w->region[i];
-			if (region == revocation->region && region->host && !w->placed[i])
-				MUST(!fake_touches(&w->fake, region->host, region->size));
-		}
-	revocation->owner = NULL; /* swept later: iod_revoke may still be at it */
-}
-
-static void other(struct iod_core *core, const struct iod_cqe *cqe)
-{
-	(void)core;
-	(void)cqe;
-	MUST(!"a completion of nobody's");
-}
-
-static enum iod_verdict hook(struct iod_space *space, uint64_t address, uint64_t *length, uint8_t access)
-{
-	struct world *w = space->owner;
-
-	(void)address;
-	(void)access;
-	if (w->ending)
-		return space == &w->iommu ? IOD_REFUSE : IOD_PASS;
-	switch (below(w, 12)) {
-	case 0:
-		return IOD_REFUSE;
-	case 1:
-	case 2:
-		return IOD_PENDING;
-	case 3:
-		if (*length > 100)
-			*length = 100;
-		break;
-	case 4: /* who is asked acts */
-		if (w->submits)
-			iod_cancel(&w->core, w->submitted[below(w, w->submits)].ticket);
-		break;
-	}
-	return space == &w->iommu ? IOD_REFUSE : IOD_PASS; /* an IOMMU asks about what it misses */
-}
-
-/* What the kernel may be asked. */
-static void inspect(void *context, const struct fake_op *own)
-{
-	struct world *w = context;
-	const struct iod_op *op = &own->op;
-	const struct iod_target *direct = &w->target[DIRECT];
-	bool file = op->code == IOD_OP_READV || op->code == IOD_OP_WRITEV;
-	const struct iovec *iov = file ? op->iov : op->code <= IOD_OP_SEND_ZC ? op->msg->msg_iov : NULL;
-	size_t count = file ? op->niov : iov ? op->msg->msg_iovlen : 0;
-
-	MUST(count <= IOD_IOV_MAX);
-	if (file && op->fd == direct->fd) {
-		MUST(op->offset % direct->offset_alignment == 0);
-		for (size_t i = 0; i < count; i++) {
-			MUST((uintptr_t)iov[i].iov_base % direct->memory_alignment == 0);
-			MUST(iov[i].iov_len % direct->offset_alignment == 0);
-		}
-	}
-	if (file)
-		MUST(own->bytes > 0 && op->offset <= INT64_MAX && own->bytes <= IOD_MAX_IO);
-	int registered = op->flags & IOD_OP_FIXED_BUFFER ? op->buffer_index : -1;
-	const struct iod_arena *arena = &w->core.arena;
-	const struct iod_row *asks = iod_find(&w->core, op->user_data);
-	bool zeroes = asks && asks->kind == IOD_R_ZEROES && op->code == IOD_OP_WRITEV; /* the core's own page of them */
-	if (op->code == IOD_OP_POLL) /* a piece of the arena is kept for a peer's sake only if it cannot be filled again */
-		MUST(!asks->bounce || asks->filled);
-	for (size_t i = 0; i < count; i++) {
-		const uint8_t *at = iov[i].iov_base, *past = at + iov[i].iov_len;
-		bool good = iov[i].iov_len == 0;
-		if (zeroes && iov[i].iov_len)
-			good = at[0] == 0 && !memcmp(at, at + 1, iov[i].iov_len - 1);
-		if (at >= arena->base && past <= arena->base + arena->pages * IOD_ARENA_PAGE)
-			good = (registered < 0 || registered == arena->buffer_index) && (file || op->flags & IOD_OP_NOWAIT);
-		for (uint32_t r = 0; !good && r < w->core.rows; r++) { /* of a row that holds it */
-			const struct iod_row *row = iod_row_at(&w->core, r);
-			for (uint32_t k = 0; row->leased && !good && k < row->t.count; k++) {
-				const struct iod_region *region = row->t.piece[k].region;
-				good = region->host && region->leases && at >= region->host &&
-				       past <= region->host + region->size &&
-				       (registered < 0 || registered == region->buffer_index);
-			}
-		}
-		MUST(good);
-	}
-	for (int t = STREAM; t <= PACKET; t++)
-		for (int out = 0; out < 2; out++) {
-			unsigned n = 0;
-			for (uint32_t i = 0; i < w->fake.count; i++) {
-				const struct iod_op *each = &w->fake.op[i].op;
-				bool is_out = each->code == IOD_OP_SENDMSG || each->code == IOD_OP_SEND_ZC;
-				bool is_in = each->code == IOD_OP_RECVMSG;
-				n += each->fd == w->target[t].fd && (out ? is_out : is_in);
-			}
-			MUST(n <= 1);
-		}
-}
-
-/* ---- what is done ---- */
 
 static uint64_t address(struct world *w)
 {
@@ -314,7 +59,7 @@ static void access_now(struct world *w)
 	MUST(done == (error ? 0 : size)); /* here no memory goes away */
 }
 
-static void submit(struct world *w)
+void submit(struct world *w)
 {
 	struct iod_segment list[80], list2[80];
 	struct iod_request request = {0};
@@ -530,7 +275,7 @@ static void change_maps(struct world *w)
 				uint8_t kind = w->region[i]->kind;
 				iod_region_close(w->region[i]);
 				iod_region_put(w->region[i]);
-				w->region[i] = region_make(kind, size);
+				w->region[i] = world_region(kind, size);
 			}
 			place(w, i);
 			return;
@@ -635,82 +380,6 @@ static void act(struct world *w)
 	}
 }
 
-/* ---- a world ---- */
-
-static void begin(struct world *w)
-{
-	struct iod_hooks hooks = {.device = device, .script = script, .script_cancel = script_cancel,
-				  .revoked = revoked, .other = other, .context = w};
-	static const uint64_t sizes[REGIONS] = {4 * PAGE, 8 * PAGE, 5000, 2 * PAGE, 256};
-	uint8_t flags = byte(w);
-
-	fake_init(&w->fake, flags & 1 ? FAKE_MOST / 2 : 1 + below(w, 4));
-	w->fake.inspect = inspect;
-	w->fake.context = w;
-	MUST(iod_core_init(&w->core, &w->fake.backend, flags & 2 ? 16 << 10 : 256 << 10, &hooks) == 0);
-	w->core.edges = edges;
-	w->core.small[0] = flags & 4 ? 1024 : 0;
-	w->core.small[1] = flags & 4 ? 512 : 0;
-	w->memory = (struct iod_space){.kind = IOD_MEMORY, .name = "memory"};
-	w->iommu = (struct iod_space){.kind = IOD_IOMMU, .name = "iommu", .next = &w->memory, .hook = hook, .owner = w,
-				      .misses_wait = flags & 64};
-	w->hook = (struct iod_space){.kind = IOD_HOOK, .name = "hook", .next = &w->iommu, .hook = hook, .owner = w};
-	w->lanes = (struct iod_space){.kind = IOD_LANES, .name = "lanes", .lanes = (uint8_t)((2u << below(w, 3)) - 1),
-				      .next = flags & 32 ? &w->hook : &w->iommu};
-	w->window = (struct iod_space){.kind = IOD_WINDOW, .name = "window", .last = IOVAS * PAGE,
-				       .next = flags & 16 ? &w->lanes : flags & 32 ? &w->hook : &w->iommu};
-	w->top = flags & 8 ? &w->memory : &w->window;
-	for (unsigned i = 0; i < REGIONS; i++) {
-		w->region[i] = region_make(i == 4 ? IOD_DEVICE : IOD_RAM, sizes[i]);
-		place(w, i);
-	}
-	for (unsigned i = 0; i < IOVAS - 4; i++) {
-		static const uint64_t where[] = {0,	   PAGE,     2 * PAGE, 3 * PAGE, 4 * PAGE, 5 * PAGE,
-						 6 * PAGE, 7 * PAGE, 0x100008, 0x200000, UINT64_MAX - PAGE + 1};
-		map_pages(w, i, 1, where[below(w, 11)], IOD_READ | IOD_WRITE);
-	}
-	if (below(w, 2)) { /* registered with the kernel */
-		w->region[0]->buffer_index = 0;
-		w->region[0]->buffer_core = w->core.number;
-		w->core.arena.buffer_index = 1;
-	}
-	static const uint8_t kinds[TARGETS] = {IOD_T_FILE,   IOD_T_FILE,   IOD_T_STREAM, IOD_T_STREAM,
-					       IOD_T_PACKET, IOD_T_BUFFER, IOD_T_NULL,	 IOD_T_SCRIPT};
-	for (int i = 0; i < TARGETS; i++)
-		w->target[i] = (struct iod_target){.kind = kinds[i], .fd = 100 + i, .buffered_fd = -1, .file_index = -1,
-						   .memory_alignment = 1, .offset_alignment = 1, .max_segments = 1024,
-						   .max_bytes = IOD_MAX_IO};
-	w->target[DIRECT].direct = true;
-	w->target[DIRECT].memory_alignment = 4; /* as NVMe has it */
-	w->target[DIRECT].offset_alignment = 512;
-	w->target[DIRECT].buffered_fd = 200;
-	w->target[STREAM].max_segments = 16;
-	w->target[ZERO_COPY].zero_copy = true;
-	w->target[BUFFER].region = region_make(IOD_RAM, 3000);
-	for (int i = 0; i < PORTS; i++)
-		w->port[i] = (struct iod_port){.core = &w->core, .space = w->top, .depth = flags & 128 ? 100 : 20};
-}
-
-static void all_has_ended(struct world *w)
-{
-	struct iod_core *core = &w->core;
-
-	MUST(core->in_use == 0 && core->with_backend == 0 && core->arena.used == 0);
-	MUST(!core->ready.count && !core->work.count && !core->done.count && !core->budget.count && !core->ring.count &&
-	     !core->pending.count && !core->glue.count && !core->revocations && !w->revocations);
-	for (uint32_t i = 0; i < w->submits; i++)
-		MUST(w->submitted[i].completions == 1);
-	for (int i = 0; i < PORTS; i++)
-		MUST(!w->port[i].rows && !w->port[i].busy && !w->port[i].done.count);
-	for (int i = 0; i < TARGETS; i++) {
-		struct iod_target *t = &w->target[i];
-		MUST(!t->references && !t->active[0] && !t->active[1] && !t->order[0].count && !t->order[1].count &&
-		     !t->writers && !t->range_wait.count);
-	}
-	for (int i = 0; i < REGIONS; i++)
-		MUST(w->region[i]->leases == 0 && w->region[i]->references == 1u + w->placed[i]);
-}
-
 static void end(struct world *w)
 {
 	w->ending = true;
@@ -727,18 +396,7 @@ static void end(struct world *w)
 		iod_resume_pending(&w->core, &w->iommu);
 		deliver(w, true);
 	}
-	all_has_ended(w);
-	for (size_t i = 0; i < sizeof reached / sizeof(uint64_t); i++)
-		((uint64_t *)&reached)[i] += ((uint64_t *)&w->core.count)[i];
-	iod_map_clear(&w->memory.map);
-	iod_map_clear(&w->iommu.map);
-	for (int i = 0; i < REGIONS; i++)
-		iod_region_put(w->region[i]);
-	iod_region_put(w->target[BUFFER].region);
-	for (int i = 0; i < TARGETS; i++)
-		free(w->target[i].vector);
-	iod_core_destroy(&w->core);
-	MUST(regions_alive == 0);
+	world_drop(w);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -746,7 +404,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	struct world *w = calloc(1, sizeof *w);
 	MUST(w);
 	w->bytes = (struct fuzz_script){data, data + size};
-	begin(w);
+	world_begin(w);
 	while (w->bytes.at < w->bytes.end)
 		act(w);
 	end(w);
@@ -757,14 +415,16 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 const char fuzz_name[] = "fuzz_core";
 void fuzz_report(void)
 {
+	const struct iod_counters *reached = &world_reached;
+
 	for (size_t i = 0; i < iod_edge_count; i++)
-		if (!edges[iod_edges[i].from * IOD_STATE_COUNT + iod_edges[i].to])
+		if (!world_edges[iod_edges[i].from * IOD_STATE_COUNT + iod_edges[i].to])
 			printf("fuzz_core: never from %s to %s: %s\n", iod_state_names[iod_edges[i].from],
 			       iod_state_names[iod_edges[i].to], iod_edges[i].why);
 	printf("fuzz_core: %llu transfers, %llu bounces, %llu waited, %llu coalesced, %llu messages, %llu revocations\n",
-	       (unsigned long long)reached.submitted,
-	       (unsigned long long)(reached.bounces[0] + reached.bounces[1] + reached.bounces[2] + reached.bounces[3]),
-	       (unsigned long long)(reached.waits[1] + reached.waits[2] + reached.waits[3] + reached.waits[4]),
-	       (unsigned long long)reached.coalesced, (unsigned long long)reached.messages,
-	       (unsigned long long)reached.revocations);
+	       (unsigned long long)reached->submitted,
+	       (unsigned long long)(reached->bounces[0] + reached->bounces[1] + reached->bounces[2] + reached->bounces[3]),
+	       (unsigned long long)(reached->waits[1] + reached->waits[2] + reached->waits[3] + reached->waits[4]),
+	       (unsigned long long)reached->coalesced, (unsigned long long)reached->messages,
+	       (unsigned long long)reached->revocations);
 }
