@@ -256,6 +256,7 @@ static PyObject *space_resume(Space *self, PyObject *unused)
 	(void)unused;
 	if (check_owner(self))
 		return NULL;
+	self->space.change++; /* what was looked for is refused: another answer than before */
 	resume_pending(self);
 	Py_RETURN_NONE;
 }

@@ -74,6 +74,15 @@ def test_what_is_not_mapped_so_is_an_error_of_that_request(guest: GuestWithIommu
     assert guest.request(IN, 0, into=SECTOR) == (0, pattern())
 
 
+def test_a_status_that_has_no_place_holds_nobody_up(guest: GuestWithIommu) -> None:
+    guest.request(IN, 0, into=SECTOR)
+    guest.free = BUFFER + 21 * PAGE - 16  # the header before a page's end, the status behind it
+    guest.mapped.pop(BUS + BUFFER + 21 * PAGE)
+    status, _ = guest.add(IN, 0, into=SECTOR, at=BUFFER)
+    guest.wait(1)  # and no answer to another miss helps
+    assert guest.view[status] == 0xEE
+
+
 def test_what_was_invalidated_is_asked_for_again(guest: GuestWithIommu) -> None:
     at, other = BUFFER + 16 * PAGE, BUFFER + 17 * PAGE
     for to in (at, other, at):
