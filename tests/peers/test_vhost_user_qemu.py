@@ -3,9 +3,6 @@
 
 from __future__ import annotations
 
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,15 +10,8 @@ import pytest
 from tests.peers.guests import jobs
 from tests.peers.guests.images import make_image
 from tests.peers.guests.jobs import MIB
-from tests.peers.guests.qemu import Boot, Machine, Qemu
+from tests.peers.guests.qemu import Boot, Machine, Qemu, printed_options
 from tests.peers.guests.servers import Disk, Iodma
-
-
-def options(*arguments: str) -> tuple[str, ...]:
-    """What `iodma qemu-args blk` prints, word by word."""
-    command = [sys.executable, "-m", "iodma", "qemu-args", "blk", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
-    return tuple(shlex.split(done.stdout))
 
 
 @pytest.mark.limit(120)
@@ -29,7 +19,9 @@ def test_ext4_on_four_queues(work: Path, qemu_boot: Boot) -> None:
     """With the options that `iodma qemu-args` prints, and nothing else that is about the disk."""
     image = make_image(work / "disk.img", 64 * MIB)
     with Iodma(work, Disk(image, queues=4)) as server:
-        told = options("--socket-path", str(server.socket), "--memory", "448M", "--num-queues", "4")
+        told = printed_options(
+            "--socket-path", str(server.socket), "--memory", "448M", "--num-queues", "4"
+        )
         machine = Machine(processors=4, options=told)
         with Qemu(work, qemu_boot, server.socket, machine, logs=[server.log]) as guest:
             files = jobs.filesystem(guest.start(), image, 4)

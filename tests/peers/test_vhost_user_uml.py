@@ -8,7 +8,9 @@ the disk, or the job that is wrong?
 from __future__ import annotations
 
 import hashlib
+import os
 import random
+import signal
 import subprocess
 from pathlib import Path
 
@@ -82,6 +84,22 @@ def test_what_the_kernel_sees(work: Path, uml_root: Path, block: int) -> None:
     assert int(seen["queue/discard_granularity"]) == 4096
     assert int(seen["queue/discard_max_bytes"]) >= 1 << 30
     assert int(seen["queue/write_zeroes_max_bytes"]) >= 1 << 30
+
+
+def test_a_disk_that_grows(work: Path, uml_root: Path) -> None:
+    """The server looks again at SIGHUP; the guest hears of it, and uses what is new."""
+    image = make_image(work / "disk.img", 16 * MIB)
+    with Iodma(work, Disk(image)) as server, uml(work, uml_root, server) as guest:
+        guest.start()
+        os.truncate(image, 24 * MIB)
+        os.kill(server.pid, signal.SIGHUP)
+        sectors = 24 * MIB // 512
+        guest.run(f"while [ $(cat /sys/block/vda/size) != {sectors} ]; do sleep 0.1; done")
+        options = {"offset": "15m", "size": "9m", "bs": "64k", "verify": "crc32c"}
+        guest.run(jobs.fio("new", "/dev/vda", rw="randwrite", **options))
+        jobs.no_trouble(guest)
+        guest.power_off()
+        server.stop()
 
 
 def test_a_read_only_disk(work: Path, uml_root: Path, rng: random.Random) -> None:

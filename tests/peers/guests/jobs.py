@@ -201,6 +201,18 @@ def begin_load(guest: Guest, *, loaders: int = 2, mebibytes: int = 2, begin: int
     )
 
 
+def wait_writes(guest: Guest, count: int, seconds: float = 30) -> None:
+    """Until the disk has answered so many more writes."""
+    guest.run(
+        f"""
+        writes() {{ set -- $(cat /sys/block/vda/stat); echo $5; }}
+        before=$(writes)
+        while [ $(($(writes) - before)) -lt {count} ]; do sleep 0.1; done
+        """,
+        seconds=seconds,
+    )
+
+
 def end_load(guest: Guest, *, loaders: int = 2, seconds: float = 40) -> int:
     """Ends what `begin_load` began, which must have found every byte as it was written.
 

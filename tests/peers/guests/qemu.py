@@ -13,7 +13,10 @@ Invariants:
 
 from __future__ import annotations
 
+import shlex
 import socket
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +68,7 @@ class Machine:
             above; None: there is no such thing.
         kernel: More of the kernel's command line.
         reboots: May the guest start again? Otherwise that ends QEMU.
+        incoming: It waits for a guest that `migrate` brings.
     """
 
     memory: int = 448
@@ -79,6 +83,7 @@ class Machine:
     options: tuple[str, ...] | None = None
     kernel: str = ""
     reboots: bool = False
+    incoming: bool = False
 
 
 class Qemu(Guest):
@@ -127,6 +132,25 @@ class Qemu(Guest):
         ):
             pass
 
+    def migrate(self, target: Qemu, seconds: float = 60) -> None:
+        """The guest goes over to `target`, running; what it says next is said there."""
+        place = target.work / "migration.sock"
+        events = [{"capability": "events", "state": True}]
+        self.qmp.execute("migrate-set-capabilities", capabilities=events)
+        target.qmp.execute("migrate-incoming", uri=f"unix:{place}")
+        self.qmp.execute("migrate", uri=f"unix:{place}")
+        while (
+            status := self.qmp.wait_event("MIGRATION", seconds=seconds)["data"]["status"]
+        ) not in (
+            "completed",
+            "failed",
+        ):
+            pass
+        if status == "failed":
+            told = self.qmp.execute("query-migrate")
+            raise self.failed(f"was not migrated: {told.get('error-desc', told)}")
+        target.adopt(self)
+
     def command(self, channel: int) -> list[str]:
         machine = self.machine
         kernel = f"console=ttyS0 panic=-1 CHANNEL=ttyS1 TOKEN={self.token} {machine.kernel}"
@@ -134,6 +158,7 @@ class Qemu(Guest):
             find_program("qemu-system-x86_64"),
             *("-nodefaults", "-no-user-config", "-display", "none"),
             *([] if machine.reboots else ["-no-reboot"]),
+            *(["-incoming", "defer"] if machine.incoming else []),
             *("-accel", "tcg", "-cpu", "qemu64,+rdrand", "-smp", str(machine.processors)),
             *("-kernel", str(self.boot.kernel), "-initrd", str(self.boot.initramfs)),
             *("-append", kernel.strip()),
@@ -169,3 +194,10 @@ class Qemu(Guest):
             *("-device", "pcie-root-port,id=slot0,chassis=1"),
             *("-device", f"vhost-user-blk-pci,id=disk,bus=slot0,chardev=vhost{queues}{more}"),
         ]
+
+
+def printed_options(*arguments: str) -> tuple[str, ...]:
+    """What `iodma qemu-args blk` prints, word by word."""
+    command = [sys.executable, "-m", "iodma", "qemu-args", "blk", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    return tuple(shlex.split(done.stdout))

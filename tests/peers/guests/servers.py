@@ -61,10 +61,24 @@ class Server:
         self.socket = work / "vhost.sock"
         self.log = work / f"{self.name}.log"
         self._process: subprocess.Popen[bytes] | None = None
+        self._told = 0
 
     def command(self) -> Sequence[str]:
         """What is started."""
         raise NotImplementedError
+
+    def prepare(self) -> None:
+        """Before each start."""
+
+    def ready(self) -> bool:
+        """Since it was started: can the socket be connected to?"""
+        raise NotImplementedError
+
+    def said(self) -> str:
+        """What it has said since it was started."""
+        with open(self.log, "rb") as log:
+            log.seek(self._told)
+            return log.read().decode(errors="replace")
 
     def __enter__(self) -> Self:
         return self.start()
@@ -79,7 +93,8 @@ class Server:
 
     def start(self, seconds: float = 20) -> Self:
         """Starts it; also again after `stop` or `kill`."""
-        self.socket.unlink(missing_ok=True)
+        self._told = self.log.stat().st_size if self.log.exists() else 0
+        self.prepare()
         with open(self.log, "ab") as log:
             self._process = subprocess.Popen(
                 self.command(),
@@ -89,7 +104,7 @@ class Server:
                 start_new_session=True,
             )
         deadline = time.monotonic() + seconds
-        while not self.socket.exists():
+        while not self.ready():
             if self._process.poll() is not None:
                 raise self.failed(f"ended with status {self._process.returncode} at the start")
             if time.monotonic() > deadline:
@@ -141,6 +156,9 @@ class Iodma(Server):
             *disk.extra,
         ]
 
+    def ready(self) -> bool:
+        return " is served at " in self.said()
+
 
 class StorageDaemon(Server):
     """`qemu-storage-daemon`, Debian's 7.2 or newer."""
@@ -160,3 +178,9 @@ class StorageDaemon(Server):
             f",num-queues={disk.queues},logical-block-size={disk.block_size}",
             *disk.extra,
         ]
+
+    def prepare(self) -> None:
+        self.socket.unlink(missing_ok=True)
+
+    def ready(self) -> bool:
+        return self.socket.exists()
