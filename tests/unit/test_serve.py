@@ -202,6 +202,30 @@ def test_it_ends_soon_after_a_signal(
         assert process.stdout is not None and process.stdout.read() == ""
 
 
+def test_a_signal_as_soon_as_the_socket_is_there(image: Path, tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with subprocess.Popen(
+        [*IODMA, "serve", "blk", f"--blk-file={image}", f"--socket-path={path}"],
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        while not path.exists():
+            assert process.poll() is None
+        process.terminate()
+        assert process.wait(timeout=20) == 0
+    assert not path.exists()
+
+
+def test_a_trace_and_statistics(image: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.json"
+    with server(image, f"--socket-path={tmp_path / 's'}", f"--trace={trace}") as process:
+        process.send_signal(signal.SIGUSR1)
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith(f"iodma: {image.name} (")
+        process.terminate()
+        assert ended(process) == 0
+    assert "traceEvents" in json.loads(trace.read_text())
+
+
 def test_one_front_end_after_the_other_and_a_resize(image: Path, tmp_path: Path) -> None:
     path = tmp_path / "s"
     with server(image, f"--socket-path={path}") as process:

@@ -120,9 +120,11 @@ def serve(options: Options, tell: Callable[[str], None]) -> int:
             )
         if options.trace is not None:
             attach(engine, options.trace)  # until the engine is closed, whatever ends it
+        service = Service(engine, device, options)
+        stack.enter_context(service.signals())  # whoever sees the socket may send one
         server = VhostUserServer(engine, device, path, fd=options.fd)
         try:
-            status: int | None = engine.run(Service(engine, device, server, options).run(tell))
+            status: int | None = engine.run(service.run(server, tell))
         finally:
             engine.run(server.close())
         return status or 0
@@ -162,47 +164,45 @@ def lock_image(disk: File) -> None:
 class Service:
     """One run of the server: what ends it, and how."""
 
-    def __init__(
-        self, engine: Engine, device: VirtioBlk, server: VhostUserServer, options: Options
-    ) -> None:
+    def __init__(self, engine: Engine, device: VirtioBlk, options: Options) -> None:
         self.engine = engine
         self.device = device
-        self.server = server
         self.options = options
         self.over = Event(engine)
         self.child: subprocess.Popen[bytes] | None = None
         self.terminations = 0
 
-    async def run(self, tell: Callable[[str], None]) -> int:
-        with self._signals():
-            watch = self.engine.start(self._gone())
-            try:
-                if self.options.command is None:
-                    tell(self._banner())
-                    await self.over.wait()
-                    return 0
-                return await self._command(self.options.command)
-            finally:
-                watch.cancel()
+    async def run(self, server: VhostUserServer, tell: Callable[[str], None]) -> int:
+        watch = self.engine.start(self._gone(server))
+        try:
+            if self.options.command is None:
+                tell(self._banner(server.path))
+                await self.over.wait()
+                return 0
+            return await self._command(self.options.command, server.path)
+        finally:
+            watch.cancel()
 
-    def _banner(self) -> str:
+    def _banner(self, path: str | None) -> str:
         device = self.device
-        where = self.server.path or f"descriptor {self.options.fd}"
+        where = path or f"descriptor {self.options.fd}"
         mode = ", read-only" if device.read_only else ""
         return (
             f"iodma: {self.options.blk_file} ({device.size} bytes{mode}) is served at {where},"
             f" by {self.engine.kind}"
         )
 
-    async def _gone(self) -> None:
+    async def _gone(self, server: VhostUserServer) -> None:
         """A connection that was given as a descriptor ends."""
-        await self.server.wait()
+        await server.wait()
         self.over.set()
 
     # --- signals ----------------------------------------------------------------------------------
 
     @contextmanager
-    def _signals(self) -> Iterator[None]:
+    def signals(self) -> Iterator[None]:
+        """From here on SIGTERM, SIGINT and SIGHUP are the service's."""
+
         def heard(number: int, frame: FrameType | None) -> None:
             self.engine.call_threadsafe(self._signal, number)
 
@@ -225,8 +225,7 @@ class Service:
 
     # --- a command --------------------------------------------------------------------------------
 
-    async def _command(self, command: str) -> int:
-        path = self.server.path
+    async def _command(self, command: str, path: str | None) -> int:
         environment = dict(os.environ)
         if path is not None:
             environment["IODMA_SOCKET"] = path
