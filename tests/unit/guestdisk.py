@@ -24,6 +24,7 @@ from typing import Any, Self
 from iodma import Engine, Memory, Ram
 from iodma._core import Wait
 from iodma.devices.virtio_blk import VirtioBlk
+from tests.unit.guestpacked import PackedGuestRing
 from tests.unit.guestring import GuestRing
 
 #: Where guest memory begins, of its addresses.
@@ -49,6 +50,7 @@ class Guest:
         queues: int = 1,
         event_idx: bool = True,
         indirect: bool = True,
+        packed: bool = False,
         features: int = 0,
         start: bool = True,
         engine: Engine | None = None,
@@ -61,11 +63,11 @@ class Guest:
         self.memory = Memory({0: self.ram})
         self.device = VirtioBlk(disk, queues=queues, **options)
         self.engine.attach(self.device)
-        self.rings = []
+        self.rings: list[GuestRing] = []
         for index in range(queues):
             base = 0x1000 + 0x20000 * index
             self.rings.append(
-                GuestRing(
+                (PackedGuestRing if packed else GuestRing)(
                     self.view,
                     base,
                     size,
@@ -156,7 +158,7 @@ class Guest:
         pieces: random.Random | None,
         kick: bool,
     ) -> int:
-        full = len(self.rings[queue].free) < 2 * (len(readable) + len(writable))
+        full = self.rings[queue].room() < 2 * (len(readable) + len(writable))
         indirect = self.indirect and (full or pieces is None or pieces.random() < 0.7)
         wait = self.chain(readable, writable, queue, indirect)
         if kick:

@@ -94,6 +94,10 @@ class GuestRing:
 
     # --- chains -----------------------------------------------------------------------------------
 
+    def room(self) -> int:
+        """Descriptors that are free."""
+        return len(self.free)
+
     def add(self, readable: Buffers, writable: Buffers, indirect: bool = False) -> int:
         """Makes a chain available; the device is told of it by `kick`. Its head."""
         buffers = [(*each, 0) for each in readable] + [(*each, WRITE) for each in writable]
@@ -140,7 +144,7 @@ class GuestRing:
 
     def used(self) -> Iterator[tuple[int, int]]:
         """(head, length) of chains that came back since the last look."""
-        while self.seen != self._get(self.used_ring + 2):
+        while self.pending():
             at = self.used_ring + 4 + 8 * (self.seen % self.size)
             head, length = struct.unpack_from("<II", self.view, at)
             self.seen = (self.seen + 1) & 0xFFFF
@@ -165,11 +169,19 @@ class GuestRing:
         assert self.event is not None
         while True:
             self.event.clear()
-            if self.event_idx:
-                self._put("<H", self.available + 4 + 2 * self.size, self.seen)
-            if self.seen != self._get(self.used_ring + 2):
+            self._ask()
+            if self.pending():
                 return
             await self.event.wait()
+
+    def _ask(self) -> None:
+        """Asks to be told of the next buffer that comes back."""
+        if self.event_idx:
+            self._put("<H", self.available + 4 + 2 * self.size, self.seen)
+
+    def pending(self) -> bool:
+        """Whether a buffer has come back that `used` has not told of."""
+        return self.seen != self._get(self.used_ring + 2)
 
     def broken(self) -> bool:
         """Whether the device has signalled an error."""

@@ -188,9 +188,18 @@ class Rounds:
 
 
 @pytest.mark.parametrize("kind", ["file", "direct", "memory"])
-@pytest.mark.parametrize("rings", [(1, 64, True, True), (3, 16, False, True), (2, 64, True, False)])
+@pytest.mark.parametrize(
+    "rings",  # how many, their size, event index, tables, packed
+    [
+        (1, 64, True, True, False),
+        (3, 16, False, True, False),
+        (2, 64, True, False, False),
+        (2, 16, True, True, True),
+        (1, 64, False, False, True),
+    ],
+)
 def test_random_requests_against_a_model(
-    path: Path, rng: random.Random, kind: str, rings: tuple[int, int, bool, bool]
+    path: Path, rng: random.Random, kind: str, rings: tuple[int, int, bool, bool, bool]
 ) -> None:
     content = bytearray(path.read_bytes())
     disk: Any
@@ -203,11 +212,14 @@ def test_random_requests_against_a_model(
             disk = File(path, direct=kind == "direct")
         except OSError as error:
             pytest.skip(f"cannot be opened so: {error}")
-    queues, size, event_idx, indirect = rings
-    with (
-        disk,
-        Guest(disk, queues=queues, size=size, event_idx=event_idx, indirect=indirect) as guest,
-    ):
+    queues, size, event_idx, indirect, packed = rings
+    shape: dict[str, Any] = {
+        "queues": queues,
+        "size": size,
+        "event_idx": event_idx,
+        "indirect": indirect,
+    }
+    with disk, Guest(disk, **shape, packed=packed) as guest:
         rounds = Rounds(rng, guest, content)
 
         async def main() -> None:
@@ -513,9 +525,11 @@ def test_a_flush_whose_request_was_reset_is_remembered() -> None:
 # --- starting, stopping, resetting ----------------------------------------------------------------
 
 
-def test_a_ring_is_stopped_and_resumed_under_load(path: Path, disk: File) -> None:
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_ring_is_stopped_and_resumed_under_load(path: Path, disk: File, packed: bool) -> None:
     before = path.read_bytes()
-    with Guest(disk) as guest:
+    with Guest(disk, packed=packed) as guest:
+        ring = guest.rings[0]
 
         async def reader() -> None:
             for k in range(200):
@@ -528,20 +542,14 @@ def test_a_ring_is_stopped_and_resumed_under_load(path: Path, disk: File) -> Non
             for _ in range(20):
                 await guest.engine.sleep(0.0005)
                 index = await guest.device.stop_queue(0)
-                ring = guest.rings[0]
-                (used,) = struct.unpack_from("<H", guest.view, ring.used_ring + 2)
-                assert index == used, "everything that was taken was given back"
-                guest.device.start_queue(
-                    type(ring.setup())(**{**vars_of(ring.setup()), "next": index}), guest.memory
-                )
+                while ring.pending():
+                    await guest.engine.sleep(0)
+                assert index == ring.setup().next, "all that was taken was given back"
+                guest.start_ring(0)
             for each in readers:
                 await each
 
         guest.run(main())
-
-
-def vars_of(setup: Any) -> dict[str, Any]:
-    return {name: getattr(setup, name) for name in setup.__slots__}
 
 
 def test_a_reset_leaves_memory_alone(disk: File) -> None:
