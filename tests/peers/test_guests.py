@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,8 @@ def test_a_panic_is_told(work: Path, uml_root: Path) -> None:
             guest.answer()
 
 
-def test_a_server_that_cannot_start_says_why(work: Path) -> None:
+def test_a_server_that_cannot_start_says_why(work: Path, peer: Callable[[str], str]) -> None:
+    peer("qemu-storage-daemon")
     with (
         pytest.raises(ServerError, match="No such file"),
         StorageDaemon(work, Disk(work / "none.img")),
