@@ -1,6 +1,8 @@
 """`iodma bench` runs, every row of it: figures come out, whatever they are."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -36,6 +38,37 @@ def test_every_row_gives_a_figure(tmp_path: Path, peer: Callable[[str], str]) ->
         assert row["work"] in done.stdout
         assert report["peers"][row["work"]]
     assert report["machine"]["filesystem"]
+
+
+@pytest.mark.limit(120)
+def test_who_may_not_pin_the_memory_has_it_registered_on_neither_side(
+    tmp_path: Path, peer: Callable[[str], str]
+) -> None:
+    peer("fio")
+    setpriv = shutil.which("setpriv")
+    if os.geteuid() == 0 and setpriv is None:
+        pytest.skip("this machine has no setpriv")
+    drop = [str(setpriv), "--bounding-set=-ipc_lock,-sys_resource"] if os.geteuid() == 0 else []
+    out = tmp_path / "out.json"
+    script = "import resource as r, sys; r.setrlimit(r.RLIMIT_MEMLOCK, (4 << 20, 4 << 20))\n"
+    script += "from iodma.cli import main; sys.exit(main(sys.argv[1:]))"
+    arguments = ["bench", "core", "--json", str(out), "--pairs", "1", "--sample", "0.1"]
+    rows = ["4 KiB random reads, cached, depth 32", "lists of 8", "one coroutine each"]
+    for row in rows:
+        arguments += ["--only", row]
+    done = subprocess.run(
+        [*drop, sys.executable, "-c", script, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "registered on neither side" in done.stderr
+    report = json.loads(out.read_text())
+    assert report["machine"]["memory_registered"] is False
+    assert len(report["peers"]) == 3
+    assert "fixedbufs" not in str(report["peers"]), report["peers"]
 
 
 def test_a_missing_peer_is_one_line(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from statistics import median
@@ -201,6 +202,21 @@ def test_both_sides_map_the_same_memory_and_it_is_large_enough() -> None:
         assert memory_bytes(ours.options["depth"], segments, longest) <= core.GUEST_BYTES
         if isinstance(peer, FioJob):
             assert peer.depth * peer.block_bytes <= core.GUEST_BYTES
+
+
+@pytest.mark.parametrize("work", core.WORKS, ids=lambda work: work.name)
+def test_what_is_unpinned_is_so_on_both_sides_and_else_the_same(work: core.Work) -> None:
+    other = core.unpinned(work)
+    assert other.name == work.name and other.must == work.must
+    for before, after in ((work.ours, other.ours), (work.peer, other.peer)):
+        if isinstance(after, FioJob):
+            assert not after.fixed and replace(after, fixed=True) == before
+            assert "--fixedbufs" not in after.options()
+        else:
+            assert not isinstance(before, FioJob)
+            assert not after.shares_memory or after.options["fixed"] is False
+            assert {**after.options, "fixed": 0} == {**before.options, "fixed": 0}
+            assert "fixed" not in after.name
 
 
 def test_a_directory_that_will_not_do_is_named_with_the_reason(tmp_path: Path) -> None:

@@ -5,17 +5,18 @@ Invariants
  - One row for each figure that the project promises, in the order of its documents.
  - Both sides of a row have the same file, lists, depth, batch, completions waited for,
    registrations and processor, and read into the very same pages of memory.
+ - Where the user may not pin that memory, it is registered on neither side.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from iodma.tools.bench.fio import FioJob
 from iodma.tools.bench.harness import Better, Compare
 from iodma.tools.bench.workers import Case
 
-__all__ = ["FILE_BYTES", "WORKS", "Work"]
+__all__ = ["FILE_BYTES", "GUEST_BYTES", "WORKS", "Work", "unpinned"]
 
 #: More than the caches hold, so that both sides read memory.
 FILE_BYTES = 256 << 20
@@ -28,6 +29,9 @@ SMALL_GUEST_BYTES = 32 << 20
 REQUESTS = 4096
 #: Of 64 KiB each, twice: 32 requests in flight, as in the other rows, and each in its own place.
 SWAP_PIECES = 32
+
+#: What a peer's name ends in that has the memory registered.
+FIXED = ", fixed buffer"
 
 OURS = "iodma.tools.bench.ours"
 PEERS = "iodma.tools.bench.peers"
@@ -107,7 +111,7 @@ def list_reads(name: str, must: float, *, segments: int, shortest: int, longest:
         "shortest": shortest,
         "longest": longest,
     }
-    label = "C loop, io_uring readv" + (", fixed buffer" if fixed else "")
+    label = "C loop, io_uring readv" + (FIXED if fixed else "")
     return Work(
         name,
         must,
@@ -189,6 +193,22 @@ def thread_reads(name: str, must: float) -> Work:
         ours=Case("iodma, threads", f"{OURS}:reads", options, reads_file=True, shares_memory=True),
         peer=FioJob(block, engine="psync"),
     )
+
+
+def unpinned(work: Work) -> Work:
+    """The same row, with memory that is not registered on either side."""
+
+    def side(what: Case | FioJob) -> Case | FioJob:
+        if isinstance(what, FioJob):
+            return replace(what, fixed=False)
+        if not what.shares_memory:
+            return what
+        name = what.name.removesuffix(FIXED)
+        return replace(what, name=name, options={**what.options, "fixed": False})
+
+    ours = side(work.ours)
+    assert isinstance(ours, Case)
+    return replace(work, ours=ours, peer=side(work.peer))
 
 
 KIB, MIB = 1 << 10, 1 << 20

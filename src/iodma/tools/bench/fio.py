@@ -43,6 +43,7 @@ class FioJob:
         complete_min: completions that a wait asks for (io_uring).
         engine: "io_uring", or "psync" for one pread after the other.
         direct: past the page cache.
+        fixed: the memory is registered, and so pinned (io_uring).
     """
 
     block_bytes: int
@@ -52,6 +53,7 @@ class FioJob:
     complete_min: int = 1
     engine: Literal["io_uring", "psync"] = "io_uring"
     direct: bool = False
+    fixed: bool = True
 
     @property
     def name(self) -> str:
@@ -75,8 +77,8 @@ class FioJob:
                 f"--iodepth_batch_submit={self.batch}",
                 f"--iodepth_batch_complete_min={self.complete_min}",
                 f"--iodepth_batch_complete_max={self.batch}",
-                "--fixedbufs",
                 "--registerfiles",
+                *(["--fixedbufs"] if self.fixed else []),
             ]
         return options
 

@@ -139,6 +139,7 @@ def reads(
     random: bool = True,
     direct: bool = False,
     engine: str = "uring",
+    fixed: bool = True,
 ) -> Iterator[Sample]:
     """Reads of a file into scatter lists: requests a second."""
     table = segment_table(depth, segments, shortest or longest, longest)
@@ -147,7 +148,7 @@ def reads(
         iodma.Ram.from_file(memory) as ram,
         iodma.File(path, read_only=True, direct=direct) as file,
     ):
-        if running.kind == "uring":
+        if fixed and running.kind == "uring":
             running.register(ram)
         port = running.port(iodma.Memory({0: ram}))
         largest = int(table[:, 1].reshape(depth, segments).sum(axis=1).max())
@@ -190,14 +191,17 @@ class Reader(iodma.Device):
 
 
 @contextmanager
-def coroutines(path: str, memory: str, file_bytes: int, depth: int) -> Iterator[Sample]:
+def coroutines(
+    path: str, memory: str, file_bytes: int, depth: int, fixed: bool = True
+) -> Iterator[Sample]:
     """4 KiB random reads, one coroutine each: requests a second."""
     with (
         iodma.Engine("uring", depth=max(depth, 64)) as engine,
         iodma.Ram.from_file(memory) as ram,
         iodma.File(path, read_only=True) as disk,
     ):
-        engine.register(ram)
+        if fixed:
+            engine.register(ram)
         device = Reader(engine.port(iodma.Memory({0: ram})), disk=disk)
         engine.attach(device)
         positions = Positions(file_bytes, 4096, 4096, True).all.tolist()

@@ -19,7 +19,9 @@ from typing import Any, Protocol
 import numpy
 
 from iodma._version import __version__
-from iodma.errors import ArgumentError
+from iodma.engine import Engine
+from iodma.errors import ArgumentError, UnsupportedError
+from iodma.memory import Ram
 from iodma.tools.bench import core
 from iodma.tools.bench.budget import Budget, plan
 from iodma.tools.bench.files import DataFile, data_file, shared_memory
@@ -68,13 +70,21 @@ def run(options: Options, tell: Callable[[str], None]) -> Report:
     works = chosen(options)
     cpu = chosen_cpu(options.cpu)
     fio, fio_version = find_fio()
+    pinned = may_pin(core.GUEST_BYTES)
+    if not pinned:
+        works = [core.unpinned(work) for work in works]
     budget = plan(map(cost, works), **limits(options))
-    machine = facts(cpu, fio_version, budget)
+    machine = facts(cpu, fio_version, budget) | {"memory_registered": pinned}
     if options.output:
         options.output.touch()
     tell(f"{options.name}: {budget}; both sides on processor {cpu}")
     if (load := os.getloadavg()[0]) > 0.5 * len(os.sched_getaffinity(0)):
         tell(f"note: others use this machine (load {load:.1f}): expect the pairs to differ more")
+    if not pinned:
+        tell(
+            f"note: {core.GUEST_BYTES >> 20} MiB may not be pinned twice here (`ulimit -l`):"
+            " memory is registered on neither side"
+        )
     rows = []
     peers = {}
     with ExitStack() as opened:
@@ -190,6 +200,18 @@ def limits(options: Options) -> dict[str, Any]:
         "total_s": options.seconds - FILE_S,
         "sample_s": options.sample_s,
     }
+
+
+def may_pin(size: int) -> bool:
+    """Whether both sides of a row may have ``size`` bytes registered at a time."""
+    with ExitStack() as opened:
+        try:
+            for _ in range(2):
+                engine = opened.enter_context(Engine("uring"))
+                engine.register(opened.enter_context(Ram(size)))
+        except (OSError, UnsupportedError):
+            return False
+    return True
 
 
 def chosen(options: Options) -> list[core.Work]:
