@@ -36,6 +36,7 @@ enum iod_opcode {
 #define IOD_OP_DSYNC (1u << 0)
 #define IOD_OP_FIXED_FILE (1u << 1)   /* file_index names a registered descriptor; fd stays valid as well */
 #define IOD_OP_CONSUMES (1u << 3)     /* READV of what is no file: bytes that were read are gone, so it is read once */
+#define IOD_OP_CACHED (1u << 5)	      /* READV that the page cache may answer: of a file that is read through it */
 #define IOD_OP_FIXED_BUFFER (1u << 2) /* buffer_index names the registered buffer that holds all of iov[0..niov) */
 #define IOD_OP_NOWAIT (1u << 4)	      /* SENDMSG, RECVMSG: -EAGAIN rather than wait for the peer */
 

@@ -71,6 +71,8 @@ static void set_request(struct iod_row *row, struct iod_op *op, int fd)
 		op->code = out ? IOD_OP_WRITEV : IOD_OP_READV;
 		if (out && target->write_through)
 			op->flags |= IOD_OP_DSYNC;
+		else if (!out && !target->direct)
+			op->flags |= IOD_OP_CACHED;
 	} else if (target->plain_io) {
 		op->code = out ? IOD_OP_WRITEV : IOD_OP_READV;
 		op->flags |= out ? 0 : IOD_OP_CONSUMES;

@@ -202,7 +202,7 @@ struct iod_backend *iod_uring_create(uint32_t entries, uint32_t inflight, int *e
 	}
 	u->base.ops = &iod_uring_ops;
 	u->base.max_inflight = inflight;
-	u->fd = u->wake_fd = u->event_fd = u->epoll_fd = -1;
+	u->fd = u->wake_fd = u->event_fd = u->epoll_fd = u->never_cached = -1;
 	u->pid = getpid();
 	*err = ring_make(u, entries, inflight);
 	if (*err < 0) {
