@@ -137,6 +137,7 @@ typedef struct {
 	PyObject *space;
 	PyObject *reset_wait; /* Wait, or NULL */
 	struct Stream *stream; /* the one that waits, borrowed */
+	struct Queue *queue;   /* that answers what is completed, borrowed; or NULL */
 	PyObject *name;
 	uint32_t traced; /* the trace that knows its name */
 } Port;
@@ -269,6 +270,9 @@ PyObject *ext_held_regions(PyObject *module, PyObject *unused);
 int ext_space_add(PyObject *module);
 int ext_lists_add(PyObject *module);
 int ext_port_add(PyObject *module);
+/* Around rows that are submitted without a Transfer each. */
+uint32_t ext_port_begin(Port *);
+void ext_port_end(Port *, uint32_t before);
 int ext_stream_add(PyObject *module);
 int ext_queue_add(PyObject *module);
 int ext_target_add(PyObject *module);

@@ -133,14 +133,14 @@ static int may_submit(Port *self)
 }
 
 /* Before the first row of a call, and after its last: how many rows there were. */
-static uint32_t begin_rows(Port *self)
+uint32_t ext_port_begin(Port *self)
 {
 	if (!self->engine->in_turn)
 		self->engine->core.now = ext_clock();
 	return self->port.rows;
 }
 
-static void end_rows(Port *self, uint32_t before)
+void ext_port_end(Port *self, uint32_t before)
 {
 	if (self->port.rows == before)
 		return;
@@ -177,9 +177,9 @@ PyObject *ext_transfer(Port *self, const struct iod_request *given, PyObject *co
 	request.port = &self->port;
 	request.user = transfer;
 	request.depth = self->engine->core.depth;
-	uint32_t before = begin_rows(self);
+	uint32_t before = ext_port_begin(self);
 	int error = iod_submit(&self->engine->core, &request, &transfer->ticket);
-	end_rows(self, before);
+	ext_port_end(self, before);
 	if (error) {
 		submit_failed(self, error);
 		/* The target was taken for this row alone. */
@@ -482,7 +482,7 @@ static PyObject *submit_batch(Port *self, Columns *columns, PyObject *endpoint, 
 	struct iod_request request = {.kind = IOD_R_TRANSFER, .port = &self->port, .target = n ? &target->target : NULL,
 				      .minimum = UINT64_MAX, .depth = core->depth, .end = end ? *end : 0,
 				      .unit = end ? unit : 0};
-	uint32_t before = begin_rows(self);
+	uint32_t before = ext_port_begin(self);
 	int error = 0;
 	for (Py_ssize_t k = 0; k < n && !error; k++) {
 		uint64_t i = rows ? rows[k] : (uint64_t)k;
@@ -496,7 +496,7 @@ static PyObject *submit_batch(Port *self, Columns *columns, PyObject *endpoint, 
 			request.position = UINT64_MAX;
 		error = iod_submit(core, &request, &b.ticket[i]);
 	}
-	end_rows(self, before);
+	ext_port_end(self, before);
 	if (error) {
 		submit_failed(self, error);
 		ext_target_unused(target);

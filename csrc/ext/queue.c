@@ -17,13 +17,6 @@
 
 PyTypeObject *QueueType, *BatchesType, *ChainsType;
 
-/* A batch that holds chains: the columns of a Batch, then those that only chains have; see virtio/chains.py. */
-typedef struct {
-	Columns columns;
-	uint64_t to_memory, from_memory, other;
-	uint32_t header;
-} Chains;
-
 static void cut(const Chains *chains, struct iod_chains *out)
 {
 	struct ext_batch b;
@@ -209,6 +202,9 @@ void ext_queue_release(Queue *self)
 			engine->queue[i] = engine->queue[--engine->queues];
 			break;
 		}
+	self->port->queue = NULL;
+	EXT_SET(self->route.endpoint, NULL);
+	EXT_SET(self->odd, NULL);
 	let_go(self);
 	ext_queue_settled(self);
 	Py_DECREF(self);
@@ -224,6 +220,8 @@ static void queue_dealloc(Queue *self)
 			ext_queue_release(self);
 	}
 	Py_XDECREF(self->drained);
+	Py_XDECREF(self->route.endpoint);
+	Py_XDECREF(self->odd);
 	Py_XDECREF((PyObject *)self->port);
 	Py_XDECREF(self->factory);
 	Py_XDECREF(self->pool);
@@ -232,7 +230,7 @@ static void queue_dealloc(Queue *self)
 	Py_DECREF(type);
 }
 
-static int usable(Queue *self)
+int ext_queue_usable(Queue *self)
 {
 	if (ext_check(self->port->engine))
 		return -1;
@@ -244,7 +242,7 @@ static int usable(Queue *self)
 
 /* ---- popping ---- */
 
-static Chains *pop(Queue *self, uint32_t limit)
+Chains *ext_queue_pop(Queue *self, uint32_t limit, struct iod_chains *out)
 {
 	Columns *columns = ext_columns_from(self->pool, self->factory, self->q.segment_room);
 	if (!columns)
@@ -256,14 +254,13 @@ static Chains *pop(Queue *self, uint32_t limit)
 		Py_DECREF(columns);
 		return NULL;
 	}
-	struct iod_chains out;
-	cut(chains, &out);
+	cut(chains, out);
 	self->popped_turn = self->port->engine->turns;
-	int n = iod_virtq_pop(&self->q, &out, limit);
+	int n = iod_virtq_pop(&self->q, out, limit);
 	columns->n = n > 0 ? n : 0;
-	chains->to_memory = out.to_memory;
-	chains->from_memory = out.from_memory;
-	chains->other = out.other;
+	chains->to_memory = out->to_memory;
+	chains->from_memory = out->from_memory;
+	chains->other = out->other;
 	if (self->q.broken || self->stopped)
 		ext_queue_settled(self);
 	return chains;
@@ -272,11 +269,12 @@ static Chains *pop(Queue *self, uint32_t limit)
 static PyObject *queue_pop(Queue *self, PyObject *arg)
 {
 	uint64_t limit;
-	if (ext_u64(arg, "limit", &limit) || usable(self))
+	if (ext_u64(arg, "limit", &limit) || ext_queue_usable(self))
 		return NULL;
 	if (self->stopped)
 		Py_RETURN_NONE;
-	Chains *chains = pop(self, limit < UINT32_MAX ? (uint32_t)limit : UINT32_MAX);
+	struct iod_chains out;
+	Chains *chains = ext_queue_pop(self, limit < UINT32_MAX ? (uint32_t)limit : UINT32_MAX, &out);
 	if (chains && chains->columns.n == 0) {
 		Py_DECREF((PyObject *)chains);
 		Py_RETURN_NONE;
@@ -289,6 +287,8 @@ bool ext_batches_ready(Batches *self)
 	Queue *queue = self->queue;
 	if (queue->stopped || queue->q.broken)
 		return true;
+	if (queue->route.endpoint || queue->odd)
+		return queue->odd;
 	if (queue->popped_turn == self->wait.engine->turns)
 		return false;
 	return iod_virtq_available(&queue->q) || queue->q.broken;
@@ -300,7 +300,13 @@ static PyObject *batches_take(Batches *self)
 		PyErr_SetNone(PyExc_StopAsyncIteration);
 		return NULL;
 	}
-	return (PyObject *)pop(self->queue, self->limit);
+	struct iod_chains out;
+	PyObject *odd = self->queue->odd;
+	if (!self->queue->route.endpoint && !odd)
+		return (PyObject *)ext_queue_pop(self->queue, self->limit, &out);
+	self->queue->odd = NULL;
+	ext_poke(self->wait.engine);
+	return odd;
 }
 
 static PyObject *queue_batches(Queue *self, PyObject *const *args, Py_ssize_t n, PyObject *names)
@@ -309,7 +315,7 @@ static PyObject *queue_batches(Queue *self, PyObject *const *args, Py_ssize_t n,
 	Py_ssize_t named = names ? PyTuple_Size(names) : 0;
 	if (n + named > 1 || (named && PyUnicode_CompareWithASCIIString(PyTuple_GetItem(names, 0), "limit")))
 		return PyErr_Format(PyExc_TypeError, "batches takes one argument, limit");
-	if ((n + named && ext_u64(args[0], "limit", &limit)) || usable(self))
+	if ((n + named && ext_u64(args[0], "limit", &limit)) || ext_queue_usable(self))
 		return NULL;
 	if (limit == 0 || limit > 65536)
 		return PyErr_Format(ArgumentErrorType, "limit is %llu; 1 to 65536 would be right", (unsigned long long)limit);
@@ -361,7 +367,7 @@ static PyObject *queue_push(Queue *self, PyObject *const *args, Py_ssize_t n)
 		return PyErr_Format(PyExc_TypeError, "push takes 1 to 3 arguments, not %zd", n);
 	if (!PyObject_TypeCheck(args[0], CompletedType))
 		return PyErr_Format(ArgumentTypeErrorType, "%R is not a Completions", args[0]);
-	if ((n > 1 && ext_u64(args[1], "ok", &ok)) || (n > 2 && ext_u64(args[2], "error", &error)) || usable(self))
+	if ((n > 1 && ext_u64(args[1], "ok", &ok)) || (n > 2 && ext_u64(args[2], "error", &error)) || ext_queue_usable(self))
 		return NULL;
 	struct ext_completed done;
 	ext_completed_cut((Columns *)args[0], &done);
@@ -385,7 +391,7 @@ static PyObject *queue_finish(Queue *self, PyObject *const *args, Py_ssize_t n)
 	Py_buffer view;
 	if (n != 3)
 		return PyErr_Format(PyExc_TypeError, "finish takes 3 arguments, not %zd", n);
-	if (ext_u64(args[0], "id", &id) || ext_u64(args[1], "written", &written) || usable(self) ||
+	if (ext_u64(args[0], "id", &id) || ext_u64(args[1], "written", &written) || ext_queue_usable(self) ||
 	    PyObject_GetBuffer(args[2], &view, PyBUF_SIMPLE))
 		return NULL;
 	if (view.len > (Py_ssize_t)self->q.trailer) {
@@ -440,7 +446,7 @@ static PyObject *queue_release(Queue *self, PyObject *unused)
 static PyObject *set_fd(Queue *self, PyObject *arg, char which)
 {
 	long fd = PyLong_AsLong(arg);
-	if ((fd == -1 && PyErr_Occurred()) || usable(self))
+	if ((fd == -1 && PyErr_Occurred()) || ext_queue_usable(self))
 		return NULL;
 	int error = which == 'c' ? keep_fd(&self->q.call_fd, (int)fd)
 		    : which == 'e' ? keep_fd(&self->q.error_fd, (int)fd)
@@ -509,6 +515,7 @@ static PyMethodDef queue_methods[] = {
 	{"pop", EXT_METHOD(queue_pop), METH_O, "pop(limit) -> Chains | None: what is available now."},
 	{"batches", EXT_METHOD(queue_batches), METH_FASTCALL | METH_KEYWORDS,
 	 "batches(limit=16): an async iterator of Chains, one a turn, until the queue is stopped or broken."},
+	{"_route", EXT_METHOD(ext_queue_route), METH_FASTCALL, NULL},
 	{"push", EXT_METHOD(queue_push), METH_FASTCALL,
 	 "push(done, ok=0, error=1): answer chains with the Completions of a port: the trailer's first byte says how it went."},
 	{"finish", EXT_METHOD(queue_finish), METH_FASTCALL,

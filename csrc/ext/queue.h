@@ -9,6 +9,17 @@
 
 #define EXT_KICKS (UINT64_MAX - 2) /* user_data of the poll on all kicks: no ticket is that large */
 
+#define ROUTE_LIMIT 16 /* chains a turn */
+
+/* Where plain requests go by themselves. */
+struct ext_route {
+	PyObject *endpoint; /* Target, or NULL: there is no route */
+	uint64_t to_memory, from_memory; /* bit k: opcode k, with only such payload */
+	uint64_t unit, end;
+	bool bounded; /* by `end` */
+	uint8_t ok, error; /* the trailer's first byte */
+};
+
 typedef struct Queue {
 	PyObject_HEAD
 	struct iod_virtq q;
@@ -17,6 +28,8 @@ typedef struct Queue {
 	struct Batches *reader;	  /* the one that waits, borrowed */
 	PyObject *drained;	  /* Wait, or NULL */
 	struct iod_region *inflight; /* or NULL */
+	struct ext_route route;
+	PyObject *odd; /* Chains that the route does not cover, until the reader takes them */
 	uint32_t index;
 	uint64_t popped_turn;
 	bool stopped, released;
@@ -28,9 +41,23 @@ typedef struct Batches {
 	uint32_t limit;
 } Batches;
 
+/* A batch that holds chains: the columns of a Batch, then those that only chains have; see virtio/chains.py. */
+typedef struct {
+	Columns columns;
+	uint64_t to_memory, from_memory, other;
+	uint32_t header;
+} Chains;
+
 bool ext_batches_ready(Batches *);
+int ext_queue_usable(Queue *);
+Chains *ext_queue_pop(Queue *, uint32_t limit, struct iod_chains *out); /* its columns are in `out`, too */
 void ext_queue_settled(Queue *);
 void ext_queue_release(Queue *);
+
+/* route.c */
+PyObject *ext_queue_route(Queue *, PyObject *const *args, Py_ssize_t n);
+void ext_route_pop(Queue *);
+void ext_route_answer(Queue *);
 
 /* Wake those whose queues have something, and go on with what waited for a translation. */
 void ext_queues_look(Engine *);

@@ -23,6 +23,8 @@ void ext_queues_look(Engine *engine)
 	}
 	for (uint32_t i = 0; i < engine->queues; i++) {
 		Queue *queue = engine->queue[i];
+		if (queue->route.endpoint)
+			ext_route_pop(queue);
 		Batches *reader = queue->reader;
 		if (queue->q.answered || queue->q.used_count) {
 			Py_INCREF(queue);
@@ -40,7 +42,9 @@ void ext_queues_look(Engine *engine)
 
 static bool waits(const Queue *queue)
 {
-	return queue->reader && queue->reader->wait.waiter && !queue->stopped && !queue->q.broken;
+	if (queue->stopped || queue->q.broken || queue->odd)
+		return false;
+	return queue->route.endpoint || (queue->reader && queue->reader->wait.waiter);
 }
 
 uint32_t ext_queues_watch(Engine *engine)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from iodma import _core
-from iodma._core import Region
+from iodma._core import Region, Target
 from iodma.sg import Completions
 from iodma.virtio.chains import Chains
 from iodma.virtio.features import Feature
@@ -111,6 +111,36 @@ class Queue(Protocol):
     def pop(self, limit: int) -> Any:
         """Chains, now; None: there are none."""
 
+    def route(
+        self,
+        endpoint: Target | None,
+        *,
+        to_memory: int = 0,
+        from_memory: int = 0,
+        unit: int = 1,
+        end: int | None = None,
+        ok: int = 0,
+        error: int = 1,
+    ) -> None:
+        """Sends plain requests to an endpoint without asking anybody, and answers them; from now on
+        only others come as batches.
+
+        Everything that `port.submit` moves is answered then, too: nobody reads the port's
+        completions.
+
+        Args:
+            endpoint: None: there is no route any more.
+            to_memory: bit k: requests with opcode k (the header's first word) that have only
+                payload to be written.
+            from_memory: the same, for those that have only payload to be read.
+            unit, end: as of `Port.submit`; the position is that of `QueueLayout.position_at`.
+            ok, error: the trailer's first byte of an answer.
+
+        Raises:
+            ArgumentError: a number that is out of range.
+            ArgumentTypeError: that is no endpoint.
+        """
+
     def push(self, done: Completions, ok: int = 0, error: int = 1) -> None:
         """Gives back the chains whose transfers finished; the trailer's first byte says how."""
 
@@ -136,6 +166,23 @@ class Queue(Protocol):
         """Another eventfd for errors."""
 
 
+class Virtqueue(_core.Virtqueue[Chains]):
+    """The queue of the C core; see `Queue`."""
+
+    def route(
+        self,
+        endpoint: Target | None,
+        *,
+        to_memory: int = 0,
+        from_memory: int = 0,
+        unit: int = 1,
+        end: int | None = None,
+        ok: int = 0,
+        error: int = 1,
+    ) -> None:
+        self._route(endpoint, to_memory, from_memory, unit, end, ok, error)
+
+
 def ring_flags(negotiated: int) -> int:
     """The flags of `_core.Virtqueue` for these negotiated features."""
     return sum(flag for feature, flag in _FLAGS.items() if negotiated & feature)
@@ -148,7 +195,7 @@ def make_queue(port: Any, setup: QueueSetup, layout: QueueLayout, negotiated: in
         ArgumentError: a size that is no power of two, or misaligned addresses.
         OSError: a descriptor that cannot be duplicated.
     """
-    made: Queue = _core.Virtqueue(
+    made: Queue = Virtqueue(
         port,
         setup.size,
         setup.descriptor,

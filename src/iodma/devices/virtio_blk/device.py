@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The block device: what comes from its queues goes to a disk.
 
-Reads and writes of a batch go to the disk with one call, and come back with one; everything else is
-set apart and answered by a coroutine of its own, so that it holds up no other request.
+Reads and writes go to the disk and come back by a route that each queue is given once; everything
+else is answered by a coroutine of its own, so that it holds up no other request.
 
 Invariants
  - Every chain is answered once: OK, IOERR, or UNSUPP for a type or flag that the device does not
@@ -15,9 +15,7 @@ Invariants
 from __future__ import annotations
 
 from errno import EOPNOTSUPP
-from typing import Any, ClassVar
-
-import numpy as np
+from typing import ClassVar
 
 from iodma.devices.virtio_blk.flush import Flushes
 from iodma.devices.virtio_blk.layout import CONFIG, SECTOR, BlkFeature
@@ -109,8 +107,6 @@ class VirtioBlk(VirtioDevice):
         self.read_only = opened_so if read_only is None else bool(read_only) or opened_so
         self.flushes = Flushes(disk)
         self._end = 0
-        #: What goes to the disk as it comes, where it has only data for the device to read.
-        self._plain_writes = 0 if self.read_only else _OUT
 
         own = BlkFeature.BLK_SIZE | BlkFeature.TOPOLOGY | BlkFeature.FLUSH | BlkFeature.CONFIG_WCE
         config = self.config
@@ -158,6 +154,8 @@ class VirtioBlk(VirtioDevice):
         if self._end == before:
             return False
         log.info("%s: %d bytes now, %d before", self.name, self._end, before)
+        for queue in self.queues.values():
+            self._route(queue)
         self.config_changed()
         return True
 
@@ -200,38 +198,36 @@ class VirtioBlk(VirtioDevice):
     # --- requests ---------------------------------------------------------------------------------
 
     async def serve(self, queue: Queue) -> None:
-        submit, disk = queue.port.submit, self.disk
+        self._route(queue)
         async for chains in queue.batches(16):
-            if (
-                chains.ops_other
-                or chains.ops_to_memory & ~_IN
-                or chains.ops_from_memory & ~self._plain_writes
-            ):
-                rows = self._set_apart(queue, chains)
-                if rows.size:
-                    submit(chains, disk, unit=SECTOR, rows=rows, end=self._end)
-            else:
-                submit(chains, disk, unit=SECTOR, end=self._end)
-
-    def _set_apart(self, queue: Queue, chains: Any) -> Any:
-        """Starts what is no plain read or write; the rows of those that are."""
-        opcode, readable, writable = chains.opcode, chains.readable, chains.writable
-        plain = (opcode == BlkType.IN) & (readable == 0) & (writable > 0)
-        if self._plain_writes:
-            plain |= (opcode == BlkType.OUT) & (writable == 0) & (readable > 0)
-        for row in np.flatnonzero(~plain).tolist():
-            self.start(
-                self._answer(
-                    queue,
-                    int(chains.id[row]),
-                    int(opcode[row]),
-                    int(chains.position[row]),
-                    int(readable[row]),
-                    int(writable[row]),
-                    chains.segments(row),
+            opcode, readable, writable = chains.opcode, chains.readable, chains.writable
+            for row, type in enumerate(opcode.tolist()):
+                self.start(
+                    self._answer(
+                        queue,
+                        int(chains.id[row]),
+                        type,
+                        int(chains.position[row]),
+                        int(readable[row]),
+                        int(writable[row]),
+                        chains.segments(row),
+                    )
                 )
-            )
-        return np.flatnonzero(plain).astype(np.uint64)
+
+    async def complete(self, queue: Queue) -> None:
+        """Nothing: what goes by the route is answered by it."""
+
+    def _route(self, queue: Queue) -> None:
+        """Plain reads and writes need nobody to decide about them one by one."""
+        queue.route(
+            self.disk,
+            to_memory=_IN,
+            from_memory=0 if self.read_only else _OUT,
+            unit=SECTOR,
+            end=self._end,
+            ok=BlkStatus.OK,
+            error=BlkStatus.IOERR,
+        )
 
     async def _answer(
         self,
