@@ -196,6 +196,7 @@ typedef struct Engine {
 	uint32_t queues, queue_room;
 	int kicks_fd; /* epoll: the kicks of all of them */
 	bool kicks_armed, kicked;
+	bool routed; /* the last look at the rings has submitted something */
 	int next_buffer;
 	bool file_taken[IOD_MAX_FILES];
 } Engine;

@@ -56,7 +56,7 @@ void ext_queue_release(Queue *);
 
 /* route.c */
 PyObject *ext_queue_route(Queue *, PyObject *const *args, Py_ssize_t n);
-void ext_route_pop(Queue *);
+bool ext_route_pop(Queue *); /* it has submitted something */
 void ext_route_answer(Queue *);
 
 /* Wake those whose queues have something, and go on with what waited for a translation. */

@@ -21,10 +21,11 @@ void ext_queues_look(Engine *engine)
 			n = epoll_wait(engine->kicks_fd, events, 64, 0);
 		while (n == 64);
 	}
+	engine->routed = false;
 	for (uint32_t i = 0; i < engine->queues; i++) {
 		Queue *queue = engine->queue[i];
 		if (queue->route.endpoint)
-			ext_route_pop(queue);
+			engine->routed |= ext_route_pop(queue);
 		Batches *reader = queue->reader;
 		if (queue->q.answered || queue->q.used_count) {
 			Py_INCREF(queue);

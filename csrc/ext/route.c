@@ -94,17 +94,17 @@ static uint32_t submit(Queue *self, const struct iod_chains *c)
 	return odd;
 }
 
-void ext_route_pop(Queue *self)
+bool ext_route_pop(Queue *self)
 {
 	struct iod_chains out;
 	if (self->odd || self->stopped || self->q.broken || self->popped_turn == self->port->engine->turns ||
 	    !iod_virtq_available(&self->q))
-		return;
+		return false;
 	Chains *chains = ext_queue_pop(self, ROUTE_LIMIT, &out);
 	if (!chains) {
 		PyErr_WriteUnraisable((PyObject *)self);
 		self->stopped = true;
-		return;
+		return false;
 	}
 	uint32_t odd = submit(self, &out);
 	chains->columns.n = odd;
@@ -114,6 +114,7 @@ void ext_route_pop(Queue *self)
 		self->odd = (PyObject *)chains;
 	else
 		Py_DECREF(chains);
+	return odd < out.n;
 }
 
 /* What the port has completed of batches is answered. */

@@ -160,14 +160,20 @@ static void adapt(Engine *engine, uint64_t spin, uint64_t hits)
 		engine->spin_now = spin / 2 < 1000 ? 0 : spin / 2;
 }
 
+/* The beginning of a spin, for which giving the lock up and taking it again would cost more than it gives to others. */
+#define HELD_NS 1500
+
 static int spin_only(Engine *engine, uint64_t spin)
 {
 	struct iod_backend *backend = engine->backend;
-	int error;
+	uint64_t held = spin < HELD_NS ? spin : HELD_NS;
+	int error = backend->ops->wait(backend, 1, (int64_t)held, held);
+	if (error != -ETIME || spin == held)
+		return error;
 	engine->gil_released++;
 	engine->step_started = 0;
 	Py_BEGIN_ALLOW_THREADS
-	error = backend->ops->wait(backend, 1, (int64_t)spin, spin);
+	error = backend->ops->wait(backend, 1, (int64_t)(spin - held), spin - held);
 	Py_END_ALLOW_THREADS
 	return error;
 }
@@ -234,21 +240,12 @@ static void register_arena(Engine *engine)
 		arena->buffer_index = engine->next_buffer++;
 }
 
-static int turn(Engine *engine, int64_t timeout, uint32_t limit)
+/* Step, move, hand over, reap, deliver. The number of completions. */
+static uint32_t move(Engine *engine)
 {
 	struct iod_core *core = &engine->core;
 	struct iod_backend *backend = engine->backend;
 
-	engine->turns++;
-	if (engine->watcher_parked && engine->unpark) {
-		engine->watcher_parked = false;
-		PyObject *result = PyObject_CallNoArgs(engine->unpark);
-		if (!result)
-			return -1;
-		Py_DECREF(result);
-	}
-	core->now = coarse_clock();
-	engine->step_started = core->now;
 	engine->in_step = true;
 	if (core->ready.head || core->ring.head || core->cancel_again || core->budget_again)
 		iod_core_step(core);
@@ -282,16 +279,41 @@ static int turn(Engine *engine, int64_t timeout, uint32_t limit)
 	core->queued_bytes = 0;
 	uint32_t got = iod_core_reap(core, 4096);
 	ext_deliver(engine);
-	if (engine->queues)
-		ext_queues_look(engine);
+	return got;
+}
+
+/* Look at the rings; what a queue's route has submitted goes at once. The number of completions. */
+static uint32_t look(Engine *engine)
+{
+	if (!engine->queues)
+		return 0;
+	ext_queues_look(engine);
+	return engine->routed ? move(engine) : 0;
+}
+
+static int turn(Engine *engine, int64_t timeout, uint32_t limit)
+{
+	struct iod_core *core = &engine->core;
+
+	engine->turns++;
+	if (engine->watcher_parked && engine->unpark) {
+		engine->watcher_parked = false;
+		PyObject *result = PyObject_CallNoArgs(engine->unpark);
+		if (!result)
+			return -1;
+		Py_DECREF(result);
+	}
+	core->now = coarse_clock();
+	engine->step_started = core->now;
+	uint32_t got = move(engine);
+	got += look(engine);
 	if (!got && timeout != 0 && !ext_has_work(engine) && !engine->stop && !engine->woken) {
 		sleep_for_completions(engine, timeout);
 		core->now = coarse_clock();
 		engine->step_started = core->now;
 		iod_core_reap(core, 4096);
 		ext_deliver(engine);
-		if (engine->queues)
-			ext_queues_look(engine);
+		look(engine);
 	}
 	ext_run_ready(engine, limit);
 	if (core->trace && core->trace->count > core->trace->room / 2) /* Python takes them before they are lost */

@@ -80,6 +80,9 @@ class FakeQueue:
             self._ready = Wait(self.port.engine)
             await self._ready
 
+    def route(self, endpoint: Any, **how: Any) -> None:
+        raise NotImplementedError
+
     def push(self, done: Completions, ok: int = 0, error: int = 1) -> None:
         for id, status in zip(done.id.tolist(), done.status.tolist(), strict=True):
             self._give_back(id, ok if status == 0 else error)

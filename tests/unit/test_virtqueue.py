@@ -17,7 +17,9 @@ import pytest
 
 import iodma
 from iodma import _core
+from iodma.testing import Answer, ScriptedEndpoint
 from iodma.virtio.chains import Chains
+from iodma.virtio.queue import Virtqueue
 
 SIZE = 8
 BASE = 0x1000
@@ -40,8 +42,8 @@ class Driver:
         self.error = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.available = self.seen = 0
 
-    def queue(self, **more: Any) -> _core.Virtqueue[Chains]:
-        return _core.Virtqueue(
+    def queue(self, **more: Any) -> Virtqueue:
+        return Virtqueue(
             self.port,
             SIZE,
             BASE + TABLE,
@@ -603,3 +605,99 @@ def test_an_area_that_is_too_small() -> None:
         for at in (4, (1 << 20) - 16, 1 << 40):
             with pytest.raises(iodma.AddressRangeError, match="in flight"):
                 d.queue(inflight=d.ram, inflight_at=at)
+
+
+async def until_used(d: Driver, count: int) -> list[tuple[int, int]]:
+    found: list[tuple[int, int]] = []
+    while len(found) < count:
+        os.eventfd_write(d.kick, 1)
+        await d.engine.sleep(0.0005)
+        found += d.used()
+    return sorted(found)
+
+
+def test_a_route_takes_plain_requests_and_leaves_the_others() -> None:
+    with driver() as d, iodma.Ram(4096) as ram, iodma.Buffer(ram) as disk:
+        with ram.view() as view:
+            view[:] = bytes(range(256)) * 16
+        queue = d.queue()
+        queue.route(disk, to_memory=1 << 0, unit=512, end=2048, ok=0, error=9)
+        odd: list[tuple[int, int]] = []
+
+        async def serve() -> None:
+            async for chains in queue.batches():
+                for row in range(chains.n):
+                    odd.append((int(chains.id[row]), int(chains.opcode[row])))
+                    assert chains.ops_to_memory == 1 << 5 and not chains.ops_other
+                    queue.finish(int(chains.id[row]), 0, b"\3")
+
+        async def main() -> None:
+            task = d.engine.start(serve())
+            d.read(0, 1)
+            d.read(1, 0)
+            struct.pack_into("<I", d.view, BUFFERS + 0x1000, 5)  # another opcode
+            assert await until_used(d, 2) == [(0, 513), (3, 1)]
+            assert (d.status(0), d.status(1)) == (0, 3)
+            assert bytes(d.view[BUFFERS + 0x200 : BUFFERS + 0x400]) == bytes(range(256)) * 2
+            d.read(0, 4)  # ends beyond the end
+            d.read(1, 1 << 60)
+            assert await until_used(d, 2) == [(0, 1), (3, 1)]
+            assert (d.status(0), d.status(1)) == (9, 9)
+            queue.route(disk, to_memory=1 << 0, unit=512, end=4096)
+            d.read(0, 4)
+            assert await until_used(d, 1) == [(0, 513)]
+            disk.close()
+            d.read(0, 1)
+            assert await until_used(d, 1) == [(0, 1)] and d.status(0) == 1
+            queue.stop()
+            await queue.drained()
+            await task
+
+        d.engine.run(main())
+        assert odd == [(3, 5)]
+        queue.release()
+
+
+def test_a_route_needs_no_reader() -> None:
+    with driver() as d, iodma.Ram(4096) as ram, iodma.Buffer(ram) as disk:
+        queue = d.queue()
+        queue.route(disk, to_memory=1 << 0, unit=512)
+
+        async def main() -> None:
+            for sector in range(50):
+                d.read(sector % 2, sector % 8)
+                assert await until_used(d, 1) == [(3 * (sector % 2), 513)]
+
+        d.engine.run(main())
+        assert queue.popped == queue.pushed == 50
+        queue.release()
+
+
+def test_what_a_reset_cancels_is_not_answered() -> None:
+    with driver() as d, ScriptedEndpoint(1 << 20, script=lambda request: Answer.hold()) as disk:
+        queue = d.queue()
+        queue.route(disk, to_memory=1 << 0, unit=512)
+
+        async def main() -> None:
+            d.read(0, 0)
+            os.eventfd_write(d.kick, 1)
+            while not d.port.in_flight:
+                await d.engine.sleep(0.0005)
+            await d.port.reset()
+            assert d.used() == [] and d.status(0) == 0xFF
+
+        d.engine.run(main())
+        queue.release()
+
+
+def test_bad_routes() -> None:
+    with driver() as d, iodma.Null() as null:
+        queue = d.queue()
+        with pytest.raises(iodma.ArgumentTypeError, match="not an endpoint"):
+            queue.route(7)  # type: ignore[arg-type]
+        with pytest.raises(iodma.ArgumentError, match="unit is 0"):
+            queue.route(null, unit=0)
+        queue.route(None)
+        queue.release()
+        with pytest.raises(iodma.ClosedError):
+            queue.route(null)

@@ -103,6 +103,9 @@ class FakeQueue:
         if self.in_flight < 0:
             yield
 
+    def route(self, endpoint: Any, **how: Any) -> None:
+        raise NotImplementedError
+
     def stop(self) -> None:
         if self.running:
             self.running = False

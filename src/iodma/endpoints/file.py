@@ -76,7 +76,7 @@ class File(Endpoint):
             flags = access | os.O_CLOEXEC
             if create is not None and not read_only:
                 flags |= os.O_CREAT
-            buffered = os.open(path, flags, 0o666)
+            buffered = _open(path, flags)
         else:
             raise ArgumentTypeError(f"{file!r} is not a path and not a descriptor")
         fd = -1
@@ -181,6 +181,14 @@ class File(Endpoint):
             raise UnsupportedError(f"{self.name} was opened for reading only")
         if size > info.st_size:
             os.ftruncate(self._fd, size)
+
+
+def _open(path: str | bytes, flags: int) -> int:
+    """Without a note in the inode that it was read, where that is ours to say (open(2))."""
+    try:
+        return os.open(path, flags | os.O_NOATIME, 0o666)
+    except PermissionError:
+        return os.open(path, flags, 0o666)
 
 
 def _direct_constraints(fd: int, block: bool) -> Constraints:
