@@ -27,7 +27,7 @@ from iodma import Engine
 from iodma._core import Wait
 from iodma.testing import strict_engine
 from iodma.transports.vhost_user import VhostUserServer
-from iodma.virtio import ConfigField, Feature, QueueSetup, VirtioDevice
+from iodma.virtio import ConfigField, QueueSetup, VirtioDevice
 
 # Message numbers.
 GET_FEATURES, SET_FEATURES, SET_OWNER, RESET_OWNER, SET_MEM_TABLE = 1, 2, 3, 4, 5
@@ -55,7 +55,7 @@ VERSION_1 = 1 << 32
 #: Features that have a meaning for the device alone.
 DEVICE_BITS = 1 << 3 | 1 << 23 | 1 << 55
 PROTOCOL = 1 << 30
-PLATFORM = 1 << 33
+PLATFORM, PACKED = 1 << 33, 1 << 34
 
 #: Seconds after which a test that waits has failed.
 PATIENCE = 20.0
@@ -478,4 +478,4 @@ def bench(folder: Path, queues: int = 2) -> Iterator[Bench]:
 
 def feature_bits(device: VirtioDevice) -> int:
     """What the transport offers of the device's features."""
-    return device.features & ~int(Feature.ACCESS_PLATFORM) | PROTOCOL
+    return device.features & ~(PLATFORM | PACKED) | PROTOCOL

@@ -52,6 +52,7 @@ OFFERED = (
 )
 # As plain numbers: the complement of an `IntFlag` has only the bits that it has names for.
 _PROTOCOL, _PLATFORM = int(Feature.VHOST_USER_PROTOCOL), int(Feature.ACCESS_PLATFORM)
+_PACKED = int(Feature.RING_PACKED)
 #: Seconds that a ring may take to drain while the front-end waits for it.
 DRAIN_S = 30.0
 #: Seconds after which a stop gives up on translations: a front-end that waits for the stop may be
@@ -108,10 +109,12 @@ class Handlers:
 
         VIRTIO_F_ACCESS_PLATFORM needs a front-end that can be asked. One that has its features
         before it gives a channel - User Mode Linux - passes on what its guest accepts of them, and
-        has no IOMMU; one that has - QEMU - asks for features again when it has given it.
+        has no IOMMU; one that has - QEMU - asks for features again when it has given it. The same
+        holds for VIRTIO_F_RING_PACKED: User Mode Linux starts such a ring at position 0, whose wrap
+        counter is not the one that its driver begins with.
         """
         offered = int(self.device.features)
-        return offered if self._backend is not None else offered & ~_PLATFORM
+        return offered if self._backend is not None else offered & ~(_PLATFORM | _PACKED)
 
     def _get_features(self, message: Message) -> bytes:
         return wire.u64(self._device_features | _PROTOCOL)
