@@ -22,7 +22,7 @@ from itertools import pairwise
 from typing import Any, Self
 
 from iodma import Engine, Memory, Ram
-from iodma._core import Wait
+from iodma._core import Space, Wait
 from iodma.devices.virtio_blk import VirtioBlk
 from tests.unit.guestpacked import PackedGuestRing
 from tests.unit.guestring import GuestRing
@@ -61,6 +61,7 @@ class Guest:
         self.view = self.ram.view()
         self.view[ARENA:] = bytes((CANARY,)) * (RAM_SIZE - ARENA)
         self.memory = Memory({0: self.ram})
+        self.space: Space = self.memory  #: What addresses of the rings are in.
         self.device = VirtioBlk(disk, queues=queues, **options)
         self.engine.attach(self.device)
         self.rings: list[GuestRing] = []
@@ -91,7 +92,7 @@ class Guest:
     def start_ring(self, index: int) -> None:
         """Starts a ring from where it is."""
         ring = self.rings[index]
-        self.device.start_queue(ring.setup(index), self.memory)
+        self.device.start_queue(ring.setup(index), self.space)
         if ring.event is None:
             ring.listen(self.engine)
             self.tasks.append(self.engine.start(self._hear(index)))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import iodma
-from iodma import ArgumentError, ArgumentTypeError, Buffer, File
+from iodma import Access, ArgumentError, ArgumentTypeError, Buffer, File, Iommu, Mapping
 from iodma._core import Wait, completion
 from iodma.devices.virtio_blk import BlkFeature, BlkStatus, BlkType, VirtioBlk
 from iodma.devices.virtio_blk.flush import Flushes
@@ -235,6 +235,46 @@ def test_random_requests_against_a_model(
                 assert view == content
     if kind != "memory":
         assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_behind_an_iommu_whose_translations_come_and_go(
+    path: Path, disk: File, rng: random.Random, packed: bool
+) -> None:
+    """Each page is asked for when it is needed, answered late, and taken away under load."""
+    content = bytearray(path.read_bytes())
+    with Guest(disk, queues=2, packed=packed, start=False) as guest:
+        asked = [0]
+
+        async def walk(address: int, access: Access) -> Mapping:
+            asked[0] += 1
+            if rng.random() < 0.5:
+                await guest.engine.sleep(rng.choice((0, 0.0002)))
+            page = address & ~4095
+            return Mapping(page, page, 4096, Access.RW)
+
+        iommu = guest.space = Iommu(guest.memory, walk=walk)
+        guest.start()
+        rounds = Rounds(rng, guest, content)
+        over = [False]
+
+        async def invalidate() -> None:
+            while not over[0]:
+                await guest.engine.sleep(0.0005)
+                page = rng.randrange(0, 8 << 20, 4096)
+                whole = rng.random() < 0.3
+                assert await (iommu.invalidate() if whole else iommu.invalidate(page, 1 << 20))
+
+        async def main() -> None:
+            taker = guest.engine.start(invalidate())
+            for _ in range(25):
+                await rounds.round(rng.randrange(2, 12))
+            over[0] = True
+            await taker
+
+        guest.run(main())
+        assert asked[0] > 100 and guest.device.status == 0
+    assert path.read_bytes() == content
 
 
 def test_a_bad_request_holds_up_no_other(path: Path, disk: File) -> None:
