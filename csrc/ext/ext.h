@@ -137,7 +137,7 @@ typedef struct {
 	PyObject *space;
 	PyObject *reset_wait; /* Wait, or NULL */
 	struct Stream *stream; /* the one that waits, borrowed */
-	struct Queue *queue;   /* that answers what is completed, borrowed; or NULL */
+	struct Queue *queue;   /* whose chains it moves, borrowed; or NULL */
 	PyObject *name;
 	uint32_t traced; /* the trace that knows its name */
 } Port;

@@ -108,6 +108,9 @@ static PyObject *queue_new(PyTypeObject *type, PyObject *args, PyObject *kw)
 	if (!factory || !PyCallable_Check(factory))
 		return PyErr_Format(ArgumentTypeErrorType, "chains is %R; a class of batches would be right",
 				    factory ? factory : Py_None);
+	if (((Port *)port)->queue)
+		return PyErr_Format(ErrorType, "port %s has a queue already: its completions are that queue's chains",
+				    ((Port *)port)->port.name);
 	if (header > 65536)
 		return PyErr_Format(ArgumentErrorType, "header is %u bytes; 65536 are the most", header);
 	if (inflight == Py_None)
@@ -153,6 +156,7 @@ static PyObject *queue_new(PyTypeObject *type, PyObject *args, PyObject *kw)
 	if (!error && !keep_fd(&self->q.call_fd, call) && !keep_fd(&self->q.error_fd, error_fd) &&
 	    !keep_kick(self, kick) && !join(engine, self)) {
 		self->released = false;
+		self->port->queue = self;
 		return (PyObject *)self;
 	}
 	Py_DECREF(self);

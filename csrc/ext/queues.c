@@ -24,20 +24,20 @@ void ext_queues_look(Engine *engine)
 	engine->routed = false;
 	for (uint32_t i = 0; i < engine->queues; i++) {
 		Queue *queue = engine->queue[i];
+		Py_INCREF(queue); /* who is told of something may let go of it */
 		if (queue->route.endpoint)
 			engine->routed |= ext_route_pop(queue);
-		Batches *reader = queue->reader;
 		if (queue->q.answered || queue->q.used_count) {
-			Py_INCREF(queue);
 			iod_virtq_retry(&queue->q);
 			ext_queue_settled(queue);
-			Py_DECREF(queue);
 		}
+		Batches *reader = queue->reader;
 		if (reader && reader->wait.waiter && ext_batches_ready(reader)) {
 			Py_INCREF(reader);
 			ext_wait_done(&reader->wait, NULL, false);
 			Py_DECREF(reader);
 		}
+		Py_DECREF(queue);
 	}
 }
 

@@ -39,7 +39,6 @@ PyObject *ext_queue_route(Queue *self, PyObject *const *args, Py_ssize_t n)
 	Py_INCREF(args[0]);
 	PyObject *before = self->route.endpoint;
 	self->route = route;
-	self->port->queue = self;
 	Py_XDECREF(before);
 	ext_poke(self->port->engine);
 	Py_RETURN_NONE;

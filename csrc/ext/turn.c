@@ -94,7 +94,7 @@ void ext_deliver(Engine *engine)
 				Py_DECREF(wait);
 			}
 		}
-		if (port->queue && port->port.done.head && !port->port.resetting)
+		if (port->queue && port->queue->route.endpoint && port->port.done.head && !port->port.resetting)
 			ext_route_answer(port->queue);
 		Stream *stream = port->stream;
 		if (stream && stream->wait.waiter && ext_stream_ready(stream))

@@ -701,3 +701,12 @@ def test_bad_routes() -> None:
         queue.release()
         with pytest.raises(iodma.ClosedError):
             queue.route(null)
+
+
+def test_one_port_for_one_queue() -> None:
+    with driver() as d:
+        queue = d.queue()
+        with pytest.raises(iodma.Error, match="has a queue already"):
+            d.queue()
+        queue.release()
+        d.queue().release()
