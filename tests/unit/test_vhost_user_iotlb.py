@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from iodma import Access
+from iodma import Access, DmaFault
+from iodma._core import Task
 from iodma.testing import Answer, ScriptedEndpoint
 from tests.unit import vhost_front as fe
 from tests.unit.vhost_front import PAGE, USER, Bench, FrontEnd
@@ -120,37 +121,39 @@ def test_an_invalidation_waits_for_what_is_under_way(tmp_path: Path) -> None:
         guest.wait(1)
 
 
-def test_a_stop_lets_misses_be_answered(tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["header", "data", "status"])
+def test_a_stop_leaves_what_waits_for_an_answer_in_the_ring(tmp_path: Path, what: str) -> None:
     with machine_with(GuestWithIommu, tmp_path) as guest:
         guest.boot()
         guest.request(IN, 0, into=SECTOR)
         guest.silent = True
-        at = BUFFER + 16 * PAGE
-        status, _ = guest.add(IN, 0, into=SECTOR, at=at)
-        fe.drive(guest.engine, lambda: (BUS + at, WRITE) in guest.misses)
-        guest.front.send(fe.GET_VRING_BASE, fe.state(0, 0))
-        guest.front.send(fe.GET_QUEUE_NUM)
-        fe.settle(guest.engine)
-        assert not fe.readable(guest.front.sock)
-        guest.front.send(fe.IOTLB_MSG, fe.iotlb(BUS + at, PAGE, USER + at, RW, UPDATE))
-        assert guest.front.receive()[0] == fe.GET_VRING_BASE
-        assert guest.front.receive()[0] == fe.GET_QUEUE_NUM
-        assert guest.view[status] == 0
+        page = BUFFER + 16 * PAGE
+        if what == "header":
+            guest.free = page
+        status, data = guest.add(
+            IN,
+            0,
+            into=SECTOR,
+            at=page if what == "data" else BUFFER + 64,
+            status_at=page if what == "status" else 0,
+        )
+        fe.drive(guest.engine, lambda: guest.misses[-1][0] == BUS + page)
+        assert guest.front.ask(fe.GET_VRING_BASE, fe.state(0, 0)) == fe.state(0, 1)
+        guest.speak()
+        guest.start()
+        guest.wait(1)
+        assert guest.view[status] == 0 and guest.view[data : data + SECTOR] == pattern()
 
 
-def test_a_stop_does_not_wait_for_answers_that_cannot_come(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr("iodma.transports.vhost_user.handlers.MISSES_S", 0.01)
-    with machine_with(GuestWithIommu, tmp_path) as guest:
-        guest.boot()
-        guest.request(IN, 0, into=SECTOR)
-        guest.silent = True
-        status, _ = guest.add(IN, 0, into=SECTOR, at=BUFFER + 16 * PAGE)
-        fe.drive(guest.engine, lambda: guest.misses[-1][0] == BUS + BUFFER + 16 * PAGE)
-        assert guest.front.ask(fe.GET_VRING_BASE, fe.state(0, 0)) == fe.state(0, 2)
-        assert guest.view[status] == 1
-        assert "has not answered 1 misses" in caplog.text
+def test_all_that_a_request_misses_is_asked_for_together(guest: GuestWithIommu) -> None:
+    guest.request(IN, 0, into=SECTOR)
+    guest.silent = True
+    guest.misses.clear()
+    pages = [BUFFER + at * PAGE for at in (16, 18, 20)]
+    guest.free = pages[0]
+    guest.add(IN, 0, into=SECTOR, at=pages[1], status_at=pages[2])
+    fe.settle(guest.engine)
+    assert guest.misses == [(BUS + pages[0], READ), *((BUS + at, WRITE) for at in pages[1:])]
 
 
 def test_a_channel_that_is_lost_refuses(guest: GuestWithIommu) -> None:
@@ -286,6 +289,78 @@ def test_a_ring_that_wraps_is_refused(front: FrontEnd) -> None:
     front.tell(fe.SET_VRING_NUM, fe.state(0, 256))
     front.tell(fe.SET_VRING_ADDR, fe.ring_at(0, (1 << 64) - 2 * PAGE - 16))
     front.refused(fe.SET_VRING_ENABLE, fe.state(0, 1))
+
+
+def begin_load(made: Bench, front: FrontEnd) -> Task[bytes]:
+    """A ring of the device's has a chain under way, which comes upon a page that is asked for."""
+    front.tell(fe.SET_VRING_NUM, fe.state(0, 64))
+    front.tell(fe.SET_VRING_ADDR, fe.ring_at(0, 0x123000))
+    front.tell(fe.SET_VRING_KICK, fe.u64(fe.NO_FD))
+    front.tell(fe.SET_VRING_ENABLE, fe.state(0, 1))
+    queue = made.queue
+
+    async def load() -> bytes:
+        queue.take(1)
+        try:
+            return bytes(await queue.port.load_bytes(0x5000, 4))
+        except DmaFault:
+            return b"fault"
+        finally:
+            queue.give_back()
+
+    task = made.engine.start(load())
+    fe.settle(made.engine)
+    assert not task.done
+    return task
+
+
+def test_a_stop_lets_misses_be_answered(made: Bench, front: FrontEnd) -> None:
+    task = begin_load(made, front)
+    front.send(fe.GET_VRING_BASE, fe.state(0, 0))
+    front.send(fe.GET_QUEUE_NUM)
+    fe.settle(made.engine)
+    front.send(fe.IOTLB_MSG, fe.iotlb(0x9000, PAGE, 0, 0, INVALIDATE), (), 9)
+    assert front.receive()[0] == fe.IOTLB_MSG, "it is done while the others wait"
+    front.send(fe.IOTLB_MSG, fe.iotlb(0x5000, PAGE, USER, RW, UPDATE))
+    assert front.receive()[0] == fe.GET_VRING_BASE
+    assert front.receive()[0] == fe.GET_QUEUE_NUM
+    assert task.result == bytes(4)
+
+
+def test_many_messages_behind_a_stop(made: Bench, front: FrontEnd) -> None:
+    task = begin_load(made, front)
+    front.send(fe.GET_VRING_BASE, fe.state(0, 0))
+    for _ in range(40):
+        front.send(fe.GET_QUEUE_NUM)
+    fe.settle(made.engine)
+    assert not fe.readable(front.sock) and len(made.session._held) == 16
+    made.session.iotlb.refuse_all()
+    assert front.receive()[0] == fe.GET_VRING_BASE
+    for _ in range(40):
+        assert front.receive()[0] == fe.GET_QUEUE_NUM
+    assert task.result == b"fault"
+
+
+def test_a_stop_does_not_wait_for_answers_that_cannot_come(
+    made: Bench,
+    front: FrontEnd,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("iodma.transports.vhost_user.handlers.MISSES_S", 0.01)
+    task = begin_load(made, front)
+    assert front.ask(fe.GET_VRING_BASE, fe.state(0, 0)) == fe.state(0, 1)
+    assert task.result == b"fault"
+    assert "has not answered 1 misses" in caplog.text
+
+
+def test_a_front_end_that_goes_while_messages_are_held(made: Bench, front: FrontEnd) -> None:
+    begin_load(made, front)
+    front.send(fe.GET_VRING_BASE, fe.state(0, 0))
+    front.send(fe.SET_VRING_CALL, fe.u64(0), [front.notifier()])
+    fe.settle(made.engine)
+    front.close()
+    made.wait_until_free()
 
 
 def test_the_cache_has_an_end(

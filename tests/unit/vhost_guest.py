@@ -81,12 +81,20 @@ class Guest:
         assert front.tell(fe.SET_VRING_ENABLE, fe.state(index, 1)) == 0
 
     def add(
-        self, type: int, sector: int, out: bytes = b"", into: int = 0, at: int = 0, index: int = 0
+        self,
+        type: int,
+        sector: int,
+        out: bytes = b"",
+        into: int = 0,
+        at: int = 0,
+        index: int = 0,
+        status_at: int = 0,
     ) -> tuple[int, int]:
         """Makes a request; where its status will be, and its data."""
-        header, status, data = self.free, self.free + 16, at or self.free + 64
+        header, status, data = self.free, status_at or self.free + 16, at or self.free + 64
         self.free += 64 + (0 if at else max(len(out), into))
-        self.view[header : header + 17] = struct.pack("<IIQB", type, 0, sector, 0xEE)
+        self.view[header : header + 16] = struct.pack("<IIQ", type, 0, sector)
+        self.view[status] = 0xEE
         if not at:
             self.view[data : data + len(out)] = out
         size = len(out) or into
@@ -131,7 +139,7 @@ class GuestWithIommu(Guest):
     Attributes:
         mapped: page of I/O virtual addresses -> (page of the guest's, access).
         misses: what was asked for: (address, access).
-        silent: misses are not answered.
+        silent: misses are not answered, but kept in `unanswered`.
     """
 
     bus = rings_at = 0x10_0000_0000
@@ -143,6 +151,7 @@ class GuestWithIommu(Guest):
         self.mapped = {self.bus + at: (at, 3) for at in range(0, MEMORY, fe.PAGE)}
         self.misses: list[tuple[int, int]] = []
         self.silent = False
+        self.unanswered: list[tuple[int, int]] = []
 
     def prepare(self) -> None:
         assert self.front.channel is not None
@@ -160,8 +169,16 @@ class GuestWithIommu(Guest):
             iova, length, _, access, type = struct.unpack_from("=QQQBB", data, at + 12)
             assert (request, flags, size, length, type) == (1, 9, 32, fe.PAGE, 1)
             self.misses.append((iova, access))
-            if not self.silent:
+            if self.silent:
+                self.unanswered.append((iova, access))
+            else:
                 self.answer(iova, access)
+
+    def speak(self) -> None:
+        """Answers what came while it was silent."""
+        self.silent = False
+        while self.unanswered:
+            self.answer(*self.unanswered.pop(0))
 
     def answer(self, iova: int, access: int) -> None:
         found = self.mapped.get(iova)

@@ -177,6 +177,8 @@ class Handlers:
             if disable:
                 ring.enabled = False
         await self.device.reset_device()
+        if self.iotlb is not None:
+            self.iotlb.refuse_all()  # nobody waits; whoever needs such a page asks again
 
     def _get_config(self, message: Message) -> bytes:
         piece = wire.parse_config(message.payload)
