@@ -118,7 +118,6 @@ struct iod_space {
 	uint64_t offset, last; /* WINDOW: addresses 0..last become address + offset */
 	uint64_t walks, hits;  /* pieces that went through; of those, by the map's hint */
 	uint64_t change;       /* counts the changes of the map */
-	uint64_t answers;      /* counts those to misses, refusals too, which change no map */
 	const struct iod_region *removed; /* MEMORY: what the last unmap took away, only to be compared */
 	char name[32];
 	/* HOOK, and IOMMU when it misses (length: to the end of the hole, or of the list's segment): asks the glue.  The

@@ -27,15 +27,6 @@ static uint64_t changes_of(const struct iod_space *space)
 	return sum;
 }
 
-/* What waits for a translation looks again when one of these has come: a refusal changes no map. */
-static uint64_t answers_of(const struct iod_space *space)
-{
-	uint64_t sum = 0;
-	for (; space; space = space->next)
-		sum += space->change + space->answers;
-	return sum;
-}
-
 /* A hook answers anew each time: what went through one is never known to hold. */
 static bool always_changes(const struct iod_space *space)
 {
@@ -47,13 +38,13 @@ static bool always_changes(const struct iod_space *space)
 
 bool iod_virtq_waits(const struct iod_virtq *q)
 {
-	return q->missing && q->missed_at == answers_of(q->space) && !always_changes(q->space);
+	return q->missing && q->missed_at == changes_of(q->space) && !always_changes(q->space);
 }
 
 static int miss(struct iod_virtq *q)
 {
 	q->missing = true;
-	q->missed_at = answers_of(q->space);
+	q->missed_at = changes_of(q->space);
 	return -EAGAIN;
 }
 
@@ -351,7 +342,8 @@ static bool asks(const struct iod_space *space)
 }
 
 /* Whether something of a chain waits for a translation; all that is missing is asked for together.  A chain that was popped
- * and then waits would hold up a stop, and who is asked may be unable to answer before that is over. */
+ * and then waits would hold up a stop, and who is asked may be unable to answer before that is over.  What was there once
+ * need not be there again: one answer may take the place of another. */
 static bool misses(struct iod_virtq *q, const struct iod_virtq_slot *slot)
 {
 	const struct {
@@ -361,12 +353,11 @@ static bool misses(struct iod_virtq *q, const struct iod_virtq_slot *slot)
 	} parts[] = {{q->segment, q->readable, IOD_READ},
 		     {q->segment + q->readable, q->segments - q->readable, IOD_WRITE},
 		     {slot->trailer, slot->trailers, IOD_WRITE}};
-	bool pending = false;
 	for (int i = 0; i < 3; i++)
-		if (parts[i].count && iod_walk(q->space, parts[i].list, parts[i].count, 0, parts[i].access, &q->t, &q->fault) ==
-					      IOD_WALK_PENDING)
-			pending = true;
-	return pending;
+		if (!parts[i].count || iod_walk(q->space, parts[i].list, parts[i].count, 0, parts[i].access, &q->t, &q->fault) !=
+					       IOD_WALK_PENDING)
+			q->found |= 1u << i;
+	return q->found != 7;
 }
 
 /* One chain whose segments are in q->segment becomes a row: 0, -EAGAIN, or -ENOSPC when `out` has no room for it. */
@@ -475,8 +466,10 @@ int iod_virtq_pop(struct iod_virtq *q, struct iod_chains *out, uint32_t limit)
 			error = load_table(q, &chain);
 		if (!error)
 			error = describe(q, &chain, out);
-		if (!error)
+		if (!error) {
 			q->format->consume(q, &chain);
+			q->found = 0;
+		}
 	}
 	if (error == -EAGAIN)
 		miss(q);
@@ -544,7 +537,7 @@ bool iod_virtq_answer(struct iod_virtq *q, uint64_t id, uint64_t written, const 
 	}
 	/* In the order of the answers: none passes one that waits. */
 	if (!q->answered) {
-		q->held_at = answers_of(q->space);
+		q->held_at = changes_of(q->space);
 		if (write_trailer(q, slot)) {
 			finished(q, (uint16_t)id);
 			return true;
@@ -582,9 +575,9 @@ void iod_virtq_publish(struct iod_virtq *q)
 
 void iod_virtq_retry(struct iod_virtq *q)
 {
-	uint64_t answers = answers_of(q->space);
-	bool again = q->held_at != answers || always_changes(q->space);
-	q->held_at = answers;
+	uint64_t changes = changes_of(q->space);
+	bool again = q->held_at != changes || always_changes(q->space);
+	q->held_at = changes;
 	while (q->answered && again) {
 		uint16_t id = q->answered_first;
 		struct iod_virtq_slot *slot = &q->slot[id];

@@ -105,6 +105,7 @@ struct iod_virtq {
 	uint64_t changes; /* of the spaces, when the parts were translated ... */
 	bool resolved;
 	uint64_t missed_at; /* ... and when something was missing */
+	uint8_t found;	    /* bits: which parts of the next chain were all translated once */
 	uint16_t next, seen; /* available: the next one, and how many were seen to be there */
 	uint16_t used_next;
 	uint16_t told; /* used_next when the driver was told */

@@ -119,7 +119,6 @@ static int check_owner(const Space *self)
 
 static void resume_pending(Space *self)
 {
-	self->space.answers++;
 	if (self->space.core) {
 		iod_resume_pending(self->space.core, &self->space);
 		ext_poke(engine_of(self));

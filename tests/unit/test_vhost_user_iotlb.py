@@ -84,6 +84,45 @@ def test_a_status_that_has_no_place_holds_nobody_up(guest: GuestWithIommu) -> No
     assert guest.view[status] == 0xEE
 
 
+def test_answers_of_the_rights_that_were_asked_for_add_up(guest: GuestWithIommu) -> None:
+    """As QEMU's virtio-iommu gives them: header and status share a page here."""
+    guest.exact = True
+    guest.misses.clear()
+    guest.free = BUFFER + 16 * PAGE
+    assert guest.request(IN, 0, into=SECTOR) == (0, pattern())
+    assert guest.request(IN, 0, into=SECTOR) == (0, pattern())
+    page = BUS + BUFFER + 16 * PAGE
+    assert sorted(each for each in guest.misses if each[0] == page) == [(page, READ), (page, WRITE)]
+
+
+def test_an_answer_of_fewer_rights_is_a_refusal(guest: GuestWithIommu) -> None:
+    guest.tells_less = True
+    at = BUFFER + 16 * PAGE
+    guest.mapped[BUS + at] = (at, READ)
+    status, _ = guest.add(IN, 0, into=SECTOR, at=at)
+    guest.wait(1)
+    assert guest.view[status] == 1
+    assert guest.request(IN, 0, into=SECTOR) == (0, pattern())
+
+
+class WithoutAcknowledgements(GuestWithIommu):
+    """A front-end of old: what it does not answer it says nothing of."""
+
+    protocol = (fe.MQ, fe.BACKEND_REQ, fe.CONFIG, fe.STATUS)
+
+
+def test_a_front_end_without_acknowledgements(tmp_path: Path) -> None:
+    with machine_with(WithoutAcknowledgements, tmp_path) as guest:
+        guest.boot()
+        assert guest.request(IN, 3, into=1024) == (0, pattern(2))
+        guest.tells_less = True
+        at = BUFFER + 16 * PAGE
+        guest.mapped[BUS + at] = (at, READ)
+        status, _ = guest.add(IN, 0, into=SECTOR, at=at)
+        guest.wait(1)
+        assert guest.view[status] == 1 and not guest.acks
+
+
 def test_what_was_invalidated_is_asked_for_again(guest: GuestWithIommu) -> None:
     at, other = BUFFER + 16 * PAGE, BUFFER + 17 * PAGE
     for to in (at, other, at):

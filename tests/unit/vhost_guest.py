@@ -140,6 +140,8 @@ class GuestWithIommu(Guest):
         mapped: page of I/O virtual addresses -> (page of the guest's, access).
         misses: what was asked for: (address, access).
         silent: misses are not answered, but kept in `unanswered`.
+        exact: answers tell of the rights that were asked for, and of no others.
+        tells_less: where rights are missing, the front-end tells of those that there are.
     """
 
     bus = rings_at = 0x10_0000_0000
@@ -152,6 +154,7 @@ class GuestWithIommu(Guest):
         self.misses: list[tuple[int, int]] = []
         self.silent = False
         self.unanswered: list[tuple[int, int]] = []
+        self.exact = self.tells_less = self.acks = False
 
     def prepare(self) -> None:
         assert self.front.channel is not None
@@ -167,7 +170,8 @@ class GuestWithIommu(Guest):
         for at in range(0, len(data), 44):
             request, flags, size = struct.unpack_from("=III", data, at)
             iova, length, _, access, type = struct.unpack_from("=QQQBB", data, at + 12)
-            assert (request, flags, size, length, type) == (1, 9, 32, fe.PAGE, 1)
+            assert (request, size, length, type) == (1, 32, fe.PAGE, 1)
+            self.acks = bool(flags & fe.NEED_REPLY)
             self.misses.append((iova, access))
             if self.silent:
                 self.unanswered.append((iova, access))
@@ -182,14 +186,14 @@ class GuestWithIommu(Guest):
 
     def answer(self, iova: int, access: int) -> None:
         found = self.mapped.get(iova)
-        if found is not None and found[1] & access == access:
-            payload = fe.iotlb(iova, fe.PAGE, USER + found[0], found[1], 2)
-            self.front.send(fe.IOTLB_MSG, payload)
-            found_none = 0
-        else:
-            found_none = 1
+        enough = found is not None and found[1] & access == access
+        if found is not None and (enough or self.tells_less):
+            rights = access if self.exact else found[1]
+            self.front.send(fe.IOTLB_MSG, fe.iotlb(iova, fe.PAGE, USER + found[0], rights, 2))
         assert self.front.channel is not None
-        self.front.channel.send(struct.pack("=III", 1, 5, 8) + fe.u64(found_none))
+        if self.acks:
+            failed = not (enough or self.tells_less)
+            self.front.channel.send(struct.pack("=III", 1, 5, 8) + fe.u64(failed))
 
     def invalidate(self, iova: int, size: int) -> int:
         """Tells of what is not mapped any more; the acknowledgement."""

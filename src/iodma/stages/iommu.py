@@ -11,6 +11,7 @@ Invariants
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Self
 
 from iodma._core import Space
@@ -160,14 +161,24 @@ class Iommu(Space):
                     f"{self.name}: {length:#x} bytes at {what} {start:#x} do not fit 64 bits"
                 )
 
-    def _install(self, mapping: Mapping) -> Revocation | None:
-        """As `update`, with what was checked, and is newer than any invalidation."""
+    def _install(
+        self, mapping: Mapping, key: Key | None = None, *, alone: bool = True
+    ) -> Revocation | None:
+        """As `update`, with what was checked, and is newer than any invalidation.
+
+        Args:
+            key: what it answers.
+            alone: it answers all that was asked for in its range.  False: one question; what asked
+                for other rights has its own answer to come, and rights add up.
+        """
         address, length, target = mapping.address, mapping.length, mapping.target
         if self._asked is not None:
-            self._asked.answered(address, length, mapping.access)
+            self._asked.answered(address, length, mapping.access, key, alone=alone)
         if not mapping.access:
             self._resume()
             return None
+        if not alone:
+            mapping = self._with_rights_there(mapping)
         more = self._only_gains(mapping)
         replaced = self._unmap(address, length)
         revocation = None
@@ -175,6 +186,17 @@ class Iommu(Space):
             revocation = revoke(self, address, length, cancel=False, deadline=DEADLINE_S)
         self._map(address, length, target, None, mapping.access)
         return revocation
+
+    def _with_rights_there(self, mapping: Mapping) -> Mapping:
+        """With the rights that the same target has there already: nobody has taken them back."""
+        found = self._find(mapping.address)
+        if found is None:
+            return mapping
+        first, length, target, access = found
+        at = mapping.address - first
+        if at + mapping.length > length or target + at != mapping.target:
+            return mapping
+        return replace(mapping, access=mapping.access | Access(access))
 
     def _only_gains(self, mapping: Mapping) -> bool:
         """Whether what is mapped there stays valid: the same target, and no right less."""

@@ -162,7 +162,7 @@ class Misses:
             if self._outdated(found.address, found.length, asked):
                 self._will_ask([key])
                 return
-            stage._install(found)
+            stage._install(found, key, alone=False)
         except Error as error:
             self._failed(key, f"gave {found}: {error}")
             return
@@ -185,12 +185,27 @@ class Misses:
 
     # -- answers --------------------------------------------------------------
 
-    def answered(self, address: int, length: int, access: Access) -> None:
+    def answered(
+        self,
+        address: int,
+        length: int,
+        access: Access,
+        answer_to: Key | None = None,
+        *,
+        alone: bool = True,
+    ) -> None:
         """A range is about to be mapped: what was asked for in it is answered.
 
         What asked for more than ``access`` is refused; the caller resumes what waits.
+
+        Args:
+            answer_to: what the answer was given to.
+            alone: False: whoever is asked answers each question; what asked for more waits for its
+                own answer.
         """
         for key in self._within(address, length):
+            if key[1] not in access and not alone and key != answer_to:
+                continue
             del self.asked[key]
             if key[1] not in access:
                 self._refuse(key)

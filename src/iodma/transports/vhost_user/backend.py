@@ -52,7 +52,8 @@ class BackendChannel:
     Args:
         descriptor: the channel's from now on, whatever happens.
         name: of this end of the front-end's connection, whose other end cannot be its channel.
-        refused: called with a page and an access that there is no translation for.
+        done: called with a page, an access, and whether the front-end has no translation for them,
+            when it is done with a miss.
         lost: called when the front-end has closed the channel.
 
     Raises:
@@ -64,7 +65,7 @@ class BackendChannel:
         engine: Engine,
         descriptor: Descriptor,
         name: object = None,
-        refused: Callable[[int, Access], None] = lambda address, access: None,
+        done: Callable[[int, Access, bool], None] = lambda address, access, failed: None,
         lost: Callable[[str], None] = lambda why: None,
     ) -> None:
         with descriptor:
@@ -76,7 +77,7 @@ class BackendChannel:
         if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
             sock.close()
             raise Refusal(f"a socket of {sock.family!r}, {sock.type!r}; a unix stream is right")
-        self._refused = refused
+        self._done = done
         self._lost = lost
         #: What acknowledgements are awaited for.
         self._asked: deque[tuple[int, Access]] = deque()
@@ -93,8 +94,7 @@ class BackendChannel:
         if request != BackendRequest.IOTLB_MSG or len(payload) != 8 or not self._asked:
             raise Refusal(f"an answer to message {request}, which was not asked for")
         address, access = self._asked.popleft()
-        if parse_u64(payload):
-            self._refused(address, access)
+        self._done(address, access, bool(parse_u64(payload)))
 
     def _lose(self, why: str) -> None:
         if not self.closed:

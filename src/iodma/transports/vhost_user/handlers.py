@@ -197,7 +197,7 @@ class Handlers:
         descriptor = message.take()
         assert descriptor is not None
         backend = BackendChannel(
-            self.engine, descriptor, self._address, self._not_mapped, self._channel_lost
+            self.engine, descriptor, self._address, self._miss_done, self._channel_lost
         )
         if self._backend is not None:
             self._backend.close()
@@ -234,11 +234,17 @@ class Handlers:
         if self._backend is None:
             return False
         acknowledged = bool(self.protocol_features & ProtocolFeature.REPLY_ACK)
+        assert self.iotlb is not None
+        self.iotlb.acknowledged = acknowledged
         return self._backend.miss(address, access, PAGE, acknowledged=acknowledged)
 
-    def _not_mapped(self, address: int, access: Access) -> None:
+    def _miss_done(self, address: int, access: Access, failed: bool) -> None:
+        self._read_on()  # what was sent before that, on the other connection
         if self.iotlb is not None:
-            self.iotlb.refuse(address, access)
+            self.iotlb.done(address, access, failed)
+
+    def _read_on(self) -> None:
+        """Does the messages that have come."""
 
     def _channel_lost(self, why: str) -> None:
         log.warning("%s: the back-end's channel is closed: %s", self.name, why)

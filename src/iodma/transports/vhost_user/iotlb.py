@@ -52,6 +52,8 @@ class Iotlb:
 
     Attributes:
         iommu: what rings and buffers are looked up in.
+        acknowledged: the front-end says when it is done with a miss: one that was not answered by
+            then is refused. Else the first answer for its page is its answer.
         asked, updates, invalidations: how many there were.
         dropped: how often the cache was full.
     """
@@ -60,6 +62,7 @@ class Iotlb:
         self._table = table
         self._ask = ask
         self.iommu = Iommu(table.memory, PAGE, walk=self._walk, name=f"{name} iotlb")
+        self.acknowledged = False
         self.asked = self.updates = self.invalidations = self.dropped = 0
 
     def _walk(self, address: int, access: Access) -> bool | None:
@@ -93,7 +96,7 @@ class Iotlb:
                 self.iommu._check_mapping(mapping := Mapping(at, guest, length, access))
             except AddressRangeError as error:
                 raise Refusal(f"an update: {error}") from None
-            self.iommu._install(mapping)
+            self.iommu._install(mapping, alone=not (self.acknowledged and access))
             at += length
 
     def invalidate(self, message: IotlbMessage) -> Revocation:
@@ -113,9 +116,15 @@ class Iotlb:
         """Drops all: guest memory is not what it was."""
         self.iommu.invalidate()
 
-    def refuse(self, address: int, access: Access) -> None:
-        """The front-end says that a page that it was asked for is not mapped so."""
-        self.iommu.refuse(address, access)
+    def done(self, address: int, access: Access, failed: bool) -> None:
+        """The front-end is done with a miss; what it has sent for it was taken before.
+
+        Args:
+            failed: it says that there is no translation.
+        """
+        # Where nothing is mapped, whatever was sent has been invalidated since.
+        if failed or self.iommu._find(address) is not None:
+            self.iommu.refuse(address, access)
 
     def refuse_all(self) -> int:
         """Gives up on what was asked for and not answered; how many pages that are."""

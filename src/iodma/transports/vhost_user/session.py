@@ -90,6 +90,9 @@ class Session(Handlers):
                 if self._waits():
                     self._channel.pause()
 
+    def _read_on(self) -> None:
+        self._readable()
+
     def _guard(self, do: Callable[[], T]) -> T | None:
         """Does it, and ends the session where that raises: None."""
         try:
