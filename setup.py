@@ -44,7 +44,7 @@ def extension(name: str, *patterns: str) -> Extension:
             "-Wno-cast-function-type",
         ],
         # A function that no file defines fails the import, not the first call.
-        extra_link_args=["-pthread", "-O3", "-flto=auto", "-Wl,-z,now"],
+        extra_link_args=["-pthread", "-ldl", "-O3", "-flto=auto", "-Wl,-z,now"],
         py_limited_api=True,
     )
 

@@ -103,6 +103,11 @@ static void ask_to_end(struct iod_core *core, struct iod_row *row)
 		core->cancel_again = true;
 	if (!row->with_backend || row->cancel_sent)
 		return;
+	if (row->target && row->target->driver) {
+		row->target->driver->ops->cancel(row->target->driver, row->ticket);
+		row->cancel_sent = true;
+		return;
+	}
 	int error = core->backend->ops->cancel(core->backend, row->ticket);
 	if (error == -EAGAIN) {
 		core->backend->ops->flush(core->backend);

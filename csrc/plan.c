@@ -36,7 +36,8 @@ static bool tells_cut(const struct iod_row *row)
 bool iod_plan_is_small(const struct iod_core *core, const struct iod_row *row)
 {
 	uint64_t pieces = row->t.count - row->cursor, left = row->total - row->moved;
-	return pieces > 1 && left < pieces * core->small[row->direction] && row->target->kind != IOD_T_SCRIPT;
+	uint64_t small = row->target->small ? row->target->small : core->small[row->direction];
+	return pieces > 1 && left < pieces * small && row->target->kind != IOD_T_SCRIPT;
 }
 
 static bool piece_bounces(const struct iod_row *row, uint32_t i, uint8_t *reason)
@@ -181,10 +182,10 @@ static enum iod_plan fill_bounce(struct iod_core *core, struct iod_row *row, int
 	uint64_t done = 0;
 
 	/* Once it is gathered there must be room for it. */
-	if (!iod_room(core)) {
+	if (!iod_row_has_room(core, row)) {
 		backend->ops->flush(backend);
 		core->queued_bytes = 0;
-		if (!iod_room(core))
+		if (!iod_row_has_room(core, row))
 			return IOD_PLAN_WAIT_RING;
 	}
 	int failed = iod_row_gather(core, row, row->bounce + row->before, row->payload, &done);
@@ -426,7 +427,8 @@ static enum iod_plan control(struct iod_row *row, struct iod_op *op, int *error)
 		*error = EOPNOTSUPP;
 		return IOD_PLAN_ERROR;
 	}
-	if (row->kind == IOD_R_ZEROES && (row->by_write || target->no_zero_range || target->write_through))
+	if (row->kind == IOD_R_ZEROES &&
+	    (row->by_write || target->no_zero_range || (target->write_through && !target->driver)))
 		return zero_request(row, op);
 	*op = (struct iod_op){.fd = target->fd, .offset = row->position, .length = row->total};
 	row->op_bytes = 0;
@@ -435,6 +437,8 @@ static enum iod_plan control(struct iod_row *row, struct iod_op *op, int *error)
 		op->code = IOD_OP_FSYNC;
 	} else {
 		op->code = IOD_OP_FALLOCATE;
+		if (target->driver && target->write_through)
+			op->flags |= IOD_OP_DSYNC;
 		op->mode = row->kind == IOD_R_DISCARD ? FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE : FALLOC_FL_ZERO_RANGE;
 	}
 	return IOD_PLAN_REQUEST;

@@ -23,7 +23,8 @@ static void row_failed(struct iod_core *core, struct iod_row *row, int error)
 		iod_row_complete(core, row, IOD_CANCELLED, 0);
 	else if (error == EFAULT && row->kind == IOD_R_TRANSFER)
 		iod_row_gone(core, row);
-	else if (row->target && (iod_on_wire(row->target) || row->target->kind == IOD_T_SCRIPT) && peer_gone(error))
+	else if (row->target && (iod_on_wire(row->target) || row->target->kind == IOD_T_SCRIPT || row->target->driver) &&
+		 peer_gone(error))
 		iod_row_complete(core, row, IOD_PEER_GONE, error);
 	else
 		iod_row_complete(core, row, IOD_IO_ERROR, error);
@@ -242,6 +243,16 @@ static inline bool all_at_once(const struct iod_row *row, const struct iod_cqe *
 	       row->op_bytes == row->total && row->target->kind == IOD_T_FILE;
 }
 
+/* Its request is answered. */
+static void let_go(struct iod_core *core, struct iod_row *row)
+{
+	row->with_backend = row->cancel_sent = false;
+	if (row->target && row->target->driver)
+		core->with_drivers--;
+	else
+		core->with_backend--;
+}
+
 static void completion(struct iod_core *core, const struct iod_cqe *cqe)
 {
 	struct iod_row *row = iod_find(core, cqe->user_data);
@@ -251,8 +262,7 @@ static void completion(struct iod_core *core, const struct iod_cqe *cqe)
 		return;
 	}
 	if (all_at_once(row, cqe)) {
-		row->with_backend = row->cancel_sent = false;
-		core->with_backend--;
+		let_go(core, row);
 		iod_row_mark(core, row, IOD_M_RESULT, row->total);
 		row->phase = IOD_P_NONE;
 		row->moved = row->total;
@@ -264,9 +274,7 @@ static void completion(struct iod_core *core, const struct iod_cqe *cqe)
 		row->sent = cqe->res;
 		return;
 	}
-	row->with_backend = false;
-	core->with_backend--;
-	row->cancel_sent = false;
+	let_go(core, row);
 	int32_t result = cqe->res;
 	if (row->notified) {
 		row->notified = false;
@@ -288,6 +296,15 @@ uint32_t iod_core_reap(struct iod_core *core, uint32_t most)
 		seen += got;
 		if (got < want)
 			break;
+	}
+	for (struct iod_target *target = core->driven, *next; target; target = next) {
+		next = target->next_driven;
+		while (target->driver->done) {
+			uint32_t got = target->driver->ops->reap(target->driver, cqe, 64);
+			for (uint32_t i = 0; i < got; i++)
+				completion(core, &cqe[i]);
+			seen += got;
+		}
 	}
 	return seen;
 }

@@ -16,6 +16,15 @@ static inline bool hand_over(struct iod_core *core, struct iod_row *row, struct 
 	struct iod_backend *backend = core->backend;
 
 	op->user_data = row->ticket;
+	if (row->target && row->target->driver) {
+		if (!iod_row_has_room(core, row))
+			return false;
+		row->target->driver->ops->queue(row->target->driver, op);
+		row->with_backend = true;
+		core->with_drivers++;
+		core->count.requests++;
+		return true;
+	}
 	if (core->with_backend >= core->most_with_backend)
 		return false;
 	int error = backend->ops->queue(backend, op);
@@ -67,7 +76,7 @@ void iod_row_continue(struct iod_core *core, struct iod_row *row)
 		if (!hand_over(core, row, &op)) {
 			iod_riders_leave(core, row);
 			iod_plan_end(row);
-			iod_row_wait(core, row, IOD_W_RING, &core->ring);
+			iod_row_wait(core, row, IOD_W_RING, iod_room_queue(core, row));
 			return;
 		}
 		in_flight(core, row);
@@ -94,7 +103,7 @@ void iod_row_continue(struct iod_core *core, struct iod_row *row)
 		iod_row_wait(core, row, IOD_W_BUDGET, &core->budget);
 		return;
 	case IOD_PLAN_WAIT_RING:
-		iod_row_wait(core, row, IOD_W_RING, &core->ring);
+		iod_row_wait(core, row, IOD_W_RING, iod_room_queue(core, row));
 		return;
 	case IOD_PLAN_FAULT:
 		iod_row_fault(core, row);
@@ -336,6 +345,9 @@ void iod_core_step(struct iod_core *core)
 			feed_budget(core);
 		if (core->ring.head && iod_room(core) > core->ready.count)
 			iod_row_ready(core, core->ring.head);
+		for (struct iod_target *target = core->driven; target; target = target->next_driven)
+			if (target->driver_wait.head && target->driver->room > core->ready.count)
+				iod_row_ready(core, target->driver_wait.head);
 		struct iod_row *row = core->ready.head;
 		if (!row)
 			return;

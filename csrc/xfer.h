@@ -18,6 +18,7 @@
 
 #include "arena.h"
 #include "backend.h"
+#include "driver.h"
 #include "iod.h"
 #include "space.h"
 
@@ -86,6 +87,10 @@ struct iod_target {
 	uint64_t took;		   /* STREAM: bytes of the last send that was cut short; 0: it was not */
 	struct iod_row *writers;   /* direct FILE: writes under way, by their block ranges */
 	struct iod_queue range_wait;
+	struct iod_driver *driver;	/* FILE: who takes its requests, instead of the backend */
+	struct iod_queue driver_wait;	/* for room there */
+	struct iod_target *next_driven; /* of its core */
+	uint32_t small;			/* bytes a segment below which copying is cheaper, for this target; 0: the core's */
 	uint32_t references; /* rows */
 	uint32_t trace_id;
 	void (*idle)(struct iod_target *); /* the last one is gone */
@@ -268,6 +273,8 @@ struct iod_core {
 	struct iod_queue moved;	  /* by a move without the glue's lock, to be completed with it */
 	struct iod_queue glue;	  /* as work, but needs the glue's lock: device windows */
 	uint32_t with_backend, most_with_backend; /* rows; the backend has places for what the glue polls besides */
+	uint32_t with_drivers; /* rows */
+	struct iod_target *driven; /* targets with a driver */
 	uint32_t number;	  /* no two cores of a process have the same */
 	bool unlocked;		  /* the glue's lock is not held */
 	bool cancel_again;	  /* a cancel found no room in the ring */
@@ -328,6 +335,15 @@ static inline uint32_t iod_room(const struct iod_core *core) /* how many rows ma
 	uint32_t room = core->backend->ops->room(core->backend), left = core->most_with_backend - core->with_backend;
 	return room < left ? room : left;
 }
+/* Whether there is room for one more request of the row's, and where it waits for that. */
+static inline bool iod_row_has_room(const struct iod_core *core, const struct iod_row *row)
+{
+	return row->target->driver ? row->target->driver->room > 0 : iod_room(core) > 0;
+}
+static inline struct iod_queue *iod_room_queue(struct iod_core *core, const struct iod_row *row)
+{
+	return row->target && row->target->driver ? &row->target->driver_wait : &core->ring;
+}
 void iod_trace_note(struct iod_core *, const struct iod_row *, uint8_t to, uint64_t bytes);
 static inline void iod_row_mark(struct iod_core *core, const struct iod_row *row, enum iod_mark mark, uint64_t bytes)
 {
@@ -344,7 +360,7 @@ void iod_row_gone(struct iod_core *, struct iod_row *); /* it was mapped, but th
 void iod_row_release(struct iod_core *, struct iod_row *); /* translation, leases, bounce */
 void iod_row_give_bounce(struct iod_core *, struct iod_row *); /* its piece of the arena, if it has one */
 void iod_row_continue(struct iod_core *, struct iod_row *); /* the next request of a row that is leased, or needs no lease */
-bool iod_row_hand_over(struct iod_core *, struct iod_row *, struct iod_op *); /* false: no room in the ring */
+bool iod_row_hand_over(struct iod_core *, struct iod_row *, struct iod_op *); /* false: no room */
 /* FLUSH, DISCARD, ZEROES: no memory takes part. */
 static inline bool iod_is_control(const struct iod_row *row)
 {

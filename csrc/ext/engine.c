@@ -126,6 +126,9 @@ static void other_completion(struct iod_core *core, const struct iod_cqe *cqe)
 	Engine *self = (Engine *)((char *)core - offsetof(Engine, core));
 	if (cqe->user_data == EXT_KICKS) {
 		ext_queues_kicked(self);
+	} else if (cqe->user_data == EXT_DRIVERS) {
+		self->drivers_armed = false;
+		self->drivers_ready = cqe->res > 0;
 	} else if (cqe->user_data == EXT_WATCH) {
 		self->watch_armed = false;
 		self->watch_result = cqe->res > 0 ? (uint32_t)cqe->res : 1;
@@ -162,7 +165,7 @@ static PyObject *engine_open(Engine *self, PyObject *args)
 		self->spaces = PyList_New(0);
 	if (!self->spaces)
 		return NULL;
-	uint32_t polls = 2; /* of what the engine watches and of kicks: transfers must not have to wait for them */
+	uint32_t polls = 3; /* of what the engine watches, kicks and drivers: transfers must not have to wait for them */
 	struct iod_backend *backend;
 	Py_BEGIN_ALLOW_THREADS /* a ring may have to wait until the kernel gave back the memory of another */
 	backend = kind == 0 ? iod_uring_create(entries, inflight + polls, &error)
@@ -191,7 +194,7 @@ static PyObject *engine_open(Engine *self, PyObject *args)
 	self->spin_now = spin;
 	self->release_bytes = 256 << 10;
 	self->watch_fd = -1;
-	self->kicks_fd = -1;
+	self->kicks_fd = self->drivers_fd = -1;
 	Py_RETURN_NONE;
 }
 
@@ -222,7 +225,7 @@ static PyObject *engine_close(Engine *self, PyObject *unused)
 		Py_RETURN_TRUE;
 	if (ext_refuse_nested(self))
 		return NULL;
-	if (self->fork_generation == ext_forks && self->core.with_backend)
+	if (self->fork_generation == ext_forks && (self->core.with_backend || self->core.with_drivers))
 		Py_RETURN_FALSE;
 	/* Whoever is told of an end can neither run nor close it again, nor submit. */
 	self->in_turn = true;
@@ -254,6 +257,7 @@ static PyObject *engine_close(Engine *self, PyObject *unused)
 	}
 	for (uint32_t i = 0; i < self->ports; i++)
 		self->port[i]->port.closed = true;
+	ext_drivers_close(self);
 	if (self->kicks_fd >= 0)
 		close(self->kicks_fd);
 	self->kicks_fd = -1;
@@ -426,6 +430,7 @@ static PyObject *engine_cancel_all(Engine *self, PyObject *unused)
 static PyObject *engine_settle(Engine *self, PyObject *unused)
 {
 	(void)unused;
+	self->settling = true;
 	self->watch_fd = -1;
 	if (self->watch_armed)
 		self->backend->ops->cancel(self->backend, EXT_WATCH);
@@ -433,6 +438,13 @@ static PyObject *engine_settle(Engine *self, PyObject *unused)
 	if (self->kicks_armed)
 		self->backend->ops->cancel(self->backend, EXT_KICKS);
 	Py_RETURN_NONE;
+}
+
+/* _abort_drivers(): break the connections that something is under way on; whether there was one. */
+static PyObject *engine_abort_drivers(Engine *self, PyObject *unused)
+{
+	(void)unused;
+	return PyBool_FromLong(ext_drivers_abort(self));
 }
 
 static PyObject *engine_register(Engine *self, PyObject *region_object)
@@ -505,6 +517,12 @@ static PyObject *engine_set(Engine *self, PyObject *args)
 	Py_RETURN_NONE;
 }
 
+static uint32_t with_backend(const Engine *self)
+{
+	const struct iod_core *core = &self->core;
+	return core->with_backend + core->with_drivers + self->watch_armed + self->kicks_armed + self->drivers_armed;
+}
+
 static PyObject *engine_get(Engine *self, void *what)
 {
 	switch ((char)(intptr_t)what) {
@@ -513,7 +531,7 @@ static PyObject *engine_get(Engine *self, void *what)
 	case 'c':
 		return PyBool_FromLong(self->closed);
 	case 'b':
-		return PyLong_FromUnsignedLong(self->closed ? 0 : self->core.with_backend + self->watch_armed + self->kicks_armed);
+		return PyLong_FromUnsignedLong(self->closed ? 0 : with_backend(self));
 	case 'u':
 		return PyLong_FromUnsignedLong(self->closed ? 0 : self->core.in_use);
 	case 's':
@@ -545,6 +563,7 @@ static PyMethodDef engine_methods[] = {
 	{"_open", EXT_METHOD(engine_open), METH_VARARGS, NULL},
 	{"_close", EXT_METHOD(engine_close), METH_NOARGS, NULL},
 	{"_settle", EXT_METHOD(engine_settle), METH_NOARGS, NULL},
+	{"_abort_drivers", EXT_METHOD(engine_abort_drivers), METH_NOARGS, NULL},
 	{"_cancel_all", EXT_METHOD(engine_cancel_all), METH_NOARGS, NULL},
 	{"_run", EXT_METHOD(ext_engine_run), METH_O, NULL},
 	{"_pump", EXT_METHOD(ext_engine_pump), METH_O, NULL},

@@ -59,6 +59,7 @@ typedef struct Target {
 	PyObject *script;      /* SCRIPT: called with (ticket, direction, offset, length, kind) */
 	PyObject *script_cancel;
 	uint32_t traced; /* the trace that knows its name */
+	unsigned fork_generation; /* of the process that made its driver */
 	struct Target *next_idle;
 	bool on_idle_list, idle; /* idle: the reference that its rows hold is to be dropped */
 } Target;
@@ -197,6 +198,8 @@ typedef struct Engine {
 	int kicks_fd; /* epoll: the kicks of all of them */
 	bool kicks_armed, kicked;
 	bool routed; /* the last look at the rings has submitted something */
+	int drivers_fd; /* epoll: the descriptors of the targets that have a driver */
+	bool drivers_armed, drivers_ready, settling;
 	int next_buffer;
 	bool file_taken[IOD_MAX_FILES];
 } Engine;
@@ -265,6 +268,15 @@ void ext_deliver(Engine *);
 void ext_poke(Engine *); /* there is something to do, and it may be outside a turn */
 uint64_t ext_clock(void);
 void ext_drop_idle(Engine *);
+
+/* drivers.c: what a target with a driver needs of its engine. */
+int ext_drivers_add(Engine *, struct iod_target *);
+void ext_drivers_remove(Engine *, struct iod_target *);
+
+/* nbd.c */
+PyObject *ext_nbd_connect(PyObject *module, PyObject *args);
+PyObject *ext_nbd_version(PyObject *module, PyObject *args);
+struct iod_driver *ext_driver_take(PyObject *capsule); /* NULL: raised */
 
 int ext_region_add(PyObject *module);
 PyObject *ext_held_regions(PyObject *module, PyObject *unused);

@@ -81,7 +81,7 @@ PyObject *ext_engine_stats(Engine *self, PyObject *unused)
 	PUT("copied", c->copied);
 	PUT("python_bytes", self->python_bytes);
 	PUT("in_use", self->core.in_use);
-	PUT("with_backend", self->core.with_backend);
+	PUT("with_backend", self->core.with_backend + self->core.with_drivers);
 	PUT("tasks", self->tasks);
 	PUT("turns", self->turns);
 	PUT("resumed", self->resumed);

@@ -176,6 +176,8 @@ static PyMethodDef methods[] = {
 	{"uring_probe", EXT_METHOD(uring_probe), METH_NOARGS, "What this kernel's io_uring can do."},
 	{"held_regions", EXT_METHOD(ext_held_regions), METH_NOARGS, "The regions that have leases or views."},
 	{"transitions", EXT_METHOD(transitions), METH_NOARGS, "The state table of a transfer: (from, to, why)."},
+	{"nbd_connect", EXT_METHOD(ext_nbd_connect), METH_VARARGS, "A connection to an NBD server, and what that is."},
+	{"nbd_version", EXT_METHOD(ext_nbd_version), METH_VARARGS, "The version of libnbd; raises if there is none."},
 	{"clock_ns", EXT_METHOD(clock_ns), METH_NOARGS, "The clock of deadlines and traces: CLOCK_MONOTONIC, ns."},
 	{0}};
 

@@ -6,6 +6,7 @@
  *  - A target belongs to the first engine that used it, because its order is kept there and its descriptor is
  *    registered there.
  *  - It owns its descriptors, and closes them when no row needs them any more. */
+#include "../nbd.h"
 #include "ext.h"
 
 #include <errno.h>
@@ -25,6 +26,13 @@ static void forget(Target *self)
 		engine->file_taken[target->file_index] = false;
 	}
 	target->file_index = -1;
+	if (target->driver) {
+		bool ours = self->fork_generation == ext_forks;
+		if (engine && !engine->closed && ours)
+			ext_drivers_remove(engine, target);
+		target->driver->ops->destroy(target->driver, ours);
+		target->driver = NULL;
+	}
 	if (target->fd >= 0)
 		close(target->fd);
 	if (target->buffered_fd >= 0)
@@ -60,19 +68,21 @@ void ext_drop_idle(Engine *engine)
 }
 
 /* Target(kind, fd, buffered_fd, read_only, write_through, direct, zero_copy, memory_alignment, offset_alignment,
- *        max_segments, max_bytes, region, plain_io) */
+ *        max_segments, max_bytes, region, plain_io, driver, small) */
 static PyObject *target_new(PyTypeObject *type, PyObject *args, PyObject *kw)
 {
 	static char *names[] = {"kind", "fd", "buffered_fd", "read_only", "write_through", "direct", "zero_copy",
-				"memory_alignment", "offset_alignment", "max_segments", "max_bytes", "region", "plain_io", NULL};
+				"memory_alignment", "offset_alignment", "max_segments", "max_bytes", "region", "plain_io", "driver",
+				"small", NULL};
 	int kind, fd = -1, buffered = -1, read_only = 0, through = 0, direct = 0, zero_copy = 0, plain_io = 0;
 	unsigned memory_alignment = 1, offset_alignment = 1, segments = IOD_IOV_MAX;
 	unsigned long long bytes = IOD_MAX_IO;
-	PyObject *region = NULL;
+	unsigned small = 0;
+	PyObject *region = NULL, *driver = NULL;
 
-	if (!PyArg_ParseTupleAndKeywords(args, kw, "i|iippppIIIKOp", names, &kind, &fd, &buffered, &read_only, &through,
+	if (!PyArg_ParseTupleAndKeywords(args, kw, "i|iippppIIIKOpOI", names, &kind, &fd, &buffered, &read_only, &through,
 					 &direct, &zero_copy, &memory_alignment, &offset_alignment, &segments, &bytes,
-					 &region, &plain_io))
+					 &region, &plain_io, &driver, &small))
 		return NULL;
 	if (region == Py_None)
 		region = NULL;
@@ -92,7 +102,13 @@ static PyObject *target_new(PyTypeObject *type, PyObject *args, PyObject *kw)
 		.kind = (uint8_t)kind, .fd = fd, .buffered_fd = buffered, .file_index = -1, .read_only = read_only,
 		.write_through = through, .direct = direct, .zero_copy = zero_copy, .plain_io = plain_io,
 		.memory_alignment = memory_alignment, .offset_alignment = offset_alignment, .max_segments = segments,
-		.max_bytes = bytes, .idle = target_idle, .owner = self};
+		.max_bytes = bytes, .small = small, .idle = target_idle, .owner = self};
+	self->fork_generation = ext_forks;
+	if (driver && !(self->target.driver = ext_driver_take(driver))) {
+		self->target.fd = self->target.buffered_fd = -1; /* they stay the caller's */
+		Py_DECREF(self);
+		return NULL;
+	}
 	if (region) {
 		Py_INCREF(region);
 		self->region = region;
@@ -149,12 +165,15 @@ int ext_target_use(Target *self, Engine *engine)
 			PyErr_Format(ErrorType, "%R is in use by another engine; open it once for each", (PyObject *)self);
 			return -1;
 		}
+		if (target->driver && ext_drivers_add(engine, target))
+			return -1;
 		Py_INCREF(engine);
 		Py_XDECREF(self->engine);
 		self->engine = engine;
 		self->traced = target->trace_id = 0; /* those are the other engine's */
 		target->file_index = -1;
-		if (target->kind == IOD_T_FILE || target->kind == IOD_T_STREAM || target->kind == IOD_T_PACKET)
+		if (target->fd >= 0 &&
+		    (target->kind == IOD_T_FILE || target->kind == IOD_T_STREAM || target->kind == IOD_T_PACKET))
 			for (int i = 0; i < IOD_MAX_FILES; i++)
 				if (!engine->file_taken[i]) {
 					if (engine->backend->ops->set_file(engine->backend, i, target->fd) >= 0) {
@@ -302,6 +321,12 @@ static PyObject *target_finish(Target *self, PyObject *args)
 static PyObject *target_get(Target *self, void *what)
 {
 	switch ((char)(intptr_t)what) {
+	case 'd':
+		return PyBool_FromLong(self->target.driver != NULL);
+	case 'y': {
+		const char *why = self->target.driver ? iod_nbd_why(self->target.driver) : NULL;
+		return why ? PyUnicode_DecodeUTF8(why, (Py_ssize_t)strlen(why), "replace") : PyUnicode_FromString("");
+	}
 	case 'c':
 		return PyBool_FromLong(self->target.closed);
 	case 'f':
@@ -341,6 +366,14 @@ static PyObject *target_abort(Target *self, PyObject *unused)
 {
 	(void)unused;
 	struct sockaddr nowhere = {.sa_family = AF_UNSPEC};
+	if (self->target.driver) {
+		if (self->engine && !self->engine->closed && ext_check(self->engine))
+			return NULL;
+		self->target.driver->ops->abort(self->target.driver);
+		if (self->engine && !self->engine->closed)
+			ext_poke(self->engine);
+		Py_RETURN_NONE;
+	}
 	if (self->target.fd >= 0 && connect(self->target.fd, &nowhere, sizeof nowhere)) {
 		if (errno != EOPNOTSUPP && errno != EINVAL && errno != ENOTCONN) /* not a kind that can */
 			return PyErr_SetFromErrno(PyExc_OSError);
@@ -361,6 +394,8 @@ static PyGetSetDef target_getset[] = {
 	{"_fd", (getter)target_get, NULL, NULL, (void *)'f'},
 	{"_zero_copy", (getter)target_get, NULL, NULL, (void *)'z'},
 	{"_write_through", (getter)target_get, (setter)target_set_write_through, NULL, (void *)'w'},
+	{"_driven", (getter)target_get, NULL, NULL, (void *)'d'},
+	{"_why_gone", (getter)target_get, NULL, NULL, (void *)'y'},
 	{"_registered", (getter)target_get, NULL, NULL, (void *)'r'},
 	{"_engine", (getter)target_get, NULL, NULL, (void *)'e'},
 	{0}};

@@ -107,6 +107,8 @@ void ext_deliver(Engine *engine)
 static uint32_t least_wanted(const Engine *engine)
 {
 	const struct iod_core *core = &engine->core;
+	if (core->with_drivers) /* one poll tells of any number of them */
+		return 1;
 	for (uint32_t i = 0; i < engine->ports; i++) {
 		const Port *port = engine->port[i];
 		if (!port->stream || !port->stream->wait.waiter)
@@ -140,12 +142,13 @@ bool ext_has_work(const Engine *engine)
 	}
 	return engine->ready_head || core->done.head || core->ready.head || core->work.head || core->glue.head ||
 	       engine->revoked || core->cancel_again || (core->ring.head && !core->with_backend) ||
-	       (core->budget_again && core->budget.head);
+	       (core->budget_again && core->budget.head) || engine->drivers_ready ||
+	       (core->driven && ext_drivers_work(engine));
 }
 
 bool ext_idle(const Engine *engine)
 {
-	return !engine->core.with_backend && !ext_has_work(engine);
+	return !engine->core.with_backend && !engine->core.with_drivers && !ext_has_work(engine);
 }
 
 #define PATIENCE_NS 1000000 /* for more completions than one */
@@ -184,7 +187,9 @@ static void sleep_for_completions(Engine *engine, int64_t timeout)
 	struct iod_core *core = &engine->core;
 	backend->watches = engine->queues ? ext_queues_watch(engine) : 0;
 	backend->watch = engine->watch;
-	bool worth = core->with_backend || backend->watches;
+	if ((core->driven || engine->drivers_armed) && ext_drivers_arm(engine))
+		return;
+	bool worth = core->with_backend || core->with_drivers || backend->watches;
 	uint64_t spin = worth ? engine->spin_now : 0;
 	uint64_t hits = backend->stats.spin_hits;
 	uint32_t least = least_wanted(engine);
@@ -226,6 +231,16 @@ static void sleep_for_completions(Engine *engine, int64_t timeout)
 		engine->spin_now = engine->spin_most / 8;
 }
 
+static uint32_t reap(Engine *engine)
+{
+	uint32_t got = iod_core_reap(&engine->core, 4096);
+	if (engine->drivers_ready) {
+		ext_drivers_look(engine);
+		got += iod_core_reap(&engine->core, 4096);
+	}
+	return got;
+}
+
 /* At the first bounce, so that an engine that never bounces pins nothing.  Where the kernel refuses (RLIMIT_MEMLOCK),
  * bouncing goes on without. */
 static void register_arena(Engine *engine)
@@ -247,7 +262,7 @@ static uint32_t move(Engine *engine)
 	struct iod_backend *backend = engine->backend;
 
 	engine->in_step = true;
-	if (core->ready.head || core->ring.head || core->cancel_again || core->budget_again)
+	if (core->ready.head || core->ring.head || core->cancel_again || core->budget_again || core->driven)
 		iod_core_step(core);
 	engine->in_step = false;
 	if (core->arena.peak && !engine->arena_tried)
@@ -277,7 +292,7 @@ static uint32_t move(Engine *engine)
 		backend->ops->flush(backend);
 	}
 	core->queued_bytes = 0;
-	uint32_t got = iod_core_reap(core, 4096);
+	uint32_t got = reap(engine);
 	ext_deliver(engine);
 	return got;
 }
@@ -311,7 +326,7 @@ static int turn(Engine *engine, int64_t timeout, uint32_t limit)
 		sleep_for_completions(engine, timeout);
 		core->now = coarse_clock();
 		engine->step_started = core->now;
-		iod_core_reap(core, 4096);
+		reap(engine);
 		ext_deliver(engine);
 		look(engine);
 	}
@@ -407,6 +422,8 @@ PyObject *ext_engine_pump(Engine *self, PyObject *arg)
 	iod_core_step(&self->core);
 	self->in_step = false;
 	if (self->queues && ext_queues_arm(self))
+		self->backend->ops->wake(self->backend);
+	if (self->core.driven && ext_drivers_arm(self))
 		self->backend->ops->wake(self->backend);
 	self->backend->ops->flush(self->backend);
 	self->core.queued_bytes = 0;

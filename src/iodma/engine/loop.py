@@ -52,6 +52,7 @@ T = TypeVar("T")
 _WOKEN, _WATCHED, _DEADLINE, _STOP = 1, 2, 4, 8
 #: Instead of a time, to `_run`: return when nothing is left to do but wait.
 _WHEN_IDLE = -2
+_AFTER_ABORT = 1_000_000_000
 #: Bytes a segment below which one copy was cheaper than the vector, all that either costs included
 #: (`iodma doctor --measure` does it again).
 SMALL_TO_MEMORY = 192
@@ -508,8 +509,13 @@ class Engine(_core.Engine):
         self._running = True
         self._cancel_all()
         self._settle()
-        turns = 0
-        while (self._with_backend or self._in_use or self._tasks) and _core.clock_ns() < end:
+        turns, aborted = 0, False
+        while self._with_backend or self._in_use or self._tasks:
+            if _core.clock_ns() >= end:
+                if aborted or not self._abort_drivers():
+                    break
+                aborted = True  # unlike the kernel, they can be made to let go
+                end += _AFTER_ABORT
             turns += 1  # a few without a sleep: tasks that end at once are most of it
             self._set("stop", 1 if not self._with_backend and turns < 32 else 0)
             try:
