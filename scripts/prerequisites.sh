@@ -47,6 +47,8 @@ check() {
         need linux-image-amd64 has_kernel
         need busybox-static has_static_busybox
         need e2fsprogs sbin e2fsck -V
+        need nbdkit nbdkit --version
+        need libnbd0 "$python" -c 'import ctypes; ctypes.CDLL("libnbd.so.0")'
         ;;
     *)
         echo "usage: $0 demo|test" >&2

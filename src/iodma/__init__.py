@@ -20,7 +20,7 @@ except ImportError as error:  # `iodma doctor` works without it, and says what i
     globals()["__getattr__"] = _missing  # not by name: type checkers know what is here
 else:
     from iodma.devices import Device, Doorbell, Interrupt, Register
-    from iodma.endpoints import Buffer, Datagram, Endpoint, File, Null, Socket, Tap
+    from iodma.endpoints import Buffer, Datagram, Endpoint, File, Nbd, Null, Socket, Tap
     from iodma.engine import Engine, Event, Stats, SystemClock, Task
     from iodma.errors import (
         AddressRangeError,
@@ -82,6 +82,7 @@ __all__ = [
     "Mapping",
     "Memory",
     "MsiWindow",
+    "Nbd",
     "Null",
     "Port",
     "Ram",

@@ -27,6 +27,7 @@ GOOD = Facts(
     uring_disabled="0",
     seccomp="0",
     programs=dict.fromkeys(PROGRAMS, "version 1"),
+    libnbd="1.14.2",
 )
 
 
@@ -64,6 +65,14 @@ def test_why_io_uring_is_refused(more: dict[str, object], reason: str, advice: s
     assert advice in check.advice
     assert check.used == "the threads engine"
     assert judge(facts).engine == "threads"
+    assert judge(facts).ok
+
+
+def test_without_libnbd_only_nbd_disks_are_missing() -> None:
+    facts = replace(GOOD, libnbd="", libnbd_error="libnbd is not installed: apt install libnbd0")
+    check = check_of(facts, "libnbd")
+    assert check.state is State.ABSENT and check.advice
+    assert "not installed" in check.found
     assert judge(facts).ok
 
 

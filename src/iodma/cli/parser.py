@@ -27,6 +27,11 @@ def positive_int(text: str) -> int:
     return value
 
 
+def image(text: str) -> Path | str:
+    """A file; or the URI of an NBD export, which is none."""
+    return text if text.startswith("nbd") and "://" in text else Path(text)
+
+
 def natural(text: str) -> int:
     value = int(text)
     if value < 0:
@@ -245,7 +250,12 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--fd", metavar="N", type=natural, help="a unix socket that was opened for this process"
     )
-    blk.add_argument("--blk-file", metavar="FILE", type=Path, help="the image, or block device")
+    blk.add_argument(
+        "--blk-file",
+        metavar="FILE",
+        type=image,
+        help="the image, or block device, or the URI of an NBD export: nbd://HOST/EXPORT",
+    )
     blk.add_argument("--read-only", action="store_true", help="the guest may not write")
     blk.add_argument("--direct", action="store_true", help="past the page cache: O_DIRECT")
     add_num_queues(blk)

@@ -58,7 +58,10 @@ class Endpoint(Target):
         self.close()
 
     def __del__(self) -> None:
-        if not self.closed and self._fd >= 0:
+        self._warn_if_open(self._fd >= 0)
+
+    def _warn_if_open(self, holds: bool) -> None:
+        if not self.closed and holds:
             warnings.warn(f"{self!r} was not closed", ResourceWarning, stacklevel=2, source=self)
             self._close()
 

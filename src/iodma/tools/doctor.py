@@ -119,6 +119,7 @@ def judge(facts: Facts) -> Diagnosis:
         judge_nofile(facts),
         judge_processors(facts),
         judge_kvm(facts),
+        judge_libnbd(facts),
         *judge_programs(facts),
     )
     return Diagnosis(engine, checks)
@@ -327,6 +328,15 @@ def judge_kvm(facts: Facts) -> Check:
         errno.ENOENT: "load kvm_intel or kvm_amd; guests run without, slowly",
     }.get(facts.kvm_error, "guests run without, slowly")
     return Check("KVM", State.ABSENT, os.strerror(facts.kvm_error), used, advice)
+
+
+def judge_libnbd(facts: Facts) -> Check:
+    use = "`Nbd`: disks at NBD servers"
+    if facts.libnbd:
+        return Check("libnbd", State.OK, facts.libnbd, use)
+    if not facts.libnbd_error:
+        return Check("libnbd", State.ABSENT, "not looked for", use, "see the core, above")
+    return Check("libnbd", State.ABSENT, facts.libnbd_error, use, "Debian: libnbd0")
 
 
 def judge_programs(facts: Facts) -> list[Check]:

@@ -66,12 +66,15 @@ class Facts:
     nofile: tuple[int, int] = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
     kvm_error: int = 0
     programs: Mapping[str, str | None] = field(default_factory=dict)
+    libnbd: str = ""
+    libnbd_error: str = ""
 
 
 def gather(programs: Iterable[str]) -> Facts:
     """Looks at this machine, and for these programs."""
     kernel, version = kernel_release()
     core_error = import_error()
+    libnbd, libnbd_error = ("", "") if core_error else libnbd_version()
     return Facts(
         kernel=kernel,
         kernel_version=version,
@@ -88,6 +91,8 @@ def gather(programs: Iterable[str]) -> Facts:
         nofile=resource.getrlimit(resource.RLIMIT_NOFILE),
         kvm_error=open_error("/dev/kvm"),
         programs=found_programs(programs),
+        libnbd=libnbd,
+        libnbd_error=libnbd_error,
     )
 
 
@@ -99,6 +104,17 @@ def import_error() -> str:
     except (ImportError, AttributeError) as error:
         return str(error)
     return ""
+
+
+def libnbd_version() -> tuple[str, str]:
+    """The version of libnbd, or why there is none."""
+    from iodma.endpoints.nbd import library_version
+    from iodma.errors import UnsupportedError
+
+    try:
+        return library_version(), ""
+    except UnsupportedError as error:
+        return "", str(error)
 
 
 def probed_ring() -> Ring:

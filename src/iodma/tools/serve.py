@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`iodma serve blk`: a file as the disk of a virtual machine, over vhost-user.
+"""`iodma serve blk`: a file, or an NBD export, as the disk of a virtual machine, over vhost-user.
 
 The conventions are those of QEMU's back-end programs ("vhost-user back-end program conventions" of
 its documents): a socket by path or descriptor, no daemon, an end soon after SIGTERM.
@@ -29,7 +29,7 @@ from types import FrameType
 from typing import Any
 
 from iodma.devices.virtio_blk import SECTOR, VirtioBlk
-from iodma.endpoints import File
+from iodma.endpoints import File, Nbd
 from iodma.engine import Engine, Event
 from iodma.errors import ArgumentError, BusyError
 from iodma.tools import qemu_args
@@ -52,7 +52,7 @@ class Options:
     """What is served, and how.
 
     Attributes:
-        blk_file: the image, or block device.
+        blk_file: the image, or block device; or the URI of an NBD export.
         socket_path, fd: where front-ends connect; neither: in a folder of its own, for `command`.
         read_only: the guest may not write.
         direct: past the page cache.
@@ -66,7 +66,7 @@ class Options:
         command: a shell command to serve for the life of; None: until a signal.
     """
 
-    blk_file: Path
+    blk_file: Path | str
     socket_path: Path | None = None
     fd: int | None = None
     read_only: bool = False
@@ -96,12 +96,13 @@ def serve(options: Options, tell: Callable[[str], None]) -> int:
         ArgumentError, BusyError, OSError: it cannot be served so.
     """
     with ExitStack() as stack:
-        disk = stack.enter_context(open_image(options))
+        disk = open_image(options)
+        stack.enter_context(disk)
         path = options.socket_path
         if path is None and options.fd is None:
             path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="iodma-"))) / "blk"
         engine = stack.enter_context(
-            Engine(options.engine, spin_us=options.spin_us, name=options.blk_file.name)
+            Engine(options.engine, spin_us=options.spin_us, name=Path(options.blk_file).name)
         )
         device = VirtioBlk(
             disk,
@@ -118,6 +119,8 @@ def serve(options: Options, tell: Callable[[str], None]) -> int:
                 f"iodma: {disk.name} has {size} bytes, which is not a multiple of {block}:"
                 f" the last {rest} are not served"
             )
+        if isinstance(disk, Nbd) and not (disk.can_flush or disk.read_only):
+            tell(f"iodma: {disk.name} cannot flush: nobody knows when writes are on its medium")
         if options.trace is not None:
             attach(engine, options.trace)  # until the engine is closed, whatever ends it
         service = Service(engine, device, options)
@@ -130,14 +133,17 @@ def serve(options: Options, tell: Callable[[str], None]) -> int:
         return status or 0
 
 
-def open_image(options: Options) -> File:
-    """The image, locked.
+def open_image(options: Options) -> File | Nbd:
+    """The image, locked; an export is connected to, and locks are the server's business.
 
     Raises:
-        ArgumentError: it is neither a file nor a block device.
+        ArgumentError: it is neither a file nor a block device, nor the URI of an export.
         BusyError: somebody else has it.
         OSError: it cannot be opened so.
+        UnsupportedError: there is no libnbd.
     """
+    if isinstance(options.blk_file, str):
+        return open_export(options.blk_file, options)
     disk = File(options.blk_file, read_only=options.read_only, direct=options.direct)
     try:
         if options.lock:
@@ -146,6 +152,19 @@ def open_image(options: Options) -> File:
     except BaseException:
         disk.close()
         raise
+
+
+def open_export(uri: str, options: Options) -> Nbd:
+    if options.direct:
+        raise ArgumentError(f"{uri} has no page cache here: leave out --direct")
+    disk = Nbd(uri, read_only=options.read_only)
+    if options.block_size % disk.minimum_block:
+        disk.close()
+        raise ArgumentError(
+            f"{uri} takes no blocks of {options.block_size} bytes: --block-size"
+            f" {disk.minimum_block} would be right"
+        )
+    return disk
 
 
 def lock_image(disk: File) -> None:

@@ -27,7 +27,7 @@ from iodma.devices.virtio_blk.requests import (
     Refused,
     parse_ranges,
 )
-from iodma.endpoints import Buffer, Endpoint, File
+from iodma.endpoints import Buffer, Endpoint, File, Nbd
 from iodma.errors import ArgumentError, ArgumentTypeError, DmaFault
 from iodma.log import GuestLog
 from iodma.port import Port
@@ -50,11 +50,12 @@ Segments = list[tuple[int, int]]
 
 
 class VirtioBlk(VirtioDevice):
-    """A disk for a driver, on a file, block device or memory endpoint.
+    """A disk for a driver, on a file, block device, NBD export or memory endpoint.
 
     Args:
-        disk: where the bytes are: a `File`, a `Buffer`, or any endpoint with a `size`. It stays
-            the caller's. Its `write_through`, where it has that, is set as the driver chooses.
+        disk: where the bytes are: a `File`, an `Nbd`, a `Buffer`, or any endpoint with a `size`.
+            It stays the caller's. Its `write_through`, where it has that, is set as the driver
+            chooses.
         read_only: every write ends with IOERR; None: as the file was opened.
         serial: what GET_ID gives, at most 20 bytes.
         queues: request queues, 1 to 256.
@@ -79,7 +80,7 @@ class VirtioBlk(VirtioDevice):
     layout: ClassVar[QueueLayout] = QueueLayout(header=16, trailer=1, position_at=8)
     config_layout = CONFIG
 
-    disk: File | Buffer
+    disk: File | Nbd | Buffer
 
     def __init__(
         self,
