@@ -22,7 +22,7 @@ from pathlib import Path
 from iodma.tools.bench.harness import BenchError
 from iodma.tools.machine import available_memory, filesystem_of
 
-__all__ = ["DataFile", "data_file", "shared_memory"]
+__all__ = ["PIECE", "DataFile", "data_file", "shared_memory"]
 
 #: File systems that are memory.
 MEMORY_FILESYSTEMS = {"tmpfs", "ramfs", "hugetlbfs", "devtmpfs"}
@@ -78,8 +78,16 @@ def choose_directory(wanted: Path | None, size: int) -> Path:
 
 
 @contextmanager
-def data_file(wanted: Path | None, size: int) -> Iterator[DataFile]:
+def data_file(wanted: Path | None, size: int, *, piece: int = PIECE) -> Iterator[DataFile]:
     """Makes the file, and removes it at the end.
+
+    Args:
+        wanted: the directory; default: the first that will do.
+        size: of the file.
+        piece: bytes that are written at once. The page cache keeps what was written at once
+            together, as far as the file system lets it, and some then pay for all of it when a
+            page of it is written: 4 KiB writes to ext4 cost 58 us in pieces of 4 MiB, 4 us in
+            pieces of 4 KiB.
 
     Raises:
         BenchError: no directory will do, or there is too little memory to keep it in the cache.
@@ -94,11 +102,11 @@ def data_file(wanted: Path | None, size: int) -> Iterator[DataFile]:
     parent = choose_directory(wanted, size)
     with tempfile.TemporaryDirectory(prefix="iodma-bench-", dir=parent) as directory:
         path = Path(directory) / "data"
-        with open(path, "wb") as file:
-            for _ in range(size // PIECE):
-                file.write(os.urandom(PIECE))
-            file.write(os.urandom(size % PIECE))
-            file.flush()
+        with open(path, "wb", buffering=0) as file:
+            for start in range(0, size, PIECE):
+                data = memoryview(os.urandom(min(PIECE, size - start)))
+                for at in range(0, len(data), piece):
+                    file.write(data[at : at + piece])
             os.fsync(file.fileno())
         made = DataFile(path, size, filesystem_of(path))
         made.warm()

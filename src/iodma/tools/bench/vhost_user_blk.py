@@ -31,7 +31,7 @@ import numpy
 from iodma._version import __version__
 from iodma.errors import ArgumentError
 from iodma.tools.bench.budget import Budget, plan
-from iodma.tools.bench.files import DataFile, data_file, shared_memory
+from iodma.tools.bench.files import PIECE, DataFile, data_file, shared_memory
 from iodma.tools.bench.harness import (
     BenchError,
     Pair,
@@ -146,10 +146,7 @@ class Bench:
         self._place = place
         self._tell = tell
         self._opened = opened
-        self._files = {
-            side: opened.enter_context(data_file(options.directory, FILE_BYTES))
-            for side in (OURS, OFF, BEST)
-        }
+        self._files: dict[tuple[str, int], DataFile] = {}
         self._memory = opened.enter_context(shared_memory(MEMORY_BYTES))
         self._workers: dict[str, Worker] = {}
         self._details: dict[str, Any] = {}
@@ -158,12 +155,20 @@ class Bench:
 
     @property
     def filesystem(self) -> str:
-        return self._files[BEST].filesystem
+        return self.file(BEST).filesystem
+
+    def file(self, side: str, piece: int = PIECE) -> DataFile:
+        """The file of a side, written in such pieces."""
+        key = (side, piece)
+        if key not in self._files:
+            file = data_file(self._options.directory, FILE_BYTES, piece=piece)
+            self._files[key] = self._opened.enter_context(file)
+        return self._files[key]
 
     def measure(self, work: Work, heading: str) -> tuple[Row, str]:
         """One row, and its peer's command."""
-        for file in self._files.values():
-            settle(file)
+        for name in (OURS, OFF, BEST):
+            settle(self.file(name, work.piece))
         best, tried = self.best_peer(work)
         self._tell(f"{heading}: the peer is best with {best}")
         sides = [self.ours(work, spin=work.spin), self.peer(work, best)]
@@ -219,7 +224,7 @@ class Bench:
 
     def peer(self, work: Work, name: str) -> Worker:
         """The peer in one of its ways."""
-        return self.side(name, self._files[BEST], work, peer_variants(work.direct)[name])
+        return self.side(name, self.file(BEST, work.piece), work, peer_variants(work.direct)[name])
 
     def ours(self, work: Work, *, spin: bool) -> Worker:
         """Our server, or the peer in its place."""
@@ -227,7 +232,7 @@ class Bench:
         if self._options.itself:
             command = peer_variants(work.direct)["main loop"]
         side = OURS if spin else OFF
-        return self.side(side, self._files[side], work, command)
+        return self.side(side, self.file(side, work.piece), work, command)
 
     def side(self, name: str, file: DataFile, work: Work, command: list[str]) -> Worker:
         options = {
@@ -247,12 +252,12 @@ class Bench:
             worker = Worker(case, file.path, self._place.client, self._memory)
             self._workers[name] = self._opened.enter_context(closing(worker))
         elif worker.case != case:
-            worker.open(case)
+            worker.open(case, file.path)
         return worker
 
     def ceiling(self, work: Work) -> dict[str, float]:
         """What the client does against two servers without I/O: a thread, and the peer."""
-        file = self._files[BEST]
+        file = self.file(BEST)
         options = {
             "server_cpu": self._place.server(work),
             "shape": dict(work.shape),
@@ -278,7 +283,7 @@ class Bench:
                 "server_cpu": self._place.client,
                 "shape": small(32),
             }
-            file = self._files[OURS if name == OURS else BEST]
+            file = self.file(OURS if name == OURS else BEST)
             # In the worker whose server had that file.
             worker = name if name == OURS else "ceiling"
             side = self.worker(worker, Case(name, IDLE, options, True), file)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from iodma.tools.bench.files import PIECE
 from iodma.tools.bench.harness import Better
 
 __all__ = ["WORKS", "Work", "small"]
@@ -43,6 +44,11 @@ class Work:
     direct: bool = False
     spin: bool = True
     metric: Literal["requests", "processor"] = "requests"
+
+    @property
+    def piece(self) -> int:
+        """What the file is written in: as a guest that writes such requests leaves it."""
+        return self.shape["segments"] * self.shape["segment_bytes"] if self.write else PIECE
 
     @property
     def better(self) -> Better:

@@ -79,11 +79,10 @@ class Worker:
 
     def __init__(self, case: Case, file: Path, cpu: int, memory: str = "") -> None:
         self._process = start(cpu)
-        self._file = file
         self._memory = memory
-        self.open(case)
+        self.open(case, file)
 
-    def open(self, case: Case) -> None:
+    def open(self, case: Case, file: Path) -> None:
         """Opens a case instead of the one that was open; when that fails the process has ended.
 
         Raises:
@@ -93,7 +92,7 @@ class Worker:
         self.details: dict[str, Any] = {}
         options = dict(case.options)
         if case.reads_file:
-            options["path"] = str(self._file)
+            options["path"] = str(file)
         if case.shares_memory:
             options["memory"] = self._memory
         try:
