@@ -151,6 +151,10 @@ class Player:
         payload = fe.area(size % TOP, offset % TOP, queues & 0xFFFF, entries & 0xFFFF)
         self.front.send(request, payload, self.descriptors(*fds), 1 | fe.NEED_REPLY)
 
+    def log(self, size: int, offset: int, *fds: int) -> None:
+        payload = struct.pack("=QQ", size % TOP, offset % TOP)
+        self.front.send(fe.SET_LOG_BASE, payload, self.descriptors(*fds))
+
     def answer_on_channel(self, request: int, flags: int, size: int) -> None:
         with suppress(BlockingIOError, BrokenPipeError):
             self.mine.send(struct.pack("=III", request, flags, size) + bytes(size))
@@ -239,6 +243,8 @@ STEPS: st.SearchStrategy[list[Step]] = st.lists(
         step("set_up"),
         step("set_up_with_iommu"),
         step("iotlb", address, length, address, only(0, 1, 3, 4), only(1, 2, 2, 3, 3, 4)),
+        step("log", only(0, 64, PAGE, SIZE, TOP - 1), address, only(0, 5)),
+        step("number", only(2), only(fe.VERSION_1 | fe.PROTOCOL | fe.LOG_ALL), st.just(())),
         step("inflight", only(31), edge, address, only(0, 1, 2, 3), edge, st.just(())),
         step("inflight", only(32), length, address, only(0, 1, 2, 3), edge, only(0, 5)),
         step("answer_on_channel", only(0, 1, 1, 2), only(1, 5), only(0, 8, 65)),
@@ -292,6 +298,8 @@ WHOLE: list[Step] = [
     ("ring", (0,)),
     ("ring", (1,)),
     ("number", (fe.SET_STATUS, 7)),
+    ("log", (SIZE - PAGE, PAGE, 0)),
+    ("number", (fe.SET_FEATURES, fe.VERSION_1 | fe.PROTOCOL | fe.LOG_ALL)),
     ("take", (2,)),
     ("number", (fe.SET_VRING_CALL, 0, 1)),
     ("slot", (fe.REM_MEM_REG, 1 << 32, SIZE, USER + SIZE, 0)),

@@ -106,7 +106,27 @@ REFUSED: dict[str, tuple[Act, str]] = {
     # messages
     "unknown": (says(99), "message 99: there is no such message"),
     "zero": (says(0), "message 0: there is no such"),
-    "not-offered": (says(fe.SET_LOG_BASE, bytes(16)), "SET_LOG_BASE: there is no such"),
+    "not-offered": (says(26, bytes(8)), "message 26: there is no such"),
+    # the log
+    "log-no-file": (says(fe.SET_LOG_BASE, bytes(16)), "SET_LOG_BASE: a log without a descriptor"),
+    "log-empty": (says(fe.SET_LOG_BASE, bytes(16), memory), "a log of no bytes"),
+    "log-pipe": (says(fe.SET_LOG_BASE, bytes(16), pipe), "a descriptor that is no file"),
+    "log-long": (
+        says(fe.SET_LOG_BASE, struct.pack("=QQ", SIZE, PAGE), memory),
+        "SET_LOG_BASE: a log of 0x100000 bytes at 0x1000 of its file cannot be mapped",
+    ),
+    "log-wraps": (
+        says(fe.SET_LOG_BASE, struct.pack("=QQ", 1, TOP - 1), memory),
+        "a log of 0x1 bytes at 0xffffffffffffffff of its file cannot be mapped",
+    ),
+    "log-huge": (says(fe.SET_LOG_BASE, struct.pack("=QQ", TOP - 1, 0), memory), "cannot be mapped"),
+    "log-small": (
+        in_turn(
+            says(fe.SET_FEATURES, fe.u64(fe.VERSION_1 | fe.PROTOCOL | fe.DEVICE_BITS | 1 << 26)),
+            says(fe.SET_LOG_BASE, struct.pack("=QQ", 100, 0), memory),
+        ),
+        "SET_LOG_BASE: the region of 0x100000 bytes at guest address 0x40000000 is not in the log",
+    ),
     "version": (raw(header(1, 0, 0)), "GET_FEATURES: version 0"),
     "reply": (raw(header(1, 0, 5)), "a reply to nothing"),
     "flags": (raw(header(1, 0, 0x11)), "flags 0x10"),

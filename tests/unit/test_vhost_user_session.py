@@ -58,7 +58,7 @@ def test_features_are_the_device_s_and_the_transport_s(made: Bench, front: Front
 def test_protocol_features_that_work_are_offered(front: FrontEnd) -> None:
     offered = fe.u64_of(front.ask(fe.GET_PROTOCOL_FEATURES))
     known = [fe.MQ, fe.REPLY_ACK, fe.BACKEND_REQ, fe.CONFIG, fe.INFLIGHT, fe.F_RESET, fe.MEM_SLOTS]
-    assert offered == sum(1 << each for each in (*known, fe.STATUS))
+    assert offered == sum(1 << each for each in (*known, fe.STATUS, fe.LOG_SHMFD))
 
 
 def test_queues_and_slots_are_told(front: FrontEnd) -> None:

@@ -55,6 +55,8 @@ VERSION_1 = 1 << 32
 #: Features that have a meaning for the device alone.
 DEVICE_BITS = 1 << 3 | 1 << 23 | 1 << 55
 PROTOCOL = 1 << 30
+LOG_ALL = 1 << 26
+LOG_SHMFD = 1
 PLATFORM, PACKED = 1 << 33, 1 << 34
 
 #: Seconds after which a test that waits has failed.
@@ -478,4 +480,4 @@ def bench(folder: Path, queues: int = 2) -> Iterator[Bench]:
 
 def feature_bits(device: VirtioDevice) -> int:
     """What the transport offers of the device's features."""
-    return device.features & ~(PLATFORM | PACKED) | PROTOCOL
+    return device.features & ~(PLATFORM | PACKED) | PROTOCOL | LOG_ALL

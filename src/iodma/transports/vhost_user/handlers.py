@@ -29,6 +29,7 @@ from iodma.transports.vhost_user.channel import Message
 from iodma.transports.vhost_user.descriptors import Descriptor, is_our_front_end
 from iodma.transports.vhost_user.inflight import Inflight, make_area
 from iodma.transports.vhost_user.iotlb import PAGE, Iotlb, IotlbType
+from iodma.transports.vhost_user.log import DirtyLog
 from iodma.transports.vhost_user.memory import MOST_SLOTS, SHARE, MemoryTable
 from iodma.transports.vhost_user.messages import ProtocolFeature, Refusal
 from iodma.transports.vhost_user.rings import Ring
@@ -46,6 +47,7 @@ OFFERED = (
     | ProtocolFeature.BACKEND_REQ
     | ProtocolFeature.CONFIG
     | ProtocolFeature.INFLIGHT_SHMFD
+    | ProtocolFeature.LOG_SHMFD
     | ProtocolFeature.RESET_DEVICE
     | ProtocolFeature.CONFIGURE_MEM_SLOTS
     | ProtocolFeature.STATUS
@@ -53,6 +55,8 @@ OFFERED = (
 # As plain numbers: the complement of an `IntFlag` has only the bits that it has names for.
 _PROTOCOL, _PLATFORM = int(Feature.VHOST_USER_PROTOCOL), int(Feature.ACCESS_PLATFORM)
 _PACKED = int(Feature.RING_PACKED)
+#: Of vhost, not of virtio: what is written to guest memory is logged.
+_LOG_ALL = 1 << 26
 #: Seconds that a ring may take to drain while the front-end waits for it.
 DRAIN_S = 30.0
 #: Seconds after which a stop gives up on translations: a front-end that waits for the stop may be
@@ -97,6 +101,7 @@ class Handlers:
         self.iotlb: Iotlb | None = None
         self._backend: BackendChannel | None = None
         self._inflight: Inflight | None = None
+        self._log: DirtyLog | None = None
         self._told_of_private_memory = False
         #: Of this end of the connection.
         self._address: object = None
@@ -117,11 +122,11 @@ class Handlers:
         return offered if self._backend is not None else offered & ~(_PLATFORM | _PACKED)
 
     def _get_features(self, message: Message) -> bytes:
-        return wire.u64(self._device_features | _PROTOCOL)
+        return wire.u64(self._device_features | _PROTOCOL | _LOG_ALL)
 
     def _set_features(self, message: Message) -> None:
         value = wire.parse_u64(message.payload)
-        bits = value & ~_PROTOCOL
+        bits = value & ~(_PROTOCOL | _LOG_ALL)
         if unknown := bits & ~self._device_features:
             raise Refusal(f"features {unknown:#x}, which were not offered")
         if bits != self.device.negotiated:
@@ -129,6 +134,7 @@ class Handlers:
                 raise Refusal("features change while rings run")
             self.device.set_features(bits)
         self.features = value
+        self._update_log()
         if bits & _PLATFORM and self.iotlb is None:
             self.iotlb = Iotlb(self.table, self._miss, self.name)
         if not value & _PROTOCOL:
@@ -277,6 +283,27 @@ class Handlers:
         if self._inflight is not None:
             self._inflight.close()
         self._inflight = new
+
+    # --- the dirty log ----------------------------------------------------------------------------
+
+    def _set_log_base(self, message: Message) -> bytes:
+        area = wire.parse_log(message.payload)
+        if not message.descriptors:
+            raise Refusal("a log without a descriptor")
+        before, self._log = self._log, DirtyLog(area, message.descriptors[0])
+        self._update_log()
+        if before is not None:
+            before.close()
+        return wire.u64(0)
+
+    def _set_log_fd(self, message: Message) -> None:
+        """Something to be told by that the log has changed, which nobody waits for."""
+
+    def _update_log(self) -> None:
+        if self.features & _LOG_ALL and self._log is not None:
+            self.table.start_log(self._log)
+        else:
+            self.table.stop_log()
 
     # --- memory -----------------------------------------------------------------------------------
 

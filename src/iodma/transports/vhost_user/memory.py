@@ -24,6 +24,7 @@ from iodma.errors import AddressRangeError, ArgumentError
 from iodma.lease import Revocation
 from iodma.memory import Memory, Ram
 from iodma.transports.vhost_user.descriptors import Descriptor
+from iodma.transports.vhost_user.log import DirtyLog
 from iodma.transports.vhost_user.messages import LEAST_SLOTS, MemoryRegion, Refusal
 
 __all__ = ["MOST_SLOTS", "SHARE", "MemoryTable"]
@@ -61,6 +62,7 @@ class MemoryTable:
     def __init__(self, name: str = "guest memory") -> None:
         self.memory = Memory(name=name)
         self._slots: dict[int, _Slot] = {}
+        self._log: DirtyLog | None = None
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -154,10 +156,13 @@ class MemoryTable:
         Returns:
             Whether all let go before the deadline, in seconds. What did not stays mapped.
         """
-        revocations = [
-            self._unmap(slot, cancel=True, deadline=deadline) for slot in [*self._slots.values()]
-        ]
-        return all([await each for each in revocations])
+        slots = [*self._slots.values()]
+        revocations = [self._unmap(slot, cancel=True, deadline=deadline) for slot in slots]
+        done = [await each for each in revocations]
+        for slot, ok in zip(slots, done, strict=True):
+            if ok:
+                slot.ram.stop_dirty_log()
+        return all(done)
 
     def _has(self, region: MemoryRegion, file: _File) -> bool:
         slot = self._slots.get(region.guest)
@@ -177,19 +182,11 @@ class MemoryTable:
     def _map(self, region: MemoryRegion, descriptor: Descriptor, file: _File) -> None:
         fd = descriptor.fileno()
         held = os.fstat(fd)
-        # Files of huge pages are mapped in those.
-        unit = held.st_blksize
-        if unit < _PAGE or unit & (unit - 1):
-            unit = _PAGE
-        start = region.offset - region.offset % unit
+        start = region.offset - region.offset % _PAGE
         end = region.offset + region.size
         regular = stat.S_ISREG(held.st_mode)
-        if regular:
-            if end > held.st_size:
-                raise Refusal(
-                    f"{region} is at {region.offset:#x} of a file of {held.st_size:#x} bytes"
-                )
-            end = min(end + -end % unit, held.st_size)
+        if regular and end > held.st_size:
+            raise Refusal(f"{region} is at {region.offset:#x} of a file of {held.st_size:#x} bytes")
         try:
             ram = Ram.from_fd(fd, start, end - start)
         except (OSError, ArgumentError, OverflowError) as error:
@@ -200,7 +197,31 @@ class MemoryTable:
         except AddressRangeError as error:
             ram.close()
             raise Refusal(f"{region}: {error}") from None
-        self._slots[region.guest] = _Slot(region, ram, file, regular)
+        slot = self._slots[region.guest] = _Slot(region, ram, file, regular)
+        if self._log is not None:
+            self._start_log(slot, self._log)
+
+    def start_log(self, log: DirtyLog) -> None:
+        """Logs what is written to any region, also those that come.
+
+        Raises:
+            Refusal: the log has no room for one of them.
+        """
+        self._log = log
+        for slot in self._slots.values():
+            self._start_log(slot, log)
+
+    def stop_log(self) -> None:
+        """Logs no more."""
+        self._log = None
+        for slot in self._slots.values():
+            slot.ram.stop_dirty_log()
+
+    @staticmethod
+    def _start_log(slot: _Slot, log: DirtyLog) -> None:
+        # The mapping begins with a page of the file, the region perhaps not.
+        first = slot.region.guest - slot.region.offset % _PAGE
+        log.start(slot.ram, first, slot.region)
 
     def _unmap(
         self, slot: _Slot, *, cancel: bool = False, deadline: float | None = 4.0

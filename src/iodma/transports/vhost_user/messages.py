@@ -33,6 +33,7 @@ __all__ = [
     "InflightArea",
     "IotlbMessage",
     "Kind",
+    "LogArea",
     "MemoryRegion",
     "ProtocolFeature",
     "Refusal",
@@ -46,6 +47,7 @@ __all__ = [
     "parse_config",
     "parse_inflight",
     "parse_iotlb",
+    "parse_log",
     "parse_region",
     "parse_regions",
     "parse_ring_addresses",
@@ -78,6 +80,7 @@ _REGION = struct.Struct("=QQQQ")
 _CONFIG = struct.Struct("=III")
 _IOTLB = struct.Struct("=QQQBB")
 _INFLIGHT = struct.Struct("=QQHH")
+_LOG = struct.Struct("=QQ")
 
 
 class Refusal(Exception):
@@ -185,6 +188,8 @@ MESSAGES: dict[int, Kind] = {
     Request.SET_MEM_TABLE: _kind(
         "set_mem_table", (8, 8 + LEAST_SLOTS * _REGION.size, _REGION.size), (0, LEAST_SLOTS)
     ),
+    Request.SET_LOG_BASE: _kind("set_log_base", 16, (0, 1), answered=True, feature=_F.LOG_SHMFD),
+    Request.SET_LOG_FD: _kind("set_log_fd", (0, 8, 8), (0, 1), feature=_F.LOG_SHMFD),
     Request.SET_VRING_NUM: _kind("set_vring_num", 8),
     Request.SET_VRING_ADDR: _kind("set_vring_addr", 40),
     Request.SET_VRING_BASE: _kind("set_vring_base", 8),
@@ -315,6 +320,13 @@ class IotlbMessage(NamedTuple):
     type: int
 
 
+class LogArea(NamedTuple):
+    """Memory for the dirty log: so many bytes at an offset of its file."""
+
+    size: int
+    offset: int
+
+
 class InflightArea(NamedTuple):
     """Memory for what is in flight: so many bytes at an offset of its file, for so many queues of a
     size."""
@@ -388,6 +400,11 @@ def parse_iotlb(payload: bytes) -> IotlbMessage:
 def iotlb(message: IotlbMessage) -> bytes:
     """The payload of an IOTLB message."""
     return _IOTLB.pack(*message) + bytes(6)
+
+
+def parse_log(payload: bytes) -> LogArea:
+    """A log description."""
+    return LogArea(*_LOG.unpack(payload))
 
 
 def parse_inflight(payload: bytes) -> InflightArea:

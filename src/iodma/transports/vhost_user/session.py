@@ -220,6 +220,8 @@ class Session(Handlers):
             ring.reset()
         if self._inflight is not None:
             self._inflight.close()
+        if self._log is not None:
+            self._log.close()
         self._on_end()
         self.over.set()
 
