@@ -7,6 +7,7 @@ requests at random, `blocksize-policy` insists on its blocks, `log` tells what a
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import re
 import select
@@ -331,6 +332,91 @@ def test_a_cancelled_transfer_holds_its_memory_until_the_server_answered(make: M
     assert (done.status, done.moved) == (Status.CANCELLED, 4096), "what was at the server was read"
     assert machine.read(0, 4096) == machine.read(65536, 4096)
     assert machine.read(8192, 4096) == bytes(4096)
+
+
+def test_those_that_wait_for_room_can_be_cancelled(make: Make) -> None:
+    machine = make("memory", "1M", "delay-read=100ms", filters=["delay"], depth=1)
+    port, disk = machine.port, machine.disk
+
+    async def main() -> list[Status]:
+        reads = [port.to_memory((at * 4096, 4096), source=disk) for at in range(6)]
+        await machine.states("IN_FLIGHT", "WAITING")
+        for read in reads[1:5]:
+            read.cancel()
+        return [(await read).status for read in reads]
+
+    assert machine.run(main()) == [Status.OK, *[Status.CANCELLED] * 4, Status.OK]
+
+
+def test_no_byte_lands_after_a_reset_or_a_revocation(make: Make) -> None:
+    machine = make("pattern", "1M", "delay-read=50ms", filters=["delay"])
+    port, disk = machine.port, machine.disk
+
+    async def main() -> None:
+        for at in range(40):
+            port.to_memory((at * 4096, 4096), source=disk, offset=4096)
+        await machine.states("IN_FLIGHT")
+        await port.reset()
+        assert disk.in_flight == 0
+        machine.write(0, bytes(RAM))
+        reads = [port.to_memory((at * 4096, 4096), source=disk) for at in range(40)]
+        await machine.states("IN_FLIGHT")
+        assert await machine.memory.remove(0, cancel=True)
+        assert disk.in_flight == 0
+        machine.write(0, b"\xff" * RAM)
+        assert {(await read).status for read in reads} <= {Status.OK, Status.CANCELLED}
+        assert (await port.to_memory((0, 4096), source=disk)).status is Status.FAULT
+
+    machine.run(main())
+    assert machine.read(0, RAM) == b"\xff" * RAM
+
+
+def test_through_byte_lanes_and_to_registers(make: Make) -> None:
+    machine = make("memory", "1M")
+    swapped = machine.engine.port(iodma.ByteLanes(machine.memory, width=2))
+    disk = machine.disk
+
+    async def main() -> None:
+        machine.write(0, bytes(range(256)) * 64)
+        assert (await swapped.from_memory((0, 16384), to=disk)).ok
+        assert (await machine.port.to_memory((65536, 16384), source=disk)).ok
+
+    machine.run(main())
+    there = machine.read(65536, 16384)
+    assert there[::2] == machine.read(0, 16384)[1::2] and there[1::2] == machine.read(0, 16384)[::2]
+    assert machine.engine.stats().bounced.lanes == 16384
+
+
+def test_more_than_the_arena_holds(make: Make) -> None:
+    machine = make("pattern", "1M", "delay-read=1ms", filters=["delay"])
+    port, disk = machine.port, machine.disk
+
+    async def main() -> None:
+        reads = [
+            port.to_memory([(at * 65536 + piece * 8192, 4096) for piece in range(8)], source=disk)
+            for at in range(64)
+        ]
+        reads += [port.to_memory((at * 65536, 4096), source=disk) for at in range(64)]
+        for read in reads:
+            assert (await read).ok
+
+    machine.run(main())
+    assert machine.read(8192, 4096) == machine.read(63 * 65536 + 8192, 4096)
+
+
+def test_a_fork_s_child_leaves_the_connection_alone(make: Make) -> None:
+    machine = make("memory", "1M")
+    machine.run(once(machine.port.to_memory((0, 512), source=machine.disk)))
+    child = os.fork()
+    if child == 0:
+        try:
+            machine.disk.close()
+            del machine.disk
+            gc.collect()
+        finally:
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert machine.run(once(machine.port.to_memory((0, 512), source=machine.disk))).ok
 
 
 def test_a_server_that_is_killed_under_load(make: Make) -> None:
