@@ -31,12 +31,12 @@ static void log_free(struct iod_dirty *log)
 	free(log);
 }
 
-/* Log no more.  What a move may still look at is freed when no lease is left. */
-static void log_off(struct iod_region *region)
+/* Another log, or none, with no moment in between.  What a move may still look at is freed when no lease is left. */
+static void log_set(struct iod_region *region, struct iod_dirty *new)
 {
 	struct iod_dirty *log = region->dirty;
+	__atomic_store_n(&region->dirty, new, __ATOMIC_RELEASE);
 	if (log) {
-		__atomic_store_n(&region->dirty, NULL, __ATOMIC_RELEASE);
 		log->next = region->stale;
 		region->stale = log;
 	}
@@ -52,7 +52,7 @@ static void region_free(struct iod_region *region)
 		Py_XDECREF((PyObject *)region->owner);
 	else if (region->host)
 		munmap(region->host, region->size);
-	log_off(region);
+	log_set(region, NULL);
 	free(region);
 }
 
@@ -256,8 +256,7 @@ static PyObject *region_start_dirty(Region *self, PyObject *args)
 		free(log);
 		return PyErr_NoMemory();
 	}
-	log_off(region);
-	__atomic_store_n(&region->dirty, log, __ATOMIC_RELEASE);
+	log_set(region, log);
 	Py_RETURN_NONE;
 }
 
@@ -286,7 +285,7 @@ static PyObject *region_take_dirty(Region *self, PyObject *unused)
 static PyObject *region_stop_dirty(Region *self, PyObject *unused)
 {
 	(void)unused;
-	log_off(self->region);
+	log_set(self->region, NULL);
 	Py_RETURN_NONE;
 }
 
