@@ -30,6 +30,7 @@ def test_every_mapping_is_taken_away_again(work: Path, qemu_boot: Boot) -> None:
             assert features[ACCESS_PLATFORM] == "1"
             assert "strict mode" in guest.console.read_text()
             jobs.begin_load(guest)
+            guest.stop_and_go(10)  # QEMU answers no miss while it waits for a ring to stop
             # QEMU cannot answer a miss while it waits for a ring to stop.
             for _ in range(5):
                 guest.qmp.execute("stop")

@@ -42,14 +42,6 @@ def qemu(work: Path, boot: Boot, server: Server, machine: Machine) -> Qemu:
     return Qemu(work, boot, server.socket, machine, logs=[server.log])
 
 
-def stop_and_go(guest: Qemu, times: int) -> None:
-    """QMP stop and cont: the rings stop where they are, and go on there."""
-    for _ in range(times):
-        guest.qmp.execute("stop")
-        guest.qmp.execute("cont")
-        guest.run("sleep 0.1")
-
-
 def add_memory(guest: Qemu, data: bytes) -> None:
     """128 MiB more, and the disk's bytes arrive in them.
 
@@ -88,12 +80,12 @@ def test_stop_and_memory_and_device_del(
     ):
         guest.start()
         begin_load(guest)
-        stop_and_go(guest, 20)
+        guest.stop_and_go(20)
         add_memory(guest, data)
         assert end_load(guest)
         begin_load(guest)  # a new process, whose memory is of the new
         remove_memory(guest)
-        stop_and_go(guest, 3)
+        guest.stop_and_go(3)
         assert end_load(guest)
         begin_load(guest)
         guest.qmp.execute("device_del", id="disk")

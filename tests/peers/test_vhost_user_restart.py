@@ -17,7 +17,7 @@ TIMES = 100 if os.environ.get("IODMA_SOAK") == "1" else 3
 
 
 @pytest.mark.limit(180 if TIMES < 100 else 1800)
-@pytest.mark.parametrize("queues", [1, 4])
+@pytest.mark.parametrize("queues", [1, pytest.param(4, marks=pytest.mark.soak)])
 def test_killed_under_load(work: Path, qemu_boot: Boot, queues: int) -> None:
     """SIGKILL, and the same socket again; QEMU connects again after a second."""
     image = make_image(work / "disk.img", 64 * MIB)
