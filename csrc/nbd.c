@@ -2,17 +2,17 @@
  *
  * nbd: a driver on libnbd.
  *
- * An NBD request has one buffer, so an op becomes one request a piece of host memory, or more where a piece is larger than
- * the server takes; they go out in order, at most `depth` of all ops at a time, and come back in any.  An op is over when
- * its last request is; what it moved is what stands before the first that failed.  libnbd sends from the piece and
- * receives into it, by the kernel: what it could do with a piece by itself is turned off, as a page that is gone must be
- * an error of the kernel's and never a signal in there.  So no read buffer is cleared first, replies are simple ones (it
- * would fill holes of structured replies), and there is no TLS.
+ * An NBD request has one buffer, so an op becomes one request a piece of host memory, or more where a piece is larger
+ * than the server takes; they go out in order, at most `depth` of all ops at a time, and come back in any.  An op is
+ * over when its last request is; what it moved is what stands before the first that failed.  libnbd sends from the
+ * piece and receives into it, by the kernel: what it could do with a piece by itself is turned off, as a page that is
+ * gone must be an error of the kernel's and never a signal in there.  So no read buffer is cleared first, replies are
+ * simple ones (it would fill holes of structured replies), and there is no TLS.
  *
  * Invariants
  *  - libnbd's callbacks run inside its calls, under its lock: they note, and call nothing of it.
- *  - Its answers are not believed to be within bounds but where libnbd has checked them: a simple reply carries what was
- *    asked for or an error, else the connection ends.
+ *  - Its answers are not believed to be within bounds but where libnbd has checked them: a simple reply carries what
+ *    was asked for or an error, else the connection ends.
  *  - A connection ends once.  All requests are over then, by libnbd's word or because its handle is closed. */
 #include "nbd.h"
 
@@ -452,8 +452,8 @@ static void nbd_destroy(struct iod_driver *driver, bool ours)
 	free(nbd);
 }
 
-static const struct iod_driver_ops ops = {.queue = nbd_queue, .cancel = nbd_cancel, .reap = nbd_reap, .events = nbd_events,
-					  .ready = nbd_ready, .abort = nbd_abort, .destroy = nbd_destroy};
+static const struct iod_driver_ops ops = {.queue = nbd_queue, .cancel = nbd_cancel, .reap = nbd_reap,
+					  .events = nbd_events, .ready = nbd_ready, .abort = nbd_abort, .destroy = nbd_destroy};
 
 /* ---- making one ---- */
 
@@ -506,8 +506,8 @@ struct iod_driver *iod_nbd_create(const char *name, uint32_t depth, int *error, 
 		free(command);
 		return NULL;
 	}
-	*nbd = (struct nbd){.driver = {.ops = &ops, .fd = -1, .room = depth}, .library = library, .handle = handle, .op = op,
-			    .command = command, .depth = depth};
+	*nbd = (struct nbd){.driver = {.ops = &ops, .fd = -1, .room = depth}, .library = library, .handle = handle,
+			    .op = op, .command = command, .depth = depth};
 	nbd->waiting.tail = &nbd->waiting.head;
 	nbd->done.tail = &nbd->done.head;
 	for (uint32_t i = 0; i < depth; i++) {
@@ -525,7 +525,8 @@ int iod_nbd_connect(struct iod_driver *driver, const char *uri, char *why, size_
 
 	if (library->set_pread_initialize(nbd->handle, false) < 0 ||
 	    library->set_request_structured_replies(nbd->handle, false) < 0 ||
-	    library->set_uri_allow_tls(nbd->handle, NBD_TLS_DISABLE) < 0 || library->aio_connect_uri(nbd->handle, uri) < 0)
+	    library->set_uri_allow_tls(nbd->handle, NBD_TLS_DISABLE) < 0 ||
+	    library->aio_connect_uri(nbd->handle, uri) < 0)
 		return failed(nbd, why, room);
 	return 0;
 }
@@ -557,8 +558,8 @@ int iod_nbd_begin(struct iod_driver *driver, struct iod_nbd_info *info, char *wh
 	minimum = minimum ? minimum : 1;
 	maximum = maximum && maximum < MOST ? maximum / minimum * minimum : MOST;
 	if (minimum > MOST_MINIMUM || minimum & (minimum - 1) || !maximum || preferred > UINT32_MAX) {
-		snprintf(why, room, "the server's blocks cannot be: at least %lld, at most %lld bytes", (long long)minimum,
-			 (long long)maximum);
+		snprintf(why, room, "the server's blocks cannot be: at least %lld, at most %lld bytes",
+			 (long long)minimum, (long long)maximum);
 		return -EPROTO;
 	}
 	driver->fd = fcntl(library->aio_get_fd(nbd->handle), F_DUPFD_CLOEXEC, 0);
