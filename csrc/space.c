@@ -412,11 +412,16 @@ static inline bool walk_one(struct iod_space *space, const struct iod_segment *s
 	return true;
 }
 
-/* A few ranges: which of them were met is a bit each, and what that means is worked out after the loop. */
-__attribute__((noinline)) static size_t walk_few(struct iod_space *space, const struct iod_segment *list, size_t count,
-						 uint8_t access, struct iod_translation *out)
+#define NARROW 4
+
+/* A few ranges: which of them were met is a bit each, and what that means is worked out after the loop.  No more than
+ * NARROW are compared with all at once, without a loop; no address lies beyond those that are not there. */
+static inline size_t walk_ranges(struct iod_space *space, const struct iod_segment *list, size_t count, uint8_t access,
+				 struct iod_translation *out, bool narrow)
 {
 	const struct iod_map *map = &space->map;
+	const size_t range_count = map->count;
+	uint64_t few[NARROW];
 	const uint64_t *const firsts = map->first;
 	const struct iod_range *const ranges = map->range;
 	if (!room_for(out, count))
@@ -431,12 +436,16 @@ __attribute__((noinline)) static size_t walk_few(struct iod_space *space, const 
 	if (shut_regions)
 		return 0;
 	uint64_t usable = 0;
-	for (size_t k = 0; k < map->count; k++)
+	for (size_t k = 0; k < range_count; k++)
 		usable |= (uint64_t)(ranges[k].host && (ranges[k].access & access) == access) << k;
+	for (size_t k = 0; narrow && k < NARROW; k++)
+		few[k] = k < range_count ? firsts[k] : UINT64_MAX;
 	for (i = 0; i < count; i++) {
 		uint64_t address = list[i].address, length = list[i].length;
-		ptrdiff_t at = iod_map_floor(map, address);
-		if (at < 0)
+		ptrdiff_t at = narrow ? (ptrdiff_t)(few[0] <= address) + (few[1] <= address) + (few[2] <= address) +
+						(few[3] <= address) - 1
+				      : iod_map_floor(map, address);
+		if ((size_t)at >= range_count) /* before the first; or the last address of all, with room left in `few` */
 			break;
 		const struct iod_range *range = &ranges[at];
 		uint64_t offset = address - firsts[at], left = range->last - address;
@@ -468,6 +477,18 @@ __attribute__((noinline)) static size_t walk_few(struct iod_space *space, const 
 		}
 	}
 	return i;
+}
+
+__attribute__((noinline)) static size_t walk_narrow(struct iod_space *space, const struct iod_segment *list, size_t count,
+						    uint8_t access, struct iod_translation *out)
+{
+	return walk_ranges(space, list, count, access, out, true);
+}
+
+__attribute__((noinline)) static size_t walk_few(struct iod_space *space, const struct iod_segment *list, size_t count,
+						 uint8_t access, struct iod_translation *out)
+{
+	return walk_ranges(space, list, count, access, out, false);
 }
 
 /* Many ranges: each segment that lies in one range of host memory is one lookup and one piece.  Stops at the
@@ -545,8 +566,9 @@ enum iod_walk_result iod_walk(struct iod_space *top, const struct iod_segment *l
 		return IOD_WALK_OK;
 	size_t begin = 0;
 	if (top->kind == IOD_MEMORY && skip == 0) {
-		begin = top->map.count == 1    ? walk_range(top, 0, list, count, access, out)
-			: top->map.count <= 16 ? walk_few(top, list, count, access, out)
+		begin = top->map.count == 1	   ? walk_range(top, 0, list, count, access, out)
+			: top->map.count <= NARROW ? walk_narrow(top, list, count, access, out)
+			: top->map.count <= 16	   ? walk_few(top, list, count, access, out)
 					       : walk_many(top, list, count, access, out);
 		offset = out->bytes;
 	}

@@ -8,6 +8,7 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import random
 import threading
@@ -321,3 +322,18 @@ def in_a_thread(what: Callable[[], None]) -> None:
     thread.join()
     if failed:
         raise failed[0]
+
+
+@pytest.mark.parametrize("regions", [2, 3, 4, 5, 17])
+def test_the_last_address_of_all_is_found_among_few_regions_and_many(regions: int) -> None:
+    with contextlib.ExitStack() as opened:
+        top = (1 << 64) - 4096
+        places = [number << 20 for number in range(regions - 1)] + [top]
+        rams = [opened.enter_context(iodma.Ram(4096)) for _ in places]
+        memory = iodma.Memory(dict(zip(places, rams, strict=True)))
+        last = (1 << 64) - 1
+        whole = [(place, 4096) for place in places]
+        assert memory.walk([*whole, (last, 1)], Access.WRITE) == regions + 1
+        assert memory.walk([(0, 1), (last, 1), (top, 16)], Access.READ) == 3
+        fault = memory.walk([(0, 1), (last, 2)], Access.READ)
+        assert isinstance(fault, iodma.Fault) and fault.offset == 2
