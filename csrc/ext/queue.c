@@ -13,6 +13,7 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 PyTypeObject *QueueType, *BatchesType, *ChainsType;
@@ -54,7 +55,10 @@ static int keep_kick(Queue *self, int fd)
 		return -1;
 	if (fd < 0)
 		return 0;
-	struct epoll_event event = {.events = EPOLLIN | EPOLLET};
+	struct stat info;
+	/* An eventfd counts, and needs no reading; what is written to a pipe or a socket stays there until it is read. */
+	bool fills = fstat(self->q.kick_fd, &info) == 0 && (S_ISFIFO(info.st_mode) || S_ISSOCK(info.st_mode));
+	struct epoll_event event = {.events = EPOLLIN | EPOLLET, .data.fd = fills ? self->q.kick_fd : -1};
 	if (engine->kicks_fd < 0)
 		engine->kicks_fd = epoll_create1(EPOLL_CLOEXEC);
 	if (engine->kicks_fd < 0 || epoll_ctl(engine->kicks_fd, EPOLL_CTL_ADD, self->q.kick_fd, &event)) {

@@ -5,11 +5,22 @@
  * Invariants
  *  - A driver is asked to kick only right before a sleep, and the ring is looked at once more after that.
  *  - All kicks are in one edge-triggered epoll set, whose descriptor the backend polls: one request, however many
- *    queues, and no reading of counters. */
+ *    queues, and no reading of counters; only what would fill up is read. */
 #include "engine.h"
 #include "queue.h"
 
+#include <poll.h>
 #include <sys/epoll.h>
+#include <unistd.h>
+
+static void drain(int fd)
+{
+	char unread[4096];
+	struct pollfd poll_fd = {.fd = fd, .events = POLLIN};
+	for (int i = 0; i < 16 && poll(&poll_fd, 1, 0) > 0 && poll_fd.revents & POLLIN; i++)
+		if (read(fd, unread, sizeof unread) < (ssize_t)sizeof unread)
+			return;
+}
 
 void ext_queues_look(Engine *engine)
 {
@@ -17,9 +28,12 @@ void ext_queues_look(Engine *engine)
 		struct epoll_event events[64];
 		engine->kicked = false;
 		int n;
-		do /* the edges are taken; what they are about is in the rings */
+		do { /* the edges are taken; what they are about is in the rings */
 			n = epoll_wait(engine->kicks_fd, events, 64, 0);
-		while (n == 64);
+			for (int i = 0; i < n; i++)
+				if (events[i].data.fd >= 0)
+					drain(events[i].data.fd);
+		} while (n == 64);
 	}
 	engine->routed = false;
 	for (uint32_t i = 0; i < engine->queues; i++) {

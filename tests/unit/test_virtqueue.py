@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -742,3 +743,34 @@ def test_one_port_for_one_queue() -> None:
             d.queue()
         queue.release()
         d.queue().release()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+def test_kicks_over_a_pipe_or_a_socket_do_not_fill_it(kind: str) -> None:
+    with driver() as d, iodma.Buffer(4096) as disk:
+        queue = d.queue()
+        if kind == "pipe":
+            ours, theirs = os.pipe()
+        else:
+            one, other = socket.socketpair()
+            ours, theirs = one.detach(), other.detach()
+        os.set_blocking(theirs, False)
+        queue.set_kick(ours)
+        queue.route(disk, to_memory=1 << 0, unit=512)
+
+        async def main() -> None:
+            kicks = 0
+            while kicks < 20_000:  # each of 8 bytes: far more than either holds
+                for _ in range(100):
+                    os.write(theirs, bytes(8))
+                kicks += 100
+                d.read(0, 0)
+                found: list[tuple[int, int]] = []
+                while not found:
+                    await d.engine.sleep(0.0005)
+                    found = d.used()
+
+        d.engine.run(main())
+        queue.release()
+        os.close(ours)
+        os.close(theirs)
