@@ -9,6 +9,7 @@
  *  - What becomes ready in a turn is resumed in it or the next, never before all completions of the turn are delivered. */
 #include "engine.h"
 #include "queue.h"
+#include "../spin.h"
 
 #include <errno.h>
 #include <string.h>
@@ -165,10 +166,20 @@ static void adapt(Engine *engine, uint64_t spin, uint64_t hits)
 
 /* The beginning of a spin, for which giving the lock up and taking it again would cost more than it gives to others. */
 #define HELD_NS 1500
+#define LOOKS 8
 
 static int spin_only(Engine *engine, uint64_t spin)
 {
 	struct iod_backend *backend = engine->backend;
+	/* The next request is often there before a wait could have begun. */
+	for (int i = 0; i < LOOKS && !engine->core.with_backend; i++) {
+		if (iod_watch_changed(backend)) {
+			backend->stats.spins++;
+			backend->stats.spin_hits++;
+			return 0;
+		}
+		iod_pause();
+	}
 	uint64_t held = spin < HELD_NS ? spin : HELD_NS;
 	int error = backend->ops->wait(backend, 1, (int64_t)held, held);
 	if (error != -ETIME || spin == held)
@@ -306,6 +317,8 @@ static uint32_t look(Engine *engine)
 	return engine->routed ? move(engine) : 0;
 }
 
+#define ROUNDS 64 /* until signals are looked for */
+
 static int turn(Engine *engine, int64_t timeout, uint32_t limit)
 {
 	struct iod_core *core = &engine->core;
@@ -322,13 +335,17 @@ static int turn(Engine *engine, int64_t timeout, uint32_t limit)
 	engine->step_started = core->now;
 	uint32_t got = move(engine);
 	got += look(engine);
-	if (!got && timeout != 0 && !ext_has_work(engine) && !engine->stop && !engine->woken) {
+	bool again = !got && timeout != 0;
+	for (int round = 0; again && !ext_has_work(engine) && !engine->stop && !engine->woken; round++) {
 		sleep_for_completions(engine, timeout);
 		core->now = coarse_clock();
 		engine->step_started = core->now;
 		reap(engine);
 		ext_deliver(engine);
 		look(engine);
+		/* What went by a route was nobody's business but the core's: there is nobody to return to. */
+		again = engine->routed && timeout < 0 && round < ROUNDS && !core->trace;
+		engine->turns += again;
 	}
 	ext_run_ready(engine, limit);
 	if (core->trace && core->trace->count > core->trace->room / 2) /* Python takes them before they are lost */
