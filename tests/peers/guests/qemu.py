@@ -141,11 +141,19 @@ class Qemu(Guest):
 
     def migrate(self, target: Qemu, seconds: float = 60) -> None:
         """The guest goes over to `target`, running; what it says next is said there."""
+        self.begin_migration(target)
+        self.end_migration(target, seconds)
+
+    def begin_migration(self, target: Qemu) -> None:
+        """The guest begins to go over to `target`, running."""
         place = target.work / "migration.sock"
         events = [{"capability": "events", "state": True}]
         self.qmp.execute("migrate-set-capabilities", capabilities=events)
         target.qmp.execute("migrate-incoming", uri=f"unix:{place}")
         self.qmp.execute("migrate", uri=f"unix:{place}")
+
+    def end_migration(self, target: Qemu, seconds: float = 60) -> None:
+        """Until it is there; what it says next is said there."""
         while (
             status := self.qmp.wait_event("MIGRATION", seconds=seconds)["data"]["status"]
         ) not in (
