@@ -44,3 +44,16 @@ def test_packed_rings(work: Path, qemu_boot: Boot) -> None:
             server.stop()
     assert features[34] == "1"  # VIRTIO_F_RING_PACKED, the driver's own answer
     jobs.after_filesystem(image, files, 2, work)
+
+
+@pytest.mark.limit(120)
+def test_memory_that_is_not_shared(work: Path, qemu_boot: Boot) -> None:
+    """The guest waits for a disk that cannot see it, and the server says why."""
+    image = make_image(work / "disk.img", 64 * MIB)
+    machine = Machine(shared=False)
+    with (
+        Iodma(work, Disk(image)) as server,
+        Qemu(work, qemu_boot, server.socket, machine, logs=[server.log]) as guest,
+    ):
+        guest.start(wait=False)
+        server.wait_said("share=on")

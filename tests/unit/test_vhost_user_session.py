@@ -236,22 +236,53 @@ def test_the_same_memory_may_be_at_two_addresses(made: Bench, front: FrontEnd) -
     assert load(made, 9, 1) == load(made, GUEST + 9, 1) == b"x"
 
 
-def test_memory_that_nobody_has_written_to_is_said(
-    made: Bench, ready: FrontEnd, caplog: pytest.LogCaptureFixture
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rings are looked at in each turn, and for ever."""
+    monkeypatch.setattr("iodma.transports.vhost_user.silence.PATIENCE_S", 0.0)
+
+
+def start_kicked(front: FrontEnd, index: int, kicks: int, next: int = 0) -> int:
+    """A ring that runs, and an eventfd that was kicked before."""
+    kick = front.own(os.eventfd(kicks, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+    front.set_up_ring(index, next=next, at=4 * PAGE * index)
+    front.tell(fe.SET_VRING_KICK, fe.u64(index), [kick])
+    front.tell(fe.SET_VRING_ENABLE, fe.state(index, 1))
+    return kick
+
+
+def test_memory_that_is_not_shared_is_said(
+    made: Bench, ready: FrontEnd, caplog: pytest.LogCaptureFixture, impatient: None
 ) -> None:
-    ready.start_ring()
-    assert "share=on" in caplog.text
+    """A ring is kicked, and nothing is there; the kick that QEMU begins with is none."""
+    kick = start_kicked(ready, 0, 1)
+    for _ in range(100):
+        made.engine.pump()
+    assert not caplog.text
+    os.eventfd_write(kick, 1)
+    fe.drive(made.engine, lambda: "share=on" in caplog.text)
+    assert os.eventfd_read(kick) == 2, "it is the queue's"
     caplog.clear()
-    ready.start_ring(1)
-    assert not caplog.text
+    start_kicked(ready, 1, 2)
+    assert not made.session._silence._watched, "once"
 
 
-def test_a_driver_that_wrote_to_its_ring_is_seen(
-    made: Bench, ready: FrontEnd, caplog: pytest.LogCaptureFixture
+def test_rings_that_are_used_or_stopped_are_not_watched(
+    made: Bench, ready: FrontEnd, caplog: pytest.LogCaptureFixture, impatient: None
 ) -> None:
-    os.pwrite(ready.memory, b"\0", PAGE)
-    ready.start_ring()
-    assert not caplog.text
+    watched = made.session._silence._watched
+    used, stopped = start_kicked(ready, 0, 0), start_kicked(ready, 1, 0)
+    assert set(watched) == {0, 1}
+    first = made.device.made[0]
+    first.take(1)
+    for each in (used, stopped):
+        os.eventfd_write(each, 1)
+    ready.ask(fe.GET_VRING_BASE, fe.state(1, 0))
+    fe.drive(made.engine, lambda: not watched)
+    first.give_back()
+    ready.ask(fe.GET_VRING_BASE, fe.state(0, 0))
+    start_kicked(ready, 0, 5, next=1)  # where it stopped: that there is nothing new is no wonder
+    assert not watched and not caplog.text
 
 
 # --- rings ----------------------------------------------------------------------------------------

@@ -80,6 +80,14 @@ class Server:
             log.seek(self._told)
             return log.read().decode(errors="replace")
 
+    def wait_said(self, text: str, seconds: float = 60) -> None:
+        """Waits until it says so."""
+        deadline = time.monotonic() + seconds
+        while text not in self.said():
+            if time.monotonic() > deadline:
+                raise self.failed(f"has not said {text!r} after {seconds:g} s")
+            time.sleep(0.05)
+
     def __enter__(self) -> Self:
         return self.start()
 

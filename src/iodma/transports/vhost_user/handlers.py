@@ -33,6 +33,7 @@ from iodma.transports.vhost_user.log import DirtyLog
 from iodma.transports.vhost_user.memory import MOST_SLOTS, SHARE, MemoryTable
 from iodma.transports.vhost_user.messages import ProtocolFeature, Refusal
 from iodma.transports.vhost_user.rings import Ring
+from iodma.transports.vhost_user.silence import Silence
 from iodma.types import Access
 from iodma.virtio import Feature, VirtioDevice
 
@@ -63,6 +64,8 @@ DRAIN_S = 30.0
 #: unable to answer.
 MISSES_S = 1.0
 _TOP = 1 << 64
+#: The position of a packed ring that was never used: both entries 0, both wrap counters 1.
+_FIRST_PACKED = 0x8000_8000
 
 
 class Answer(NamedTuple):
@@ -102,7 +105,7 @@ class Handlers:
         self._backend: BackendChannel | None = None
         self._inflight: Inflight | None = None
         self._log: DirtyLog | None = None
-        self._told_of_private_memory = False
+        self._silence = Silence(engine, self._tell_of_private_memory)
         #: Of this end of the connection.
         self._address: object = None
 
@@ -466,22 +469,19 @@ class Handlers:
             at = self._inflight.at(ring.index, ring.size)
             if at is not None:
                 setup = replace(setup, inflight=self._inflight.ram, inflight_at=at)
-        if not (self._translates or self._told_of_private_memory):
-            self._look_whether_shared(ring, setup.available)
         self.device.start_queue(setup, self.space(ring.index))
         ring.setup = setup
         ring.running = True
-
-    def _look_whether_shared(self, ring: Ring, available: int) -> None:
-        if self.table.never_written(available):
-            self._told_of_private_memory = True
-            log.warning(
-                "%s: nobody has written to ring %d, as far as this process sees; if it stays"
-                " silent: %s",
-                self.name,
-                ring.index,
-                SHARE,
+        if setup.next == (_FIRST_PACKED if self._packed else 0) and setup.kick >= 0:
+            queue = self.device.queues[ring.index]
+            self._silence.watch(
+                ring.index, setup.kick, lambda: queue.next if queue.running else None
             )
+
+    def _tell_of_private_memory(self, index: int) -> None:
+        log.warning(
+            "%s: ring %d is kicked, and there is nothing in it: %s", self.name, index, SHARE
+        )
 
     async def _stop(self, rings: Iterable[Ring], deadline: float = DRAIN_S) -> None:
         """Stops rings that run, and waits until what they had in flight is over.
@@ -492,6 +492,7 @@ class Handlers:
         tasks = []
         for ring in list(rings):
             ring.running = False
+            self._silence.forget(ring.index)
             tasks.append(
                 self.engine.start(self._stop_one(ring, deadline), name=f"{self.name}.stop")
             )

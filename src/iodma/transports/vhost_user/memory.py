@@ -14,7 +14,6 @@ Invariants
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from collections.abc import Iterable, Sequence
@@ -49,7 +48,6 @@ class _Slot:
     region: MemoryRegion
     ram: Ram
     file: _File
-    regular: bool
 
 
 class MemoryTable:
@@ -184,8 +182,7 @@ class MemoryTable:
         held = os.fstat(fd)
         start = region.offset - region.offset % _PAGE
         end = region.offset + region.size
-        regular = stat.S_ISREG(held.st_mode)
-        if regular and end > held.st_size:
+        if stat.S_ISREG(held.st_mode) and end > held.st_size:
             raise Refusal(f"{region} is at {region.offset:#x} of a file of {held.st_size:#x} bytes")
         try:
             ram = Ram.from_fd(fd, start, end - start)
@@ -197,7 +194,7 @@ class MemoryTable:
         except AddressRangeError as error:
             ram.close()
             raise Refusal(f"{region}: {error}") from None
-        slot = self._slots[region.guest] = _Slot(region, ram, file, regular)
+        slot = self._slots[region.guest] = _Slot(region, ram, file)
         if self._log is not None:
             self._start_log(slot, self._log)
 
@@ -293,24 +290,6 @@ class MemoryTable:
             if 0 <= user - slot.region.user < slot.region.size:
                 return slot.region
         return None
-
-    def never_written(self, guest: int) -> bool:
-        """Whether nobody has ever written to the page of a guest address, as far as its file says.
-
-        A driver has written to its ring. If the file does not know of it, the front-end has a
-        private copy of its memory.
-        """
-        for slot in self._slots.values():
-            region = slot.region
-            if not 0 <= guest - region.guest < region.size or not slot.regular:
-                continue
-            at = region.offset + guest - region.guest
-            page = at - at % _PAGE
-            try:
-                return os.lseek(slot.ram.fd, page, os.SEEK_DATA) >= page + _PAGE
-            except OSError as error:  # nothing but a hole to the end
-                return error.errno == errno.ENXIO
-        return False
 
 
 def _overlap(one: MemoryRegion, other: MemoryRegion) -> bool:

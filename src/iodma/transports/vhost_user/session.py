@@ -199,6 +199,7 @@ class Session(Handlers):
         self._held.clear()
         if self.device.on_config_change == self._config_changed:
             self.device.on_config_change = None
+        self._silence.close()
         if self._backend is not None:
             self._backend.close()
         if self.iotlb is not None:

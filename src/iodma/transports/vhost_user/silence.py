@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rings that are kicked, and in which nothing is seen: is it that the memory is not shared?
+
+A front-end whose memory is private (QEMU without `share=on`) gives a file all the same, and what
+its guest writes never gets there. Nothing in the file tells: a private write makes it a page of
+zeros, and a ring that was just made is one, too. But a driver that kicks a new ring has put
+something there. One kick proves nothing, as QEMU has one in each eventfd to begin with.
+
+Invariants
+ - Of each ring that is watched a descriptor of its kick's and a timer are here, or neither.
+ - A kick is not consumed: the queue gets it, too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from iodma.engine import Engine
+from iodma.engine.timers import Timer
+
+__all__ = ["Silence"]
+
+#: Seconds until the first look at a ring; each is followed by one after twice that time, up to:
+PATIENCE_S, LAST_S = 1.0, 64.0
+
+
+class Silence:
+    """The rings of a session that are watched.
+
+    Args:
+        tell: called with a ring's index, at most once: it was kicked, and nothing is there.
+    """
+
+    def __init__(self, engine: Engine, tell: Callable[[int], None]) -> None:
+        self._engine = engine
+        self._tell = tell
+        self._told = False
+        self._watched: dict[int, tuple[int, Timer]] = {}
+
+    def watch(self, index: int, kick: int, position: Callable[[], int | None]) -> None:
+        """Watches a ring that was just started, for the first time.
+
+        Args:
+            kick: its eventfd; duplicated. Others are not watched.
+            position: the next available entry; None: it does not run.
+        """
+        self.forget(index)
+        if self._told or kicks_of(kick) is None:
+            return
+        start, own = position(), os.dup(kick)
+
+        def look(seconds: float) -> None:
+            kicks = kicks_of(own)
+            if position() != start or kicks is None:
+                self.forget(index)
+            elif kicks >= 2:
+                self._told = True
+                self.close()
+                self._tell(index)
+            elif seconds < LAST_S:
+                wait(2 * seconds)
+            else:
+                self.forget(index)
+
+        def wait(seconds: float) -> None:
+            timer = self._engine.call_later(seconds, lambda: look(seconds))
+            self._watched[index] = own, timer
+
+        wait(PATIENCE_S)
+
+    def forget(self, index: int) -> None:
+        """Watches it no more."""
+        if watched := self._watched.pop(index, None):
+            kick, timer = watched
+            timer.cancel()
+            os.close(kick)
+
+    def close(self) -> None:
+        """Watches none."""
+        for index in list(self._watched):
+            self.forget(index)
+
+
+def kicks_of(kick: int) -> int | None:
+    """The count of an eventfd, which stays; None: it is something else (proc(5), fdinfo)."""
+    try:
+        with open(f"/proc/self/fdinfo/{kick}") as lines:
+            for line in lines:
+                name, _, value = line.partition(":")
+                if name == "eventfd-count":
+                    return int(value, 16)
+    except OSError:  # no /proc, or no descriptor left to read it with
+        pass
+    return None
