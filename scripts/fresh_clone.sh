@@ -13,6 +13,8 @@
 # namespaces of its own and ends with this script.
 set -euo pipefail
 
+# shellcheck source=scripts/debian.sh
+. "$(dirname "$0")/debian.sh"
 suite=bookworm
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/iodma
 checkout=$(cd "$(dirname "$0")/.." && pwd)
@@ -35,21 +37,10 @@ step() { printf '\n### %s\n' "$*"; }
 make_tarball() {
     local mirror
     command -v mmdebstrap >/dev/null || { apt-get update -qq; apt-get install -qq --yes mmdebstrap; }
-    debian_mirror() {
-        # shellcheck disable=SC2016 # apt's variables, not the shell's
-        apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' \
-            'Label: Debian' | sort -u | head -n 1
-    }
     mirror=$(debian_mirror)
-    [ -n "$mirror" ] || { apt-get update -qq; mirror=$(debian_mirror); }
-    [ -n "$mirror" ] || { echo 'apt knows of no Debian archive here' >&2; exit 1; }
     apt_settings >"$cache/apt.conf"
     mmdebstrap --quiet --variant=apt --aptopt="$cache/apt.conf" "$suite" "${1%.tar}.part.tar" "$mirror"
     mv "${1%.tar}.part.tar" "$1"
-}
-
-apt_settings() { # how this machine's apt reaches its archives: proxies, certificates, clocks
-    apt-config dump | grep -E '^Acquire::((https?|ftp)::|Check-|Retries)' | grep -v ' "";$' || true
 }
 
 mkdir -p "$cache"

@@ -49,6 +49,7 @@ check() {
         need e2fsprogs sbin e2fsck -V
         need nbdkit nbdkit --version
         need libnbd0 "$python" -c 'import ctypes; ctypes.CDLL("libnbd.so.0")'
+        need mmdebstrap mmdebstrap --version
         ;;
     *)
         echo "usage: $0 demo|test" >&2
