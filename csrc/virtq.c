@@ -7,6 +7,7 @@
 #include "xfer.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -48,16 +49,24 @@ static int miss(struct iod_virtq *q)
 	return -EAGAIN;
 }
 
+/* The other end shares the descriptor, and may have made it a blocking one: what is full has told already. */
+void iod_virtq_tell(int fd)
+{
+	struct pollfd poll_fd = {.fd = fd, .events = POLLOUT};
+	uint64_t one = 1;
+	if (poll(&poll_fd, 1, 0) > 0 && poll_fd.revents & POLLOUT) {
+		ssize_t written = write(fd, &one, sizeof one);
+		(void)written;
+	}
+}
+
 void iod_virtq_break(struct iod_virtq *q, const char *why)
 {
 	if (q->broken)
 		return;
 	q->broken = why;
-	if (q->error_fd >= 0) {
-		uint64_t one = 1;
-		ssize_t written = write(q->error_fd, &one, sizeof one);
-		(void)written; /* a counter that is full has told already */
-	}
+	if (q->error_fd >= 0)
+		iod_virtq_tell(q->error_fd);
 }
 
 bool iod_virtq_guard(struct iod_virtq *q, void (*fn)(void *), struct iod_virtq_job *job)
@@ -566,10 +575,8 @@ void iod_virtq_publish(struct iod_virtq *q)
 	q->pushed += q->used_count;
 	q->used_count = 0;
 	if (tell && q->call_fd >= 0) {
-		uint64_t one = 1;
 		q->calls++;
-		ssize_t written = write(q->call_fd, &one, sizeof one);
-		(void)written; /* a counter that is full has told already */
+		iod_virtq_tell(q->call_fd);
 	}
 }
 

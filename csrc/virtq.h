@@ -153,6 +153,9 @@ void iod_virtq_publish(struct iod_virtq *);
 /* Go on with what waited for a translation; nothing while no space has changed. */
 void iod_virtq_retry(struct iod_virtq *);
 
+/* Signal an eventfd, or whatever stands for one, without waiting for anybody. */
+void iod_virtq_tell(int fd);
+
 bool iod_virtq_available(struct iod_virtq *);
 bool iod_virtq_arm(struct iod_virtq *);
 void iod_virtq_disarm(struct iod_virtq *);

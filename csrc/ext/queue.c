@@ -461,11 +461,8 @@ static PyObject *set_fd(Queue *self, PyObject *arg, char which)
 				   : keep_kick(self, (int)fd);
 	if (error)
 		return NULL;
-	if (which == 'c' && fd >= 0 && self->q.pushed) { /* whoever listens now does not know what the old one was told */
-		uint64_t one = 1;
-		ssize_t written = write((int)fd, &one, sizeof one);
-		(void)written;
-	}
+	if (which == 'c' && fd >= 0 && self->q.pushed) /* whoever listens now does not know what the old one was told */
+		iod_virtq_tell(self->q.call_fd);
 	ext_poke(self->port->engine);
 	Py_RETURN_NONE;
 }

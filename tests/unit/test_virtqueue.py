@@ -774,3 +774,18 @@ def test_kicks_over_a_pipe_or_a_socket_do_not_fill_it(kind: str) -> None:
         queue.release()
         os.close(ours)
         os.close(theirs)
+
+
+def test_a_notifier_that_is_full_and_blocks_holds_nothing_up() -> None:
+    with driver() as d:
+        queue = d.queue()
+        for fd in (d.call, d.error):
+            os.eventfd_write(fd, 0xFFFF_FFFF_FFFF_FFFE)
+            os.set_blocking(fd, True)
+        d.read(0, 0)
+        assert queue.pop(1) is not None
+        queue.finish(0, 0, b"\0")
+        assert d.used() == [(0, 1)]
+        jump(d)
+        assert queue.pop(1) is None and queue.broken is not None
+        queue.release()
