@@ -25,6 +25,10 @@ from hypothesis import HealthCheck, settings
 from iodma.engine.dump import dump_on_signal
 
 SEED = int(os.environ.get("IODMA_SEED") or random.SystemRandom().getrandbits(32))
+# A shell's background job begins with it ignored, and so would every program that is started here.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 SOAK = os.environ.get("IODMA_SOAK") == "1"
 CI = os.environ.get("CI") == "true"
 
