@@ -148,8 +148,12 @@ class Guest:
             status = self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             raise self.failed(f"still runs {seconds:g} s after it should have ended") from None
-        if status:
+        if status and not self.has_halted(status):
             raise self.failed(f"ended with status {status}")
+
+    def has_halted(self, status: int) -> bool:
+        """Whether a guest that ends with that status has ended as it should, all the same."""
+        return False
 
     def adopt(self, source: Guest) -> None:
         """The guest of another machine runs here now: what it says is understood."""

@@ -9,6 +9,7 @@ All its memory is one region whose guest physical address, user address and file
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,6 +47,10 @@ class Uml(Guest):
     ) -> None:
         super().__init__(work, logs=logs)
         self.root, self.socket, self.memory = root, socket, memory
+
+    def has_halted(self, status: int) -> bool:
+        """Once in a while it aborts as it goes, when its kernel has said its last word."""
+        return status == -signal.SIGABRT and b"reboot: System halted" in self.console.read_bytes()
 
     def command(self, channel: int) -> list[str]:
         return [
