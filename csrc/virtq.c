@@ -442,6 +442,7 @@ static int describe(struct iod_virtq *q, struct iod_virtq_chain *chain, struct i
 	else
 		out->from_memory |= bit;
 	out->n++;
+	out->bytes += readable + writable;
 	q->popped++;
 	return 0;
 }
@@ -449,6 +450,7 @@ static int describe(struct iod_virtq *q, struct iod_virtq_chain *chain, struct i
 int iod_virtq_pop(struct iod_virtq *q, struct iod_chains *out, uint32_t limit)
 {
 	out->n = out->used = 0;
+	out->bytes = 0;
 	out->to_memory = out->from_memory = out->other = 0;
 	if (iod_virtq_waits(q))
 		return -EAGAIN;
@@ -458,7 +460,7 @@ int iod_virtq_pop(struct iod_virtq *q, struct iod_chains *out, uint32_t limit)
 		q->format->disarm(q);
 	if (limit > out->requests)
 		limit = out->requests;
-	while (!error && out->n < limit) {
+	while (!error && out->n < limit && out->bytes < IOD_VIRTQ_POP_BYTES) {
 		struct iod_virtq_chain chain = {0};
 		q->segments = q->readable = 0;
 		int got = q->format->fetch(q, &chain);

@@ -25,6 +25,8 @@
 #define IOD_VIRTQ_DESCRIPTORS 1026   /* of a chain, where the ring is smaller: what the kernel takes, a header, a trailer */
 #define IOD_VIRTQ_TRAILER 128	     /* bytes */
 #define IOD_VIRTQ_TRAILER_SEGMENTS 4
+/* Payload after which a pop takes no further chain: the first ones are to be done while the driver brings the next. */
+#define IOD_VIRTQ_POP_BYTES (128u << 10)
 
 enum { IOD_VIRTQ_EVENT_IDX = 1, IOD_VIRTQ_INDIRECT = 2, IOD_VIRTQ_PACKED = 4 };
 
@@ -73,6 +75,7 @@ struct iod_chains {
 	uint8_t *direction, *header;
 	uint32_t requests, segments; /* room */
 	uint32_t n, used;
+	uint64_t bytes; /* of payload, all together */
 	uint64_t to_memory, from_memory, other; /* bit k: a chain with opcode k (63: or above) of that kind is here */
 };
 
