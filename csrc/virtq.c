@@ -138,6 +138,15 @@ void *iod_virtq_at(const struct iod_virtq_part *part, uint64_t offset, uint64_t 
 	return (uint8_t *)part->t.iov[i].iov_base + offset;
 }
 
+uint16_t *iod_virtq_word(struct iod_virtq *q, int part, uint64_t offset)
+{
+	uint16_t *at = iod_virtq_at(&q->part[part], offset, 2);
+	if (at && (uintptr_t)at % 2 == 0)
+		return at;
+	iod_virtq_break(q, "a word of its ring is cut in two");
+	return NULL;
+}
+
 void iod_virtq_dirty(const struct iod_virtq_part *part, uint64_t offset, uint64_t bytes)
 {
 	for (uint32_t i = piece_of(part, &offset); bytes && i < part->t.count; i++) {
@@ -153,11 +162,6 @@ void iod_virtq_dirty(const struct iod_virtq_part *part, uint64_t offset, uint64_
 
 /* ---- opening ---- */
 
-uint32_t iod_virtq_most(const struct iod_virtq *q)
-{
-	return q->size > IOD_VIRTQ_DESCRIPTORS ? q->size : IOD_VIRTQ_DESCRIPTORS;
-}
-
 int iod_virtq_open(struct iod_virtq *q)
 {
 	bool packed = q->flags & IOD_VIRTQ_PACKED;
@@ -170,7 +174,7 @@ int iod_virtq_open(struct iod_virtq *q)
 	for (int i = 0; i < IOD_VIRTQ_PARTS; i++)
 		if (q->part[i].address % aligned[i] || q->part[i].bytes - 1 > UINT64_MAX - q->part[i].address)
 			return -EINVAL;
-	q->segment_room = iod_virtq_most(q);
+	q->segment_room = q->size > IOD_VIRTQ_DESCRIPTORS ? q->size : IOD_VIRTQ_DESCRIPTORS;
 	q->slot = calloc(q->size, sizeof *q->slot);
 	q->used = calloc(q->size, sizeof *q->used);
 	q->segment = calloc(q->segment_room, sizeof *q->segment);
@@ -447,6 +451,14 @@ static int describe(struct iod_virtq *q, struct iod_virtq_chain *chain, struct i
 	return 0;
 }
 
+/* While chains are taken anyway, nobody need tell of more. */
+static void disarm(struct iod_virtq *q)
+{
+	struct iod_virtq_job job = {0};
+	q->armed = false;
+	iod_virtq_guard(q, q->format->disarm, &job);
+}
+
 int iod_virtq_pop(struct iod_virtq *q, struct iod_chains *out, uint32_t limit)
 {
 	out->n = out->used = 0;
@@ -457,7 +469,7 @@ int iod_virtq_pop(struct iod_virtq *q, struct iod_chains *out, uint32_t limit)
 	q->missing = false;
 	int error = refresh(q);
 	if (!error && q->armed)
-		q->format->disarm(q);
+		disarm(q);
 	if (limit > out->requests)
 		limit = out->requests;
 	while (!error && out->n < limit && out->bytes < IOD_VIRTQ_POP_BYTES) {
@@ -611,10 +623,4 @@ bool iod_virtq_arm(struct iod_virtq *q)
 	if (iod_virtq_waits(q) || refresh(q))
 		return false;
 	return q->format->arm(q);
-}
-
-void iod_virtq_disarm(struct iod_virtq *q)
-{
-	if (q->armed && !refresh(q))
-		q->format->disarm(q);
 }

@@ -88,9 +88,10 @@ struct iod_virtq_format {
 	void (*consume)(struct iod_virtq *, const struct iod_virtq_chain *);
 	/* Put q->used into the ring. True: the driver wants to be told. */
 	bool (*publish)(struct iod_virtq *);
-	/* Ask to be told of the next chain, or that nobody bothers.  arm: true when there is one already. */
+	/* Ask to be told of the next chain, or (as a job, under the guard) that nobody bothers.  arm: true when there is one
+	 * already. */
 	bool (*arm)(struct iod_virtq *);
-	void (*disarm)(struct iod_virtq *);
+	void (*disarm)(void *job);
 	bool (*available)(struct iod_virtq *);
 	/* The first look at a ring with an area of chains in flight. NULL: such a ring has none. */
 	void (*recover)(struct iod_virtq *);
@@ -136,7 +137,7 @@ struct iod_virtq {
 	uint8_t *table; /* an indirect table's copy */
 	struct iod_translation t;
 	struct iod_fault fault;
-	uint64_t popped, pushed, kicks, calls, malformed;
+	uint64_t popped, pushed, calls, malformed;
 };
 
 /* flags, size, addresses, header, trailer, position_at, space, next, used_next and the file descriptors are set. 0, -EINVAL,
@@ -161,7 +162,6 @@ void iod_virtq_tell(int fd);
 
 bool iod_virtq_available(struct iod_virtq *);
 bool iod_virtq_arm(struct iod_virtq *);
-void iod_virtq_disarm(struct iod_virtq *);
 /* It waits for a translation, and none has come since. */
 bool iod_virtq_waits(const struct iod_virtq *);
 
@@ -173,6 +173,9 @@ struct iod_descriptor { /* section 2.6.5 */
 };
 enum { IOD_DESCRIPTOR_NEXT = 1, IOD_DESCRIPTOR_WRITE = 2, IOD_DESCRIPTOR_INDIRECT = 4 };
 void *iod_virtq_at(const struct iod_virtq_part *, uint64_t offset, uint64_t bytes); /* NULL: in two pieces */
+/* A word of the ring.  They are naturally aligned, so no piece of memory cuts one, unless a stage maps odd bytes: NULL then,
+ * and the queue is broken. */
+uint16_t *iod_virtq_word(struct iod_virtq *, int part, uint64_t offset);
 void iod_virtq_dirty(const struct iod_virtq_part *, uint64_t offset, uint64_t bytes);
 const char *iod_virtq_add(struct iod_virtq *, uint64_t address, uint32_t length, uint16_t flags); /* NULL, or what is wrong */
 void iod_virtq_break(struct iod_virtq *, const char *why);
@@ -190,6 +193,5 @@ void iod_virtq_inflight_recover(struct iod_virtq *, uint16_t used_idx);
 void iod_virtq_inflight_taken(struct iod_virtq *, uint16_t id);
 void iod_virtq_inflight_before(struct iod_virtq *);
 void iod_virtq_inflight_after(struct iod_virtq *);
-uint32_t iod_virtq_most(const struct iod_virtq *); /* descriptors of a chain */
 
 #endif

@@ -43,15 +43,6 @@ static void layout(struct iod_virtq *q)
 		iod_virtq_break(q, "it begins outside the ring");
 }
 
-static uint16_t *word(struct iod_virtq *q, int part, uint64_t offset)
-{
-	uint16_t *at = iod_virtq_at(&q->part[part], offset, 2);
-	if (at && (uintptr_t)at % 2 == 0)
-		return at;
-	iod_virtq_break(q, "a word of its ring is cut in two");
-	return NULL;
-}
-
 static void advance(const struct iod_virtq *q, uint16_t *at, bool *lap, uint32_t by)
 {
 	uint32_t next = *at + by;
@@ -71,7 +62,7 @@ static void look(void *arg)
 {
 	struct iod_virtq_job *job = arg;
 	struct iod_virtq *q = job->q;
-	const uint16_t *flags = word(q, IOD_VIRTQ_TABLE, q->next * (uint64_t)ENTRY + FLAGS);
+	const uint16_t *flags = iod_virtq_word(q, IOD_VIRTQ_TABLE, q->next * (uint64_t)ENTRY + FLAGS);
 	job->result = flags && is_available(__atomic_load_n(flags, __ATOMIC_ACQUIRE), q->next_wrap);
 }
 
@@ -144,7 +135,8 @@ static void consume(struct iod_virtq *q, const struct iod_virtq_chain *chain)
 
 static bool wants_to_know(struct iod_virtq *q)
 {
-	const uint16_t *desc = word(q, IOD_VIRTQ_DRIVER, EVENT_DESC), *flags = word(q, IOD_VIRTQ_DRIVER, EVENT_FLAGS);
+	const uint16_t *desc = iod_virtq_word(q, IOD_VIRTQ_DRIVER, EVENT_DESC);
+	const uint16_t *flags = iod_virtq_word(q, IOD_VIRTQ_DRIVER, EVENT_FLAGS);
 	if (!desc || !flags)
 		return false;
 	uint16_t how = __atomic_load_n(flags, __ATOMIC_ACQUIRE) & 3;
@@ -169,7 +161,7 @@ static void write_used(void *arg)
 		const struct iod_virtq_used *used = &q->used[i];
 		uint64_t at = q->used_next * (uint64_t)ENTRY;
 		uint8_t *to = iod_virtq_at(ring, at, ENTRY);
-		uint16_t *to_flags = word(q, IOD_VIRTQ_TABLE, at + FLAGS);
+		uint16_t *to_flags = iod_virtq_word(q, IOD_VIRTQ_TABLE, at + FLAGS);
 		if (!to || !to_flags) {
 			iod_virtq_break(q, "a descriptor is cut in two");
 			return;
@@ -207,7 +199,8 @@ static bool publish(struct iod_virtq *q)
 
 static void write_wish(struct iod_virtq *q, uint16_t how)
 {
-	uint16_t *desc = word(q, IOD_VIRTQ_DEVICE, EVENT_DESC), *flags = word(q, IOD_VIRTQ_DEVICE, EVENT_FLAGS);
+	uint16_t *desc = iod_virtq_word(q, IOD_VIRTQ_DEVICE, EVENT_DESC);
+	uint16_t *flags = iod_virtq_word(q, IOD_VIRTQ_DEVICE, EVENT_FLAGS);
 	if (!desc || !flags)
 		return;
 	if (how == DESC)
@@ -231,23 +224,16 @@ static bool arm(struct iod_virtq *q)
 	return iod_virtq_guard(q, do_arm, &job) && job.result;
 }
 
-static void do_disarm(void *arg)
+static void disarm(void *arg)
 {
 	write_wish(((struct iod_virtq_job *)arg)->q, DISABLE);
-}
-
-static void disarm(struct iod_virtq *q)
-{
-	struct iod_virtq_job job = {0};
-	q->armed = false;
-	iod_virtq_guard(q, do_disarm, &job);
 }
 
 static void do_watch(void *arg)
 {
 	struct iod_virtq_job *job = arg;
 	struct iod_virtq *q = job->q;
-	const uint16_t *flags = word(q, IOD_VIRTQ_TABLE, q->next * (uint64_t)ENTRY + FLAGS);
+	const uint16_t *flags = iod_virtq_word(q, IOD_VIRTQ_TABLE, q->next * (uint64_t)ENTRY + FLAGS);
 	if (!flags)
 		return;
 	uint16_t now = __atomic_load_n(flags, __ATOMIC_RELAXED);

@@ -31,23 +31,13 @@ static void layout(struct iod_virtq *q)
 	q->seen = q->next;
 }
 
-/* Words are naturally aligned, so no piece of memory cuts one, unless a stage maps odd bytes: then this is NULL. */
-static uint16_t *word(struct iod_virtq *q, int part, uint64_t offset)
-{
-	uint16_t *at = iod_virtq_at(&q->part[part], offset, 2);
-	if (at && (uintptr_t)at % 2 == 0)
-		return at;
-	iod_virtq_break(q, "a word of its ring is cut in two");
-	return NULL;
-}
-
 /* ---- available ---- */
 
 static void look(void *arg)
 {
 	struct iod_virtq_job *job = arg;
 	struct iod_virtq *q = job->q;
-	uint16_t *idx = word(q, IOD_VIRTQ_DRIVER, IDX);
+	uint16_t *idx = iod_virtq_word(q, IOD_VIRTQ_DRIVER, IDX);
 	if (!idx)
 		return;
 	uint16_t there = __atomic_load_n(idx, __ATOMIC_ACQUIRE);
@@ -62,7 +52,7 @@ static void look(void *arg)
 static void do_recover(void *arg)
 {
 	struct iod_virtq *q = ((struct iod_virtq_job *)arg)->q;
-	const uint16_t *idx = word(q, IOD_VIRTQ_DEVICE, IDX);
+	const uint16_t *idx = iod_virtq_word(q, IOD_VIRTQ_DEVICE, IDX);
 	if (idx)
 		iod_virtq_inflight_recover(q, __atomic_load_n(idx, __ATOMIC_ACQUIRE));
 }
@@ -91,7 +81,7 @@ static void read_chain(void *arg)
 	if (q->replayed < q->replays) {
 		at = q->replay[q->replayed];
 	} else {
-		const uint16_t *head = word(q, IOD_VIRTQ_DRIVER, RING + 2 * (uint64_t)(q->next & (q->size - 1)));
+		const uint16_t *head = iod_virtq_word(q, IOD_VIRTQ_DRIVER, RING + 2 * (uint64_t)(q->next & (q->size - 1)));
 		if (!head)
 			return;
 		at = __atomic_load_n(head, __ATOMIC_RELAXED);
@@ -170,8 +160,9 @@ static void write_used(void *arg)
 	struct iod_virtq_job *job = arg;
 	struct iod_virtq *q = job->q;
 	struct iod_virtq_part *ring = &q->part[IOD_VIRTQ_DEVICE];
-	uint16_t *idx = word(q, IOD_VIRTQ_DEVICE, IDX);
-	const uint16_t *wanted = word(q, IOD_VIRTQ_DRIVER, q->flags & IOD_VIRTQ_EVENT_IDX ? RING + 2 * (uint64_t)q->size : FLAGS);
+	uint16_t *idx = iod_virtq_word(q, IOD_VIRTQ_DEVICE, IDX);
+	uint64_t wish = q->flags & IOD_VIRTQ_EVENT_IDX ? RING + 2 * (uint64_t)q->size : FLAGS;
+	const uint16_t *wanted = iod_virtq_word(q, IOD_VIRTQ_DRIVER, wish);
 	if (!idx || !wanted)
 		return;
 	for (uint32_t i = 0; i < q->used_count; i++) {
@@ -218,7 +209,7 @@ static void write_wish(struct iod_virtq *q, bool tell)
 	if (by_index && !tell)
 		return; /* the index that was asked for lies behind: nobody will cross it soon */
 	uint64_t offset = by_index ? RING + 8 * (uint64_t)q->size : FLAGS;
-	uint16_t *at = word(q, IOD_VIRTQ_DEVICE, offset);
+	uint16_t *at = iod_virtq_word(q, IOD_VIRTQ_DEVICE, offset);
 	if (!at)
 		return;
 	__atomic_store_n(at, by_index ? q->next : tell ? 0 : NO_NOTIFY, __ATOMIC_RELAXED);
@@ -242,16 +233,9 @@ static bool arm(struct iod_virtq *q)
 	return iod_virtq_guard(q, do_arm, &job) && job.result;
 }
 
-static void do_disarm(void *arg)
+static void disarm(void *arg)
 {
 	write_wish(((struct iod_virtq_job *)arg)->q, false);
-}
-
-static void disarm(struct iod_virtq *q)
-{
-	struct iod_virtq_job job = {0};
-	q->armed = false;
-	iod_virtq_guard(q, do_disarm, &job);
 }
 
 static struct iod_watch watch(struct iod_virtq *q)
