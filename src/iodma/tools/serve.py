@@ -1,44 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """`iodma serve blk`: a file, or an NBD export, as the disk of a virtual machine, over vhost-user.
 
-The conventions are those of QEMU's back-end programs ("vhost-user back-end program conventions" of
-its documents): a socket by path or descriptor, no daemon, an end soon after SIGTERM.
-
 Invariants
  - What cannot work fails before the socket is there, with one line.
- - Whatever ends it, the front-end's requests are drained, the socket file is gone, and a command
-   that was started has ended.
  - An image that may be written is locked as long as any request of this process is under way, also
    one that outlives the process: who gets the lock after that may trust the image.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import shlex
-import signal
-import subprocess
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from iodma.devices.virtio_blk import SECTOR, VirtioBlk
 from iodma.endpoints import File, Nbd
-from iodma.engine import Engine, Event
+from iodma.engine import Engine
 from iodma.errors import ArgumentError, BusyError
 from iodma.tools import qemu_args
+from iodma.tools.service import Service, Where, socket_path
 from iodma.trace import attach
 from iodma.transports.vhost_user import VhostUserServer
 
 __all__ = ["CAPABILITIES", "Options", "serve"]
-
-log = logging.getLogger("iodma.serve")
 
 #: As `--print-capabilities` prints them.
 CAPABILITIES: dict[str, Any] = {"type": "block", "features": ["blk-file", "read-only"]}
@@ -98,9 +85,8 @@ def serve(options: Options, tell: Callable[[str], None]) -> int:
     with ExitStack() as stack:
         disk = open_image(options)
         stack.enter_context(disk)
-        path = options.socket_path
-        if path is None and options.fd is None:
-            path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="iodma-"))) / "blk"
+        where = Where(options.socket_path, options.fd, options.command)
+        path = stack.enter_context(socket_path(where, "blk"))
         engine = stack.enter_context(
             Engine(options.engine, spin_us=options.spin_us, name=Path(options.blk_file).name)
         )
@@ -123,14 +109,20 @@ def serve(options: Options, tell: Callable[[str], None]) -> int:
             tell(f"iodma: {disk.name} cannot flush: nobody knows when writes are on its medium")
         if options.trace is not None:
             attach(engine, options.trace)  # until the engine is closed, whatever ends it
-        service = Service(engine, device, options)
-        stack.enter_context(service.signals())  # whoever sees the socket may send one
-        server = VhostUserServer(engine, device, path, fd=options.fd)
-        try:
-            status: int | None = engine.run(service.run(server, tell))
-        finally:
-            engine.run(server.close())
-        return status or 0
+
+        def words(path: str) -> str:
+            guest = qemu_args.Options(path, num_queues=options.num_queues)
+            return qemu_args.render(qemu_args.arguments(guest))
+
+        def banner(place: str) -> None:
+            mode = ", read-only" if device.read_only else ""
+            tell(
+                f"iodma: {options.blk_file} ({device.size} bytes{mode}) is served at {place},"
+                f" by {engine.kind}"
+            )
+
+        service = Service(engine, where, words, device.resize)
+        return service.serve(lambda: VhostUserServer(engine, device, path, fd=options.fd), banner)
 
 
 def open_image(options: Options) -> File | Nbd:
@@ -178,92 +170,3 @@ def lock_image(disk: File) -> None:
             if time.monotonic() > end:
                 raise
         time.sleep(0.01)
-
-
-class Service:
-    """One run of the server: what ends it, and how."""
-
-    def __init__(self, engine: Engine, device: VirtioBlk, options: Options) -> None:
-        self.engine = engine
-        self.device = device
-        self.options = options
-        self.over = Event(engine)
-        self.child: subprocess.Popen[bytes] | None = None
-        self.terminations = 0
-
-    async def run(self, server: VhostUserServer, tell: Callable[[str], None]) -> int:
-        watch = self.engine.start(self._gone(server))
-        try:
-            if self.options.command is None:
-                tell(self._banner(server.path))
-                await self.over.wait()
-                return 0
-            return await self._command(self.options.command, server.path)
-        finally:
-            watch.cancel()
-
-    def _banner(self, path: str | None) -> str:
-        device = self.device
-        where = path or f"descriptor {self.options.fd}"
-        mode = ", read-only" if device.read_only else ""
-        return (
-            f"iodma: {self.options.blk_file} ({device.size} bytes{mode}) is served at {where},"
-            f" by {self.engine.kind}"
-        )
-
-    async def _gone(self, server: VhostUserServer) -> None:
-        """A connection that was given as a descriptor ends."""
-        await server.wait()
-        self.over.set()
-
-    # --- signals ----------------------------------------------------------------------------------
-
-    @contextmanager
-    def signals(self) -> Iterator[None]:
-        """From here on SIGTERM, SIGINT and SIGHUP are the service's."""
-
-        def heard(number: int, frame: FrameType | None) -> None:
-            self.engine.call_threadsafe(self._signal, number)
-
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-        before = {number: signal.signal(number, heard) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _signal(self, number: int) -> None:
-        if number == signal.SIGHUP:
-            self.device.resize()
-        elif self.child is None:
-            self.over.set()
-        elif number == signal.SIGTERM:  # Ctrl-C comes to the command by itself
-            self.terminations += 1
-            self.child.send_signal(signal.SIGTERM if self.terminations == 1 else signal.SIGKILL)
-
-    # --- a command --------------------------------------------------------------------------------
-
-    async def _command(self, command: str, path: str | None) -> int:
-        environment = dict(os.environ)
-        if path is not None:
-            environment["IODMA_SOCKET"] = path
-            words = qemu_args.Options(path, num_queues=self.options.num_queues)
-            environment["IODMA_QEMU"] = shlex.join(qemu_args.arguments(words))
-        self.child = child = subprocess.Popen(command, shell=True, env=environment)
-        pidfd = os.pidfd_open(child.pid)
-        try:
-            self.engine.add_reader(pidfd, self.over.set)
-            # A connection that ends does not end the command.
-            while child.poll() is None:
-                await self.over.wait()
-                if child.poll() is None:
-                    self.over.clear()
-            self.engine.remove_reader(pidfd)
-        finally:
-            os.close(pidfd)
-            if child.poll() is None:
-                child.kill()
-                child.wait()
-        status = child.returncode
-        return status if status >= 0 else 128 - status
