@@ -15,6 +15,10 @@ HEAD to TAIL and writes back each result.  A descriptor that faults is one that 
 engine goes on with the next.  A ring that cannot be read or written is a fault of the engine: it
 halts until it is reset.
 
+Two lines interrupt: `interrupt` (MSI-X vector 0) when a descriptor that asks for it is done, and
+`error` (vector 1) when one has failed or the engine has halted.  A driver acknowledges in IRQ
+first, and looks at the ring then.
+
 iodma check examples/rung3_copy_engine.py
 iodma run examples/rung3_copy_engine.py
 """
@@ -22,6 +26,7 @@ iodma run examples/rung3_copy_engine.py
 from enum import IntFlag
 
 import iodma
+from iodma.testing import Inject, strict_engine
 
 DESCRIPTOR = "<QQII"
 DESCRIPTOR_BYTES = 32
@@ -58,6 +63,10 @@ class CopyEngine(iodma.Device):
     irq_enable = iodma.Register(0x20, write="update", doc="causes that interrupt")
     fault = iodma.Register(0x28, 8, "ro", doc="the address that was refused last")
 
+    def __init__(self, port=None, **more) -> None:
+        super().__init__(port, **more)
+        self.error = self.interrupt_line("error")
+
     # --- registers ----------------------------------------------------------------------------
 
     def command(self, value: int) -> None:
@@ -68,11 +77,19 @@ class CopyEngine(iodma.Device):
         return self.status | (State.RESETTING if self.state == "resetting" else 0)
 
     def update(self, value: int) -> None:
-        self.interrupt.set(self.irq & self.irq_enable != 0)
+        """IRQ or IRQ_ENABLE was written.  Who is told of edges is told anew of what is left."""
+        self.interrupt.set(False)
+        self.error.set(False)
+        self.signal()
 
     def cause(self, cause: Cause) -> None:
         self.irq |= cause
-        self.interrupt.set(self.irq & self.irq_enable != 0)
+        self.signal()
+
+    def signal(self) -> None:
+        causes = self.irq & self.irq_enable
+        self.interrupt.set(causes & Cause.DONE != 0)
+        self.error.set(causes & (Cause.FAILED | Cause.HALTED) != 0)
 
     # --- the ring -----------------------------------------------------------------------------
 
@@ -92,16 +109,25 @@ class CopyEngine(iodma.Device):
             self.halt(None)
 
     async def one(self, descriptor: int) -> None:
-        source, target, length, flags = await self.port.load(DESCRIPTOR, descriptor)
-        done = await self.port.copy((source, min(length, LONGEST)), (target, min(length, LONGEST)))
+        source, target, length, flags = await self.fetch(descriptor)
+        done = await self.move(source, target, min(length, LONGEST))
         if done.fault is not None:
             self.fault = done.fault.address
         # What was copied is in memory before the descriptor says so.
-        await self.port.store("<II", descriptor + RESULT, DONE | done.status, done.moved)
+        await self.report(descriptor, done)
         if not done.ok:
             self.cause(Cause.FAILED)
         elif flags & 1:
             self.cause(Cause.DONE)
+
+    async def fetch(self, descriptor: int) -> tuple[int, int, int, int]:
+        return await self.port.load(DESCRIPTOR, descriptor)
+
+    async def move(self, source: int, target: int, length: int) -> iodma.Completion:
+        return await self.port.copy((source, length), (target, length))
+
+    async def report(self, descriptor: int, done: iodma.Completion) -> None:
+        await self.port.store("<II", descriptor + RESULT, DONE | done.status, done.moved)
 
     def halt(self, completion: iodma.Completion | None) -> None:
         if completion is not None and completion.fault is not None:
@@ -119,9 +145,10 @@ class Guest:
     RING, ENTRIES = 0x1000, 8
 
     def __init__(self, bus, base, device, engine, ram) -> None:
-        self.bus, self.base, self.ram = bus, base, ram
+        self.bus, self.base, self.device, self.ram = bus, base, device, ram
         self.raised = iodma.Event(engine)
-        device.interrupt.connect(lambda level: self.raised.set() if level else None)
+        for line in (device.interrupt, device.error):
+            line.connect(lambda level: self.raised.set() if level else None)
 
     def set_up(self) -> None:
         self.bus.write64(self.base + 0x00, self.RING)
@@ -207,9 +234,69 @@ async def driver(bus, base, device, engine, ram):
     return device.counts.resets
 
 
+# --- its tests --------------------------------------------------------------------------------
+
+
+def tried(test, ram_bytes=4 << 20):
+    """Runs test(guest, inject) against a device whose DMA passes through `inject`."""
+    with strict_engine() as engine, iodma.Ram(ram_bytes) as ram:
+        inject = Inject(iodma.Memory({0: ram}))
+        device, bus = CopyEngine(engine.port(inject)), iodma.Bus()
+        bus.attach(device, 0)
+        guest = Guest(bus, 0, device, engine, ram)
+        guest.set_up()
+        return engine.run(test(guest, inject))
+
+
 def test_the_copy_engine() -> None:
     with iodma.Engine(strict=True) as engine, iodma.Ram(4 << 20) as ram:
         device = CopyEngine(engine.port(iodma.Memory({0: ram})))
         bus = iodma.Bus()
         bus.attach(device, 0x1000_0000)
         assert engine.run(driver(bus, 0x1000_0000, device, engine, ram)) == 2
+
+
+def test_a_fault_in_the_middle_of_a_page() -> None:
+    async def test(guest, inject):
+        inject.fault(0x9064, 1, iodma.Access.WRITE, times=1)
+        guest.describe(0, 0x8000, 0x9000, 4096, flags=1)
+        guest.describe(1, 0x8000, 0x9000, 4096, flags=1)
+        assert await guest.ring(1) == Cause.FAILED
+        assert guest.result(0) == (DONE | iodma.Status.FAULT, 0)
+        assert guest.bus.read64(0x28) == 0x9064
+        assert await guest.ring(2) == Cause.DONE
+        assert guest.result(1) == (DONE | iodma.Status.OK, 4096)
+
+    tried(test)
+
+
+def test_a_cause_that_is_left_makes_another_edge() -> None:
+    async def test(guest, inject):
+        inject.fault(0x9000, 1, times=1)
+        guest.describe(0, 0x9000, 0xA000, 16)
+        assert await guest.ring(1) == Cause.FAILED
+        guest.device.irq = Cause.FAILED | Cause.HALTED
+        guest.device.signal()
+        before = guest.device.error.count
+        guest.bus.write32(0x1C, Cause.FAILED)
+        assert guest.device.error.count == before + 1
+        guest.bus.write32(0x1C, Cause.HALTED)
+        assert guest.device.error.count == before + 1 and not guest.device.error.level
+
+    tried(test)
+
+
+def test_a_reset_while_memory_lets_it_wait() -> None:
+    async def test(guest, inject):
+        rule = inject.hold(0x9000, 4096)
+        guest.describe(0, 0x8000, 0x9000, 4096, flags=1)
+        guest.bus.write32(0x18, 1)
+        await inject.caught()
+        guest.bus.write32(0x0C, 1)
+        while guest.bus.read32(0x10) & State.RESETTING:
+            await guest.device.engine.sleep(0)
+        rule.release()
+        assert guest.result(0) == (0, 0)
+        assert guest.device.interrupt.count == 0
+
+    tried(test)
