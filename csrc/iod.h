@@ -40,6 +40,7 @@ enum iod_cause {
 	IOD_C_GONE,	   /* the memory's file was truncated */
 	IOD_C_MESSAGE,	   /* a device window refused, or messages went too deep */
 	IOD_C_HOOK,	   /* a walker or an injected fault */
+	IOD_C_SHUT,	   /* a gate that is shut */
 };
 const char *iod_cause_text(enum iod_cause);
 

@@ -20,6 +20,7 @@ const char *iod_cause_text(enum iod_cause cause)
 		[IOD_C_GONE] = "the memory behind it is gone",
 		[IOD_C_MESSAGE] = "bus error in a device window",
 		[IOD_C_HOOK] = "refused by the stage",
+		[IOD_C_SHUT] = "it is off: nothing passes",
 	};
 	return text[cause];
 }
@@ -212,7 +213,6 @@ static enum iod_walk_result refuse(struct iod_fault *fault, struct iod_space *sp
 	return IOD_WALK_FAULT;
 }
 
-/* One piece, down the chain.  *length comes back as the bytes that one range of every space on the way holds. */
 /* The walks that ask a hook just now: what they have found so far is leased by nobody yet. */
 static struct asking {
 	const struct iod_space *top;
@@ -244,10 +244,18 @@ bool iod_space_is_asked(const struct iod_space *space)
 	return false;
 }
 
-static inline enum iod_walk_result walk_piece(struct iod_space *space, uint64_t address, uint64_t *length,
-					      uint8_t access, struct iod_translation *out, struct iod_fault *fault)
+/* What passes a gate holds all of it, once a list. */
+static inline bool hold_gate(struct iod_translation *t, struct iod_space *gate)
 {
-	const struct iod_space *top = space;
+	return hold_range(t, gate, 0, UINT64_MAX);
+}
+
+/* One piece, down the chain.  *length comes back as the bytes that one range of every space on the way holds.
+ * `top`: of the whole chain; `space`: what comes first behind the gates that the list has passed already. */
+static inline enum iod_walk_result walk_piece(const struct iod_space *top, struct iod_space *space, uint64_t address,
+					      uint64_t *length, uint8_t access, struct iod_translation *out,
+					      struct iod_fault *fault)
+{
 	uint64_t n = *length;
 	uint8_t lanes = 0, phase = 0;
 	ptrdiff_t at;
@@ -277,6 +285,12 @@ static inline enum iod_walk_result walk_piece(struct iod_space *space, uint64_t 
 			refuse(fault, space, address, IOD_C_HOOK);
 			return verdict == IOD_PENDING ? IOD_WALK_PENDING : IOD_WALK_FAULT;
 		}
+		case IOD_GATE:
+			if (space->shut)
+				return refuse(fault, space, address, IOD_C_SHUT);
+			if (out->count == 0 && !hold_gate(out, space)) /* every piece goes this way */
+				return IOD_WALK_NO_MEMORY;
+			continue;
 		case IOD_IOMMU:
 			at = iod_map_find(&space->map, address);
 			if (at < 0 || (space->map.range[at].access & access) != access) {
@@ -402,12 +416,12 @@ static inline bool walk_one(struct iod_space *space, const struct iod_segment *s
 	/* length 0 wraps, and is too long for anything */
 	if (address > range->last || segment->length - 1 > range->last - address || !range->host ||
 	    (range->access & access) != access || region->closed || region->quarantined || !out->room ||
-	    !out->extents_room)
+	    out->extents == out->extents_room)
 		return false;
 	out->iov[0] = (struct iovec){range->host + (address - map->first[at]), segment->length};
 	out->piece[0] = (struct iod_piece){region, 0, 0};
-	out->extent[0] = (struct iod_extent){space, map->first[at], range->last};
-	out->count = out->extents = 1;
+	out->extent[out->extents++] = (struct iod_extent){space, map->first[at], range->last};
+	out->count = 1;
 	out->only = region;
 	return true;
 }
@@ -429,6 +443,7 @@ static inline size_t walk_ranges(struct iod_space *space, const struct iod_segme
 	struct iovec *iov = out->iov;
 	struct iod_piece *piece = out->piece;
 	uint32_t n = out->count;
+	const uint32_t gates = out->extents;
 	uint64_t met = 0;
 	const uint8_t *end = NULL; /* of the last piece; no two regions share host memory */
 	size_t i;
@@ -473,6 +488,7 @@ static inline size_t walk_ranges(struct iod_space *space, const struct iod_segme
 		if (!hold_range(out, space, firsts[at], ranges[at].last)) {
 			/* Without its extents nothing of it may stand: the general walk begins anew, and says why. */
 			iod_translation_clear(out);
+			out->extents = gates;
 			return 0;
 		}
 	}
@@ -562,14 +578,18 @@ enum iod_walk_result iod_walk(struct iod_space *top, const struct iod_segment *l
 
 	iod_translation_clear(out);
 	fault->access = access;
-	if (count == 1 && skip == 0 && top->kind == IOD_MEMORY && walk_one(top, list, access, out))
+	struct iod_space *first = top;
+	for (; first->kind == IOD_GATE && !first->shut; first = first->next)
+		if (!hold_gate(out, first))
+			return IOD_WALK_NO_MEMORY;
+	if (count == 1 && skip == 0 && first->kind == IOD_MEMORY && walk_one(first, list, access, out))
 		return IOD_WALK_OK;
 	size_t begin = 0;
-	if (top->kind == IOD_MEMORY && skip == 0) {
-		begin = top->map.count == 1	   ? walk_range(top, 0, list, count, access, out)
-			: top->map.count <= NARROW ? walk_narrow(top, list, count, access, out)
-			: top->map.count <= 16	   ? walk_few(top, list, count, access, out)
-					       : walk_many(top, list, count, access, out);
+	if (first->kind == IOD_MEMORY && skip == 0) {
+		begin = first->map.count == 1	     ? walk_range(first, 0, list, count, access, out)
+			: first->map.count <= NARROW ? walk_narrow(first, list, count, access, out)
+			: first->map.count <= 16     ? walk_few(first, list, count, access, out)
+						     : walk_many(first, list, count, access, out);
 		offset = out->bytes;
 	}
 	for (size_t i = begin; i < count; i++) {
@@ -589,7 +609,7 @@ enum iod_walk_result iod_walk(struct iod_space *top, const struct iod_segment *l
 			uint64_t n = left;
 			if (n - 1 > UINT64_MAX - address)
 				n = UINT64_MAX - address + 1; /* never 0: address 0 cannot wrap */
-			enum iod_walk_result result = walk_piece(top, address, &n, access, out, misses ? &found : fault);
+			enum iod_walk_result result = walk_piece(top, first, address, &n, access, out, misses ? &found : fault);
 			if (result != IOD_WALK_OK) {
 				if (!misses)
 					fault->offset = offset;

@@ -104,7 +104,7 @@ uint64_t iod_map_hole(const struct iod_map *, uint64_t address);
 bool iod_map_overlaps(const struct iod_map *, uint64_t first, uint64_t last);
 void iod_map_clear(struct iod_map *);
 
-enum iod_space_kind { IOD_MEMORY, IOD_WINDOW, IOD_IOMMU, IOD_LANES, IOD_HOOK };
+enum iod_space_kind { IOD_MEMORY, IOD_WINDOW, IOD_IOMMU, IOD_LANES, IOD_HOOK, IOD_GATE };
 enum iod_verdict { IOD_PASS, IOD_REFUSE, IOD_PENDING };
 
 struct iod_core;
@@ -112,6 +112,7 @@ struct iod_space {
 	uint8_t kind;
 	uint8_t lanes;	    /* LANES: the XOR mask */
 	bool misses_wait;   /* IOMMU: a miss is pending, not a fault */
+	bool shut;	    /* GATE: nothing passes */
 	struct iod_space *next;
 	struct iod_core *core; /* the engine whose transfers go through here, once one does */
 	struct iod_map map;    /* MEMORY, IOMMU */

@@ -151,7 +151,7 @@ static PyObject *completion(PyObject *self, PyObject *args)
 	(void)self;
 	if (!PyArg_ParseTuple(args, "iKi|sKKii", &status, &moved, &error, &stage, &offset, &address, &access, &cause))
 		return NULL;
-	if (status < 0 || status > IOD_PEER_GONE || cause < 0 || cause > IOD_C_HOOK)
+	if (status < 0 || status > IOD_PEER_GONE || cause < 0 || cause > IOD_C_SHUT)
 		return PyErr_Format(ArgumentErrorType, "no status %d or cause %d", status, cause);
 	PyObject *object = ext_completion_make((enum iod_status)status, moved, NULL);
 	if (!object)

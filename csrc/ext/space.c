@@ -242,6 +242,17 @@ static PyObject *space_set_hook(Space *self, PyObject *args)
 	Py_RETURN_NONE;
 }
 
+/* _set_shut(bool): of a gate */
+static PyObject *space_set_shut(Space *self, PyObject *arg)
+{
+	int shut = PyObject_IsTrue(arg);
+	if (shut < 0 || check_owner(self) || may_change(self))
+		return NULL;
+	self->space.shut = shut;
+	self->space.change++;
+	Py_RETURN_NONE;
+}
+
 /* _check_owner(): raises what is wrong */
 static PyObject *space_check_owner(Space *self, PyObject *unused)
 {
@@ -372,6 +383,8 @@ static PyObject *space_get(Space *self, void *what)
 		return PyLong_FromUnsignedLongLong(self->space.offset);
 	case 'r':
 		return PyLong_FromSize_t(self->space.map.count);
+	case 's':
+		return PyBool_FromLong(self->space.shut);
 	case 'e': {
 		PyObject *engine = self->space.core ? (PyObject *)engine_of(self) : Py_None;
 		Py_INCREF(engine);
@@ -391,6 +404,7 @@ static PyMethodDef space_methods[] = {
 	{"_find", EXT_METHOD(space_find), METH_O, NULL},
 	{"_ranges", EXT_METHOD(space_ranges), METH_NOARGS, NULL},
 	{"_set_hook", EXT_METHOD(space_set_hook), METH_VARARGS, NULL},
+	{"_set_shut", EXT_METHOD(space_set_shut), METH_O, NULL},
 	{"_check_owner", EXT_METHOD(space_check_owner), METH_NOARGS, NULL},
 	{"_resume", EXT_METHOD(space_resume), METH_NOARGS, NULL},
 	{"translate", EXT_METHOD(space_translate_list), METH_FASTCALL,
@@ -407,6 +421,7 @@ static PyGetSetDef space_getset[] = {{"name", (getter)space_get, NULL, "What fau
 				     {"_engine", (getter)space_get, NULL, NULL, (void *)'e'},
 				     {"_offset", (getter)space_get, NULL, NULL, (void *)'o'},
 				     {"_count", (getter)space_get, NULL, NULL, (void *)'r'},
+				     {"_shut", (getter)space_get, NULL, NULL, (void *)'s'},
 				     {0}};
 static PyType_Slot space_slots[] = {{Py_tp_new, space_new},
 				    {Py_tp_traverse, space_traverse},

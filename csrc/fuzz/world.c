@@ -236,7 +236,8 @@ void world_begin(struct world *w)
 				      .next = flags & 32 ? &w->hook : &w->iommu};
 	w->window = (struct iod_space){.kind = IOD_WINDOW, .name = "window", .last = IOVAS * PAGE,
 				       .next = flags & 16 ? &w->lanes : flags & 32 ? &w->hook : &w->iommu};
-	w->top = flags & 8 ? &w->memory : &w->window;
+	w->gate = (struct iod_space){.kind = IOD_GATE, .name = "gate", .next = flags & 8 ? &w->memory : &w->window};
+	w->top = below(w, 2) ? &w->gate : w->gate.next;
 	for (unsigned i = 0; i < REGIONS; i++) {
 		w->region[i] = world_region(i == 4 ? IOD_DEVICE : IOD_RAM, sizes[i]);
 		place(w, i);

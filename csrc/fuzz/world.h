@@ -28,7 +28,7 @@ struct world {
 	struct fuzz_script bytes;
 	struct fake fake;
 	struct iod_core core;
-	struct iod_space memory, iommu, lanes, hook, window;
+	struct iod_space memory, iommu, lanes, hook, window, gate;
 	struct iod_space *top;
 	struct iod_region *region[REGIONS];
 	bool placed[REGIONS];

@@ -37,6 +37,7 @@ else:
     )
     from iodma.lease import Revocation
     from iodma.memory import DeviceWindow, Memory, MsiWindow, Ram, Rom
+    from iodma.pci import PciSlot
     from iodma.port import Port
     from iodma.sg import Batch, Completions, ScatterList
     from iodma.stages import ByteLanes, Iommu, Mapping, Window
@@ -84,6 +85,7 @@ __all__ = [
     "MsiWindow",
     "Nbd",
     "Null",
+    "PciSlot",
     "Port",
     "Ram",
     "Reason",

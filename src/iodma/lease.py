@@ -47,11 +47,13 @@ def revoke(
     def expire() -> None:
         holders = revocation.held_by
         if revocation._expire():
+            what = (
+                f"{length} bytes at {first:#x} are" if length else f"what is from {first:#x} on is"
+            )
             log.error(
-                "%s: %d bytes at %#x are still held %.1f s after they were revoked, by %s",
+                "%s: %s still held %.1f s after it was revoked, by %s",
                 space.name,
-                length,
-                first,
+                what,
                 deadline,
                 ", ".join(f"transfer {ticket:#x}" for ticket in holders),
             )

@@ -37,6 +37,7 @@ class Twin:
         self.real: Any = self.memory[0]
         self.model: model.Stage = self.memory[1]
         self.iommus: list[tuple[iodma.Iommu, model.Iommu]] = []
+        self.gates: list[tuple[iodma.PciSlot, model.Gate]] = []
         self.aligned = True  # byte lanes may stand on top
 
     def close(self) -> None:
@@ -66,6 +67,17 @@ class Twin:
     def lanes(self, width: int) -> None:
         self.real = iodma.ByteLanes(self.real, width, name=f"lanes{width}")
         self.model = model.ByteLanes(self.model, width, f"lanes{width}")
+
+    def gate(self) -> None:
+        self.real = slot = iodma.PciSlot(self.real, name=f"slot{len(self.gates)}")
+        self.model = gate = model.Gate(self.model, slot.name)
+        self.gates.append((slot, gate))
+        self.shut(-1, False)
+
+    def shut(self, which: int, shut: bool) -> None:
+        slot, gate = self.gates[which]
+        slot.set_bus_master(not shut)
+        gate.shut = shut
 
     def iommu(self, page: int) -> None:
         name = f"iommu{len(self.iommus)}"
@@ -147,6 +159,8 @@ class Plan:
                 page = rng.choice(PAGES)
                 twin.iommu(page)
                 fill_iommu(twin, rng, page, rng.randint(1, 64))
+            elif kind == "gate":
+                twin.gate()
             elif twin.aligned:
                 twin.lanes(rng.choice([2, 4, 8]))
         return twin
@@ -160,7 +174,9 @@ def plans(most: int = 64, depth: int = 6) -> st.SearchStrategy[Plan]:
         sizes=st.lists(st.sampled_from([16, 4096, 70000]), min_size=1, max_size=3).map(tuple),
         rom=st.sampled_from([b"", b"rom" * 100]),
         regions=st.integers(1, most),
-        stages=st.lists(st.sampled_from(["window", "iommu", "lanes"]), max_size=depth).map(tuple),
+        stages=st.lists(st.sampled_from(["window", "iommu", "lanes", "gate"]), max_size=depth).map(
+            tuple
+        ),
     )
 
 

@@ -138,6 +138,21 @@ class Window(Stage):
 
 
 @dataclass
+class Gate(Stage):
+    next: Stage
+    name: str = "gate"
+    shut: bool = False
+
+    def look(self, address: int, access: int) -> Look:
+        if self.shut:
+            return Look(Refused(address, self.name), TOP - address)
+        return self.next.look(address, access)
+
+    def edges(self) -> set[int]:
+        return self.next.edges()
+
+
+@dataclass
 class Iommu(Stage):
     next: Stage
     name: str = "iommu"

@@ -68,6 +68,8 @@ def test_any_list_through_any_chain(plan: Plan, seed: int, access: int) -> None:
         for _ in range(6):
             compare(twin, lists_for(twin, rng, 8), access)
             compare(twin, good_list(twin, rng, 40, access), access)
+            if twin.gates:
+                twin.shut(rng.randrange(len(twin.gates)), rng.random() < 0.5)
 
 
 @examples(2)
