@@ -7,7 +7,7 @@ import pytest
 
 from iodma.cli import main
 from iodma.tools.check import check, render
-from iodma.tools.load import LoadError, endpoint_names, load
+from iodma.tools.load import LoadError, endpoint_names, load, setting_names
 from iodma.tools.run import Options, run
 
 DEVICE = '''
@@ -64,6 +64,7 @@ def test_the_register_map_is_a_table(file: Path) -> None:
     result = check(str(file))
     assert (result.device, result.doc) == ("Copier", "Copies a page from a disk.")
     assert (result.size, result.endpoints) == (0x18, ("disk",))
+    assert result.settings == {"limit": "int"}
     rows = [(each.offset, each.width, each.name, each.access) for each in result.registers]
     assert rows == [
         (0x0, 4, "ident", "ro"),
@@ -178,6 +179,53 @@ def test_endpoints_are_annotations_and_required_parameters(tmp_path: Path) -> No
         "        self.log = disk\n",
     )
     assert endpoint_names(load(target).device) == ["log", "disk"]
+
+
+SETTINGS = """
+class D(iodma.Device):
+    count: int = 3
+    ident = iodma.Register(0x0)
+    ratio: "float" = 0.5
+    fast: bool = False
+    label: str = "none"
+    def __init__(self, port, speed: int, **more):
+        super().__init__(port, **more)
+        self.speed = speed
+async def driver(device):
+    return device.count, device.ratio, device.fast, device.label, device.speed
+"""
+
+
+def test_settings_are_plain_annotations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = write(tmp_path, SETTINGS)
+    device = load(target).device
+    assert endpoint_names(device) == []
+    assert setting_names(device) == {
+        "count": "int",
+        "ratio": "float",
+        "fast": "bool",
+        "label": "str",
+        "speed": "int",
+    }
+    given = {"speed": "0x10", "count": "7", "fast": "true", "label": "a//b c"}
+    assert run(Options(target, given=given)).returned == (7, 0.5, True, "a//b c", 16)
+    assert main(["check", target]) == 1
+    assert "D cannot be made: TypeError" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("count=many", "count=many: 'many' is no int"),
+        ("fast=perhaps", "fast=perhaps: 'perhaps' is no bool"),
+        ("cuont=7", "D has no endpoint cuont; its endpoints: none; its settings: count, ratio"),
+    ],
+)
+def test_a_setting_that_cannot_be(
+    tmp_path: Path, given: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", write(tmp_path, SETTINGS), "speed=1", given]) == 1
+    assert words in capsys.readouterr().err
 
 
 # --- run ----------------------------------------------------------------------------------------

@@ -100,7 +100,7 @@ def test_the_demo_gets_what_it_is_documented_to_get() -> None:
 def test_endpoints_are_given_by_name() -> None:
     args = build().parse_args(["run", "f.py:Disk", "disk=a=b.img", "log=/tmp/x", "--ram", "8"])
     assert args.target == "f.py:Disk"
-    assert dict(args.endpoints) == {"disk": Path("a=b.img"), "log": Path("/tmp/x")}
+    assert dict(args.given) == {"disk": "a=b.img", "log": "/tmp/x"}
     assert args.ram == 8
 
 

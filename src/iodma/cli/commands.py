@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     from iodma.tools.run import Options, render, run
 
     answer_sigusr1()
-    result = run(Options(args.target, args.engine, args.ram, dict(args.endpoints), args.trace))
+    result = run(Options(args.target, args.engine, args.ram, dict(args.given), args.trace))
     show(render(result), result.as_dict(), args.json)
     return 0
 

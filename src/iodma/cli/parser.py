@@ -46,12 +46,12 @@ def positive_float(text: str) -> float:
     return value
 
 
-def endpoint(text: str) -> tuple[str, Path]:
-    """NAME=FILE."""
-    name, equals, file = text.partition("=")
-    if not (name.isidentifier() and equals and file):
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=FILE")
-    return name, Path(file)
+def given(text: str) -> tuple[str, str]:
+    """NAME=FILE or NAME=VALUE."""
+    name, equals, value = text.partition("=")
+    if not (name.isidentifier() and equals and value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=FILE or NAME=VALUE")
+    return name, value
 
 
 # What argparse calls them in "invalid ... value".
@@ -200,11 +200,12 @@ def add_check(parser: argparse.ArgumentParser) -> None:
 def add_run(parser: argparse.ArgumentParser) -> None:
     add_target(parser)
     parser.add_argument(
-        "endpoints",
-        metavar="NAME=FILE",
+        "given",
+        metavar="NAME=VALUE",
         nargs="*",
-        type=endpoint,
-        help="an endpoint of the device (default for each: a zeroed buffer of 1 MiB)",
+        type=given,
+        help="the file of an endpoint (default for each: a zeroed buffer of 1 MiB), or the value of"
+        " a setting; `iodma check` lists both",
     )
     add_engine(parser)
     parser.add_argument(

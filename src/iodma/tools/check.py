@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import iodma
-from iodma.tools.load import LoadError, endpoint_names, load, made, told
+from iodma.tools.load import LoadError, endpoint_names, load, made, setting_names, told
 
 __all__ = ["RegisterLine", "Result", "check", "render"]
 
@@ -45,6 +45,7 @@ class Result:
         size: bytes of its window.
         registers: by offset.
         endpoints: what it asks for beside its port.
+        settings: what can be given as NAME=VALUE, with the type's name.
     """
 
     file: str
@@ -53,6 +54,7 @@ class Result:
     size: int
     registers: tuple[RegisterLine, ...]
     endpoints: tuple[str, ...]
+    settings: dict[str, str]
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -104,6 +106,7 @@ def described(file: str, device: type[iodma.Device]) -> Result:
             for each in registers.values()
         ),
         endpoints=tuple(endpoint_names(device)),
+        settings=setting_names(device),
     )
 
 
@@ -112,6 +115,9 @@ def render(result: Result) -> str:
     title = f"{result.device}: {result.doc}" if result.doc else result.device
     lines = [title, f"window: {result.size:#x} bytes"]
     lines.append(f"endpoints: {', '.join(result.endpoints) or 'none'}")
+    if result.settings:
+        listed = (f"{name} ({kind})" for name, kind in result.settings.items())
+        lines.append(f"settings: {', '.join(listed)}")
     if result.registers:
         lines.append("")
     names = max((len(each.name) for each in result.registers), default=0)

@@ -10,6 +10,8 @@ How a device is made, so that it needs no setting up of its own:
 - Its *endpoints* are the class's annotations without a value (``disk: iodma.File``) and the
   parameters that its ``__init__`` asks for beyond ``port`` and ``name``. Each gets what the command
   line gives for it (``disk=FILE``), and else a zeroed `iodma.Buffer` of 1 MiB.
+- Its *settings* are annotations and parameters that are plain, int, float, str or bool
+  (``seed: int = 1``). What the command line gives (``seed=7``) takes the place of the default.
 
 Invariants
  - What is wrong with the file is a `LoadError` whose message names the file and the line.
@@ -20,7 +22,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import module_from_spec, spec_from_file_location
@@ -30,13 +32,30 @@ from types import ModuleType
 from typing import Any
 
 import iodma
+from iodma._core import Space
 
-__all__ = ["ENDPOINT_BYTES", "LoadError", "Loaded", "endpoint_names", "load", "made", "told"]
+__all__ = [
+    "ENDPOINT_BYTES",
+    "LoadError",
+    "Loaded",
+    "endpoint_names",
+    "load",
+    "made",
+    "setting_names",
+    "told",
+]
 
 #: Of an endpoint that the command line gives nothing for.
 ENDPOINT_BYTES = 1 << 20
 #: Annotations that are plain values, not endpoints.
 PLAIN = {"int", "float", "str", "bool", "bytes"}
+#: What a setting may be, and how its text is read.
+SETTINGS: dict[str, Callable[[str], Any]] = {
+    "int": lambda text: int(text, 0),
+    "float": float,
+    "str": str,
+    "bool": lambda text: {"true": True, "1": True, "false": False, "0": False}[text.lower()],
+}
 
 
 class LoadError(iodma.Error):
@@ -143,44 +162,72 @@ def endpoint_names(device: type[iodma.Device]) -> list[str]:
     A class attribute that is annotated as a plain number or text is no endpoint.
     """
     names: dict[str, None] = {}
-    for base in reversed(device.__mro__):
-        if base in iodma.Device.__mro__:
-            continue
-        for name, annotation in inspect.get_annotations(base).items():
-            text = annotation if isinstance(annotation, str) else annotation_name(annotation)
-            if not hasattr(device, name) and text not in PLAIN and "ClassVar" not in text:
-                names[name] = None
-    for parameter in inspect.signature(device).parameters.values():
-        named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        if (
-            parameter.name not in ("port", "name")
-            and named
-            and parameter.default is parameter.empty
-        ):
+    for name, kind in annotated(device):
+        if not hasattr(device, name) and kind not in PLAIN and "ClassVar" not in kind:
+            names[name] = None
+    for parameter in parameters(device):
+        if parameter.default is parameter.empty and annotation_name(parameter) not in SETTINGS:
             names[parameter.name] = None
     return list(names)
 
 
-def annotation_name(annotation: Any) -> str:
+def setting_names(device: type[iodma.Device]) -> dict[str, str]:
+    """The settings of a device, each with its type's name: see the module's text."""
+    kinds: dict[str, str] = {}
+    taken = inspect.signature(device).parameters.values()
+    if any(each.kind is each.VAR_KEYWORD for each in taken):  # they become attributes
+        kinds.update((name, kind) for name, kind in annotated(device) if kind in SETTINGS)
+    for parameter in parameters(device):
+        if (kind := annotation_name(parameter)) in SETTINGS:
+            kinds[parameter.name] = kind
+    return kinds
+
+
+def annotated(device: type[iodma.Device]) -> Iterator[tuple[str, str]]:
+    """The annotations of a device's own classes, bases first: name, and type as text."""
+    for base in reversed(device.__mro__):
+        if base not in iodma.Device.__mro__:
+            for name, annotation in inspect.get_annotations(base).items():
+                yield name, type_name(annotation)
+
+
+def parameters(device: type[iodma.Device]) -> Iterator[inspect.Parameter]:
+    """What a device asks for by name, beside its port and its name."""
+    for parameter in inspect.signature(device).parameters.values():
+        named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        if named and parameter.name not in ("port", "name"):
+            yield parameter
+
+
+def annotation_name(parameter: inspect.Parameter) -> str:
+    return "" if parameter.annotation is parameter.empty else type_name(parameter.annotation)
+
+
+def type_name(annotation: Any) -> str:
     return annotation.__name__ if isinstance(annotation, type) else str(annotation)
 
 
 @contextmanager
 def made(
-    loaded: Loaded, engine: iodma.Engine, memory: iodma.Memory, given: Mapping[str, Path]
+    loaded: Loaded, engine: iodma.Engine, space: Space, given: Mapping[str, str | Path]
 ) -> Iterator[iodma.Device]:
-    """The device, with its endpoints, attached to the engine.
+    """The device, with its endpoints and settings and a port on `space`, attached to the engine.
 
     Raises:
-        LoadError: it could not be made, or `given` names an endpoint it has not.
+        LoadError: it could not be made, or `given` names an endpoint or setting it has not.
         OSError: a given file could not be opened.
     """
-    names = endpoint_names(loaded.device)
-    if unknown := [name for name in given if name not in names]:
-        known = ", ".join(names) or "none"
-        raise LoadError(
-            f"{loaded.device.__name__} has no endpoint {unknown[0]}; its endpoints: {known}"
-        )
+    names, settings = endpoint_names(loaded.device), setting_names(loaded.device)
+    if unknown := [name for name in given if name not in names and name not in settings]:
+        known = f"its endpoints: {', '.join(names) or 'none'}"
+        if settings:
+            known += f"; its settings: {', '.join(settings)}"
+        raise LoadError(f"{loaded.device.__name__} has no endpoint {unknown[0]}; {known}")
+    values = {
+        name: setting(name, kind, str(given[name]))
+        for name, kind in settings.items()
+        if name in given
+    }
     with ExitStack() as opened:
         endpoints: dict[str, Any] = {}
         for name in names:
@@ -190,9 +237,17 @@ def made(
                 endpoint = iodma.Buffer(ENDPOINT_BYTES)
             endpoints[name] = opened.enter_context(endpoint)
         try:
-            device = loaded.device(port=engine.port(memory), **endpoints)
+            device = loaded.device(port=engine.port(space), **endpoints, **values)
             engine.attach(device)
         except Exception as error:
             what = f"{loaded.device.__name__} cannot be made: "
             raise LoadError(told(error, loaded.path, what)) from error
         yield device
+
+
+def setting(name: str, kind: str, text: str) -> Any:
+    """A setting's value, as the command line gives it. Raises LoadError: it is no such value."""
+    try:
+        return SETTINGS[kind](text)
+    except (ValueError, KeyError):
+        raise LoadError(f"{name}={text}: {text!r} is no {kind}") from None

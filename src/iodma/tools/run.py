@@ -43,14 +43,14 @@ class Options:
         target: FILE.py or FILE.py:Class.
         engine: "auto", "uring" or "threads".
         ram_mib: of guest RAM.
-        endpoints: name -> file.
+        given: endpoint -> file, and setting -> value.
         trace: the file to write a trace to; None: no trace.
     """
 
     target: str
     engine: str = "auto"
     ram_mib: int = 64
-    endpoints: Mapping[str, Path] = field(default_factory=dict)
+    given: Mapping[str, str | Path] = field(default_factory=dict)
     trace: Path | None = None
 
 
@@ -92,7 +92,7 @@ def run(options: Options) -> Result:
         iodma.Ram(options.ram_mib << 20) as ram,
     ):
         memory = iodma.Memory({0: ram})
-        with made(loaded, engine, memory, options.endpoints) as device:
+        with made(loaded, engine, memory, options.given) as device:
             bus = iodma.Bus()
             bus.attach(device, BASE)
             there = {
