@@ -401,6 +401,8 @@ PyObject *ext_engine_run(Engine *self, PyObject *arg)
 		} else if (deadline == -2 && ext_idle(self)) {
 			timeout = 0;
 			why |= 4;
+		} else if (deadline == -2 && ext_has_work(self)) {
+			timeout = 0; /* which may leave nothing to be done but wait */
 		}
 		ext_arm_watch(self);
 		if (ext_turn(self, timeout, UINT32_MAX))

@@ -488,6 +488,24 @@ def test_clock_goes_on_only_when_nothing_is_in_flight() -> None:
         clock.advance(-1)
 
 
+def test_clock_goes_on_while_a_translation_is_held() -> None:
+    clock = Clock()
+    with strict_engine(clock=clock) as engine, FakeMemory(8192) as memory:
+        inject = Inject(memory)
+        port = engine.port(inject)
+        inject.hold(0x1000, 1)
+
+        async def main() -> None:
+            await engine.sleep(1)
+            held = port.load_bytes(0x1000, 8)
+            await engine.sleep(1)
+            assert not held.done
+            held.cancel()
+
+        engine.run(main())
+    assert clock.now == 2.0
+
+
 def test_no_leaks_names_what_was_left() -> None:
     def leak(what: str) -> object:
         match what:
