@@ -86,8 +86,8 @@ class CopyEngine(iodma.Device):
         self.irq |= cause
         self.signal()
 
-    def signal(self) -> None:
-        causes = self.irq & self.irq_enable
+    def signal(self, hidden: int = 0) -> None:
+        causes = self.irq & self.irq_enable & ~hidden
         self.interrupt.set(causes & Cause.DONE != 0)
         self.error.set(causes & (Cause.FAILED | Cause.HALTED) != 0)
 
@@ -170,6 +170,9 @@ class Guest:
         self.raised.clear()
         self.bus.write32(self.base + 0x18, tail)
         await self.raised.wait()
+        return self.acknowledge()
+
+    def acknowledge(self) -> Cause:
         causes = self.bus.read32(self.base + 0x1C)
         self.bus.write32(self.base + 0x1C, causes)
         return Cause(causes)

@@ -1,5 +1,6 @@
 """Every example is checked, run as a user runs it, on both engines, and so are the tests in it."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from iodma.tools.run import Options, run
 
 FOLDER = Path(__file__).parents[2] / "examples"
 EXAMPLES = sorted(FOLDER.glob("*.py"))
-RUNGS = ("rung1_registers", "rung2_doorbell", "rung3_copy_engine")
+RUNGS = ("rung1_registers", "rung2_doorbell", "rung3_copy_engine", "rung4_faulty_engine")
 TESTS = [
     pytest.param(path, name, id=f"{path.stem}-{name}")
     for path in EXAMPLES
@@ -56,6 +57,28 @@ def test_its_driver_runs(path: Path, engine: str) -> None:
 def test_its_own_tests_pass(path: Path, name: str) -> None:
     test: Callable[[], None] = getattr(load(str(path)).module, name)
     test()
+
+
+def test_a_plan_of_faults_comes_from_the_command_line_or_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rung4 = str(FOLDER / "rung4_faulty_engine.py")
+    plan = tmp_path / "plan.txt"
+    plan.write_text("# what goes wrong\nwrite fault nth=2\n\ndone repeat  # twice\n")
+    assert main(["run", rung4, "--json", f"faults={plan}"]) == 0
+    returned = json.loads(capsys.readouterr().out)["returned"]
+    assert returned == {
+        "copies": {"done": 23, "failed": 1},
+        "faults": {"write fault": 1, "done repeat": 23},
+    }
+    for word, words in (
+        ("faults=write brake", "'write brake': of write there is fault, delay, hang"),
+        ("faults=none.txt", "No such file or directory: 'none.txt'"),
+        ("seed=x", "seed=x: 'x' is no int"),
+    ):
+        assert main(["run", rung4, word]) == 1
+        out, err = capsys.readouterr()
+        assert out == "" and words in err and len(err.splitlines()) == 1
 
 
 # --- the copy engine against a model of it --------------------------------------------------------

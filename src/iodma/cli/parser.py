@@ -9,8 +9,9 @@ Invariants
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn, TypeAlias
 
 from iodma._version import __version__
 
@@ -60,6 +61,39 @@ natural.__name__ = "whole number"
 positive_float.__name__ = "positive number"
 
 
+#: Ends the program with status 2 and a line.
+Fail: TypeAlias = Callable[[str], NoReturn]
+
+
+class Command(argparse.ArgumentParser):
+    """A command's parser.
+
+    Attributes:
+        check: is given what was found, and a function to end with if that does not go together.
+        spread: the name of a list of NAME=VALUE that may also stand behind options.
+    """
+
+    check: Callable[[argparse.Namespace, Fail], None] | None = None
+    spread: str | None = None
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        found, rest = super().parse_known_args(args, namespace)
+        if self.spread is not None and not any(word.startswith("-") for word in rest):
+            there = list(getattr(found, self.spread))
+            for word in rest:
+                try:
+                    there.append(given(word))
+                except argparse.ArgumentTypeError as error:
+                    self.error(str(error))
+            setattr(found, self.spread, there)
+            rest = []
+        if self.check is not None:
+            self.check(found, self.error)
+        return found, rest
+
+
 def build() -> argparse.ArgumentParser:
     """The parser. The namespace it gives has `command`, the function's name in `commands`."""
     parser = argparse.ArgumentParser(
@@ -70,9 +104,11 @@ def build() -> argparse.ArgumentParser:
     )
     add_verbose(parser, False)
     parser.add_argument("--version", action="version", version=f"iodma {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(
+        title="commands", metavar="COMMAND", required=True, parser_class=Command
+    )
 
-    def command(name: str, summary: str, description: str = "") -> argparse.ArgumentParser:
+    def command(name: str, summary: str, description: str = "") -> Command:
         made = commands.add_parser(
             name,
             help=summary,
@@ -81,6 +117,7 @@ def build() -> argparse.ArgumentParser:
         )
         made.set_defaults(command=name)
         add_verbose(made, argparse.SUPPRESS)  # leaves what was given before the command
+        assert isinstance(made, Command)
         return made
 
     add_demo(command("demo", "move a real file from disk to guest pages to a TCP receiver"))
@@ -197,8 +234,9 @@ def add_check(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
 
 
-def add_run(parser: argparse.ArgumentParser) -> None:
+def add_run(parser: Command) -> None:
     add_target(parser)
+    parser.spread = "given"
     parser.add_argument(
         "given",
         metavar="NAME=VALUE",
@@ -219,24 +257,18 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
 
 
-class ServeBlk(argparse.ArgumentParser):
+def check_blk(found: argparse.Namespace, fail: Fail) -> None:
     """What must be there depends on what else is."""
-
-    def parse_known_args(  # type: ignore[override]
-        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
-    ) -> tuple[argparse.Namespace, list[str]]:
-        found, rest = super().parse_known_args(args, namespace)
-        if not found.print_capabilities:
-            if found.blk_file is None:
-                self.error("the argument --blk-file is required")
-            if found.socket_path is None and found.fd is None and found.run is None:
-                self.error("one of the arguments --socket-path --fd --run is required")
-        return found, rest
+    if not found.print_capabilities:
+        if found.blk_file is None:
+            fail("the argument --blk-file is required")
+        if found.socket_path is None and found.fd is None and found.run is None:
+            fail("one of the arguments --socket-path --fd --run is required")
 
 
 def add_serve(parser: argparse.ArgumentParser) -> None:
     devices = parser.add_subparsers(
-        title="devices", metavar="DEVICE", required=True, parser_class=ServeBlk
+        title="devices", metavar="DEVICE", required=True, parser_class=Command
     )
     blk = devices.add_parser(
         "blk",
@@ -244,6 +276,8 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
         description="Serve a file or block device as a virtio disk.",
         epilog=EXIT_CODES,
     )
+    assert isinstance(blk, Command)
+    blk.check = check_blk
     blk.set_defaults(device="blk")
     add_verbose(blk, argparse.SUPPRESS)
     where = blk.add_mutually_exclusive_group()
