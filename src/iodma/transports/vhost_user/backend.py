@@ -20,8 +20,8 @@ from collections.abc import Callable
 from enum import IntEnum
 
 from iodma.engine import Engine
+from iodma.transports.descriptors import Descriptor, is_our_front_end
 from iodma.transports.vhost_user.channel import Channel, EndOfStream
-from iodma.transports.vhost_user.descriptors import Descriptor, is_our_front_end
 from iodma.transports.vhost_user.messages import (
     NEED_REPLY,
     IotlbMessage,

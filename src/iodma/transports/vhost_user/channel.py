@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from iodma.engine import Engine
-from iodma.transports.vhost_user.descriptors import Descriptor, close_all
+from iodma.transports.descriptors import Descriptor, close_all
 from iodma.transports.vhost_user.messages import (
     HEADER,
     MOST_DESCRIPTORS,

@@ -18,7 +18,7 @@ import stat
 
 from iodma.errors import ArgumentError
 from iodma.memory import Ram
-from iodma.transports.vhost_user.descriptors import Descriptor
+from iodma.transports.descriptors import Descriptor
 from iodma.transports.vhost_user.messages import InflightArea, Refusal
 
 __all__ = ["Inflight", "make_area"]

@@ -18,7 +18,7 @@ import stat
 
 from iodma.errors import AddressRangeError
 from iodma.memory import Ram
-from iodma.transports.vhost_user.descriptors import Descriptor
+from iodma.transports.descriptors import Descriptor
 from iodma.transports.vhost_user.messages import LogArea, Refusal
 
 __all__ = ["DirtyLog"]

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from iodma.errors import AddressRangeError, ArgumentError
 from iodma.lease import Revocation
 from iodma.memory import Memory, Ram
-from iodma.transports.vhost_user.descriptors import Descriptor
+from iodma.transports.descriptors import Descriptor
 from iodma.transports.vhost_user.log import DirtyLog
 from iodma.transports.vhost_user.messages import LEAST_SLOTS, MemoryRegion, Refusal
 

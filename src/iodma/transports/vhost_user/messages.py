@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import NamedTuple
 
+from iodma.transports.refusal import Refusal
+
 __all__ = [
     "HEADER",
     "INDEX_MASK",
@@ -81,10 +83,6 @@ _CONFIG = struct.Struct("=III")
 _IOTLB = struct.Struct("=QQQBB")
 _INFLIGHT = struct.Struct("=QQHH")
 _LOG = struct.Struct("=QQ")
-
-
-class Refusal(Exception):
-    """What a front-end said cannot be; the session ends. The text says what and why."""
 
 
 class Request(IntEnum):

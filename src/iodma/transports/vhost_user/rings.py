@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from iodma.transports.vhost_user.descriptors import Descriptor, as_notifier, close_all
+from iodma.transports.descriptors import Descriptor, as_notifier, close_all
 from iodma.transports.vhost_user.messages import Refusal, RingAddresses
 from iodma.virtio import QueueSetup
 

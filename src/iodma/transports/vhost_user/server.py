@@ -1,25 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The server: a socket that front-ends connect to, one at a time.
 
-Invariants
- - There is at most one session. The next front-end is accepted when nothing is left of the one
-   before; until then it waits in the socket's backlog.
- - A socket file is this server's from its bind to its close, and only that one is removed. A path
-   where another server listens is refused; the socket of one that is gone is replaced.
+Invariant: all that is its own is what a session is opened with; the rest is `Listener`'s.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
 import socket
-import stat
-from typing import Self
 
-from iodma.engine import Engine, Event
-from iodma.errors import ArgumentError, ArgumentTypeError, BusyError, integer
+from iodma.engine import Engine
+from iodma.errors import ArgumentTypeError
 from iodma.log import GuestLog
+from iodma.transports.listener import Listener
 from iodma.transports.vhost_user.session import Session
 from iodma.virtio import VirtioDevice
 
@@ -27,15 +20,8 @@ __all__ = ["VhostUserServer"]
 
 log = GuestLog("iodma.vhost_user")
 
-#: Front-ends that wait.
-_BACKLOG = 4
-#: Seconds until the next try, where this process can open no more descriptors.
-_RETRY_S = 1.0
-#: Bytes of a socket's path: of `struct sockaddr_un`, less the end of the text.
-_MOST_PATH = 107
 
-
-class VhostUserServer:
+class VhostUserServer(Listener[Session]):
     """Serves a virtio device to a VMM: the back-end of the vhost-user protocol.
 
         server = VhostUserServer(engine, disk, "/run/disk.sock")
@@ -63,6 +49,8 @@ class VhostUserServer:
         OSError: the socket cannot be made there.
     """
 
+    peer = "front-end"
+
     def __init__(
         self,
         engine: Engine,
@@ -73,171 +61,10 @@ class VhostUserServer:
     ) -> None:
         if not isinstance(device, VirtioDevice):
             raise ArgumentTypeError(f"{device!r} is not a VirtioDevice")
-        if (path is None) == (fd is None):
-            raise ArgumentError("a path or a descriptor: one of them would be right")
-        self.engine = engine
+        super().__init__(engine, device.name, log, path, fd)
         self.device = device
-        self.path = None if path is None else os.fspath(path)
-        self.session: Session | None = None
-        self.sessions = 0
-        self.closed = False
-        self._listening: socket.socket | None = None
-        self._file: tuple[int, int] | None = None
-        self._waits = False
-        self._over = Event(engine)
         engine.attach(device)
-        if self.path is not None:
-            self._listening = _listen(self.path)
-            self._file = _identity(self.path)
-        else:
-            assert fd is not None
-            sock, listens = _given(fd)
-            if not listens:
-                self._begin(sock)
-                return
-            self._listening = sock
-        self._accept_more()
+        self._serve()
 
-    def __repr__(self) -> str:
-        state = "closed" if self.closed else "busy" if self.session else "waits"
-        return f"<VhostUserServer of {self.device.name}: {state}>"
-
-    # --- front-ends -------------------------------------------------------------------------------
-
-    def _accept_more(self) -> None:
-        if self._listening is not None and not self._waits and not self.closed:
-            self._waits = True
-            self.engine.add_reader(self._listening.fileno(), self._accept)
-
-    def _accept_no_more(self) -> None:
-        if self._waits and self._listening is not None:
-            self._waits = False
-            self.engine.remove_reader(self._listening.fileno())
-
-    def _accept(self) -> None:
-        assert self._listening is not None
-        try:
-            sock, _ = self._listening.accept()
-        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            return
-        except OSError as error:
-            log.warning("%s: no front-end can be accepted: %s", self.device.name, error.strerror)
-            self._accept_no_more()
-            self.engine.call_later(_RETRY_S, self._retry)
-            return
-        self._accept_no_more()
-        self._begin(sock)
-
-    def _retry(self) -> None:
-        if self.session is None:
-            self._accept_more()
-
-    def _begin(self, sock: socket.socket) -> None:
-        self.sessions += 1
-        self.session = Session(self.engine, self.device, sock, self.device.name, self._ended)
-
-    def _ended(self) -> None:
-        self.session = None
-        if self._listening is None:
-            self.closed = True
-            self._over.set()
-        else:
-            self._accept_more()
-
-    # --- the end ----------------------------------------------------------------------------------
-
-    async def wait(self) -> None:
-        """Waits until nobody can be served any more: after `close`, or when the front-end of a
-        descriptor that was connected is gone."""
-        await self._over.wait()
-
-    async def close(self) -> None:
-        """Ends the session, drains what is in flight, and removes the socket file."""
-        self._stop_listening()
-        session = self.session
-        if session is not None:
-            session.end("the server closes")
-            await session.over.wait()
-        self.closed = True
-        self._over.set()
-
-    def _stop_listening(self) -> None:
-        self._accept_no_more()
-        if self._listening is not None:
-            self._listening.close()
-            self._listening = None
-        if self.path is not None and self._file is not None:
-            # Somebody else's by now, or gone: then it is left alone.
-            if _identity(self.path) == self._file:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(self.path)
-            self._file = None
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self.close()
-
-
-def _identity(path: str) -> tuple[int, int] | None:
-    try:
-        found = os.lstat(path)
-    except FileNotFoundError:
-        return None
-    return found.st_dev, found.st_ino
-
-
-def _given(fd: int) -> tuple[socket.socket, bool]:
-    """A socket that was given, duplicated, and whether it listens."""
-    own = os.dup(integer(fd, "fd"))
-    try:
-        if not stat.S_ISSOCK(os.fstat(own).st_mode):
-            raise ArgumentError(f"descriptor {fd} is no socket")
-        sock = socket.socket(fileno=own)
-    except BaseException:
-        os.close(own)
-        raise
-    if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
-        sock.close()
-        raise ArgumentError(f"descriptor {fd} is no unix stream socket")
-    sock.setblocking(False)
-    return sock, bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-
-
-def _listen(path: str) -> socket.socket:
-    if not 0 < len(os.fsencode(path)) <= _MOST_PATH:
-        raise ArgumentError(
-            f"{path!r} cannot be the path of a socket: 1 to {_MOST_PATH} bytes would be right"
-        )
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        sock.setblocking(False)
-        try:
-            sock.bind(path)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise OSError(error.errno, error.strerror, path) from None
-            _remove_stale(path)
-            sock.bind(path)
-        sock.listen(_BACKLOG)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def _remove_stale(path: str) -> None:
-    """Removes a socket that nobody listens on. Raises BusyError for anything else."""
-    if not stat.S_ISSOCK(os.lstat(path).st_mode):
-        raise BusyError(f"{path} is there and is no socket")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-        except BlockingIOError:  # its backlog is full
-            pass
-    raise BusyError(f"another server listens at {path}")
+    def _open(self, sock: socket.socket) -> Session:
+        return Session(self.engine, self.device, sock, self.device.name, self._ended)

@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Iterable
 from typing import Self
 
-from iodma.transports.vhost_user.messages import Refusal
+from iodma.transports.refusal import Refusal
 
 __all__ = ["Descriptor", "as_notifier", "close_all", "is_our_front_end"]
 
