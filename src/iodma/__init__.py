@@ -37,7 +37,7 @@ else:
     )
     from iodma.lease import Revocation
     from iodma.memory import DeviceWindow, Memory, MsiWindow, Ram, Rom
-    from iodma.pci import PciSlot
+    from iodma.pci import Bar, Pci, PciSlot
     from iodma.port import Port
     from iodma.sg import Batch, Completions, ScatterList
     from iodma.stages import ByteLanes, Iommu, Mapping, Window
@@ -56,6 +56,7 @@ __all__ = [
     "AddressRangeError",
     "ArgumentError",
     "ArgumentTypeError",
+    "Bar",
     "Batch",
     "Buffer",
     "Bus",
@@ -85,6 +86,7 @@ __all__ = [
     "MsiWindow",
     "Nbd",
     "Null",
+    "Pci",
     "PciSlot",
     "Port",
     "Ram",

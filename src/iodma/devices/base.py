@@ -120,6 +120,7 @@ class Device:
             for name, (doorbell, run, full) in registers.doorbells.items()
         }
         self._lines: list[Interrupt] = []
+        self._line_watchers: list[Callable[[Interrupt], object]] = []
         self.interrupt = self.interrupt_line("interrupt")
         self._table = registers.table
         self._state = DeviceState.RUNNING
@@ -213,6 +214,8 @@ class Device:
         """Makes one more line, or MSI-X vector. A reset lowers it, as it does `interrupt`."""
         line = Interrupt(f"{self.name}.{name}", self._guard_line)
         self._lines.append(line)
+        for told in self._line_watchers:
+            told(line)
         return line
 
     def reset(self) -> None:
@@ -326,6 +329,17 @@ class Device:
         engine = getattr(self._port, "engine", None)
         if self._scope.engine is None and engine is not None:
             engine.attach(self)
+
+    def _watch_lines(self, told: Callable[[Interrupt], object]) -> Callable[[], None]:
+        """For what delivers interrupts: calls `told` with each line, and with those made later.
+
+        Returns:
+            A function that ends it; called once.
+        """
+        self._line_watchers.append(told)
+        for line in self._lines:
+            told(line)
+        return lambda: self._line_watchers.remove(told)
 
     def _task_done(self, task: TaskLike) -> None:
         """A task of the scope has ended. Raises its exception if the engine is strict."""
