@@ -8,6 +8,7 @@
  *    not when they are written. */
 #include "ext.h"
 
+#include <endian.h>
 #include <string.h>
 
 PyTypeObject *ScatterListType, *ColumnsType, *CompletedType;
@@ -151,6 +152,28 @@ static PyObject *list_from_arrays(PyObject *type, PyObject *args)
 	return self;
 }
 
+/* ScatterList._from_table(bytes): pairs of little-endian 64-bit numbers, as they lie in memory. */
+static PyObject *list_from_table(PyObject *type, PyObject *table)
+{
+	char *bytes;
+	Py_ssize_t size;
+	if (PyBytes_AsStringAndSize(table, &bytes, &size))
+		return NULL;
+	if (size % 16 || size / 16 > 1 << 24) {
+		PyErr_Format(ArgumentErrorType, "a table of %zd bytes; 16 an entry would be right", size);
+		return NULL;
+	}
+	struct iod_segment *list = PyMem_Malloc((size_t)size + 1);
+	if (!list)
+		return PyErr_NoMemory();
+	memcpy(list, bytes, (size_t)size);
+	for (Py_ssize_t i = 0; i < size / 16; i++)
+		list[i] = (struct iod_segment){le64toh(list[i].address), le64toh(list[i].length)};
+	PyObject *self = list_make((PyTypeObject *)type, list, (uint32_t)(size / 16));
+	PyMem_Free(list);
+	return self;
+}
+
 static void list_dealloc(ScatterList *self)
 {
 	PyTypeObject *type = Py_TYPE(self);
@@ -219,6 +242,7 @@ static PyObject *list_repr(ScatterList *self)
 static PyMethodDef list_methods[] = {
 	{"slice", EXT_METHOD(list_slice), METH_VARARGS, "slice(offset, length) -> ScatterList of just those bytes"},
 	{"_from_arrays", EXT_METHOD(list_from_arrays), METH_VARARGS | METH_CLASS, NULL},
+	{"_from_table", EXT_METHOD(list_from_table), METH_O | METH_CLASS, NULL},
 	{0}};
 static PyGetSetDef list_getset[] = {{"total_bytes", (getter)list_bytes, NULL, "The sum of the lengths; 2^64 - 1 when it is 2^63 or more.", NULL}, {0}};
 static PyType_Slot list_slots[] = {{Py_tp_new, list_new},

@@ -26,6 +26,7 @@ __all__ = ["Port"]
 
 _FLUSH, _DISCARD, _ZEROES = 4, 5, 6
 _CAUSE_LIMIT = 3
+_PAIRS = "<QQ"
 _structs: dict[str, tuple[int, Callable[[bytes], Any], Callable[..., bytes]]] = {}
 
 
@@ -110,6 +111,8 @@ class Port(_core.Port):
                     _CAUSE_LIMIT,
                 )
             )
+        if format == _PAIRS:  # what most devices have: it never becomes Python's numbers
+            return await self._load(table, count * size, ScatterList._from_table)
         data = await self.load_bytes(table, count * size)
         try:
             return ScatterList([(a, n) for a, n in struct.iter_unpack(format, data)])

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import random
 import socket
+import struct
 import threading
 from pathlib import Path
 from typing import Any
@@ -399,5 +400,23 @@ def test_rule_4_only_load_and_store_raise_and_then_the_completion_comes_along(
             completion = caught.value.completion
             assert completion.status is Status.FAULT and completion.fault is not None
             assert str(completion.fault) == str(caught.value)
+
+    system.run(main())
+
+
+def test_a_table_of_segments_is_read_in_every_format(system: System) -> None:
+    port = system.port
+    entries = [(0x1000, 4096), ((1 << 64) - 1, 0), (0, (1 << 64) - 1)]
+    small = [(0x1000, 4096), (0xFFFF, 0)]
+
+    async def main() -> None:
+        for format, pairs in (("<QQ", entries), (">QQ", entries), ("<IxxxxH", small)):
+            table = b"".join(struct.pack(format, *pair) for pair in pairs)
+            await port.store_bytes(100, table)
+            read = await port.load_segments(100, len(pairs), format=format)
+            assert [read[i] for i in range(len(read))] == pairs
+            assert len(await port.load_segments(100, 0, format=format)) == 0
+        with pytest.raises(iodma.ArgumentError):
+            await port.load_segments(100, 2, format="<Q")
 
     system.run(main())
