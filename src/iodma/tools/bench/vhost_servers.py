@@ -1,27 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vhost-user-blk servers as processes: how each is started, and what it has used of its processor.
+"""vhost-user-blk servers: how each is started.
 
 Invariants
- - A server belongs to the process that started it and does not outlive it, however that one ends.
- - It is pinned before its first instruction; what it says goes to a file, for the error message.
+ - Every way to run the peer does the same for the same client: the options differ, not the disk.
 """
 
 from __future__ import annotations
 
-import ctypes
-import os
-import shlex
-import signal
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from pathlib import Path
 
 from iodma._peer import VhostBlk
+from iodma.tools.bench import servers
 from iodma.tools.bench.harness import BenchError
+from iodma.tools.bench.servers import IMAGE, SOCKET
 from iodma.tools.machine import find_program, program_version
 
 __all__ = [
@@ -37,11 +28,6 @@ __all__ = [
 ]
 
 PEER = "qemu-storage-daemon"
-#: Stand for the two paths in a command, and are what the report shows.
-SOCKET, IMAGE = "%SOCKET%", "%IMAGE%"
-START_S = 15.0
-STOP_S = 2.0
-PR_SET_PDEATHSIG = 1
 
 
 def storage_daemon(
@@ -110,43 +96,8 @@ def find_storage_daemon() -> tuple[str, str]:
     return path, program_version(path)
 
 
-class Server:
-    """A server with its socket in a directory of its own.
-
-    Args:
-        command: with `SOCKET` and `IMAGE` where the paths go.
-        image: the file that it serves; default: none.
-        cpu: the processor it is pinned to; default: as we are.
-    """
-
-    def __init__(self, command: Sequence[str], image: Path | None, cpu: int | None = None) -> None:
-        self._directory = tempfile.TemporaryDirectory(prefix="iodma-serve-")
-        self.socket = Path(self._directory.name) / "s"
-        self._errors = Path(self._directory.name) / "errors"
-        paths = {SOCKET: str(self.socket), IMAGE: str(image)}
-        words = []
-        for word in command:
-            for name, path in paths.items():
-                word = word.replace(name, path)
-            words.append(word)
-        self._command = shlex.join(command)
-        try:
-            with self._errors.open("wb") as errors:
-                self._process = subprocess.Popen(
-                    words,
-                    stdin=subprocess.DEVNULL,
-                    stdout=errors,
-                    stderr=errors,
-                    preexec_fn=prepare(cpu),
-                    env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
-                )
-        except BaseException:
-            self._directory.cleanup()
-            raise
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
+class Server(servers.Server):
+    """One of them, with its socket in a directory of its own."""
 
     def connect(self, **options: object) -> VhostBlk:
         """A client, as soon as the server listens.
@@ -156,64 +107,4 @@ class Server:
             OSError: it was not understood.
             ValueError: an option that cannot be right, or that the server cannot meet.
         """
-        deadline = time.monotonic() + START_S
-        while True:
-            try:
-                return VhostBlk(self.socket, **options)  # type: ignore[arg-type]
-            except (FileNotFoundError, ConnectionRefusedError):
-                if (status := self._process.poll()) is not None:
-                    reason = f"ended with {status}: {self.said()}"
-                elif time.monotonic() > deadline:
-                    reason = f"did not listen within {START_S:.0f} s: {self.said()}"
-                else:
-                    time.sleep(0.01)
-                    continue
-            raise BenchError(f"{self._command} {reason}")
-
-    def processor_ns(self) -> int:
-        """Nanoseconds of processor time that its threads have used, the kernel's for them included.
-
-        Raises:
-            OSError: it has ended.
-        """
-        return time.clock_gettime_ns(process_clock(self._process.pid))
-
-    def said(self) -> str:
-        """The last line that it wrote."""
-        lines = self._errors.read_text(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "it said nothing"
-
-    def close(self) -> None:
-        """Ends it, by SIGTERM, and when that does not do by SIGKILL."""
-        self._process.terminate()
-        try:
-            self._process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        with suppress(OSError):
-            self._directory.cleanup()
-
-    def __enter__(self) -> Server:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-
-def process_clock(pid: int) -> int:
-    """The clock of another process's processor time, as clock_getcpuclockid(3) makes it."""
-    CPUCLOCK_SCHED = 2
-    return (~pid << 3) | CPUCLOCK_SCHED
-
-
-def prepare(cpu: int | None) -> Callable[[], None]:
-    """What the server's process does before it becomes the server."""
-    prctl = ctypes.CDLL(None).prctl
-
-    def run() -> None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if cpu is not None:
-            os.sched_setaffinity(0, {cpu})
-
-    return run
+        return self.reach(lambda socket: VhostBlk(socket, **options))  # type: ignore[arg-type]
