@@ -201,3 +201,21 @@ void peer_copies(uint8_t *target, const uint8_t *source, size_t bytes, size_t bu
 	} while (out->ns < most_ns && !(most_copies && out->requests >= most_copies));
 	out->bytes = out->requests * bytes;
 }
+
+void peer_list_copies(uint8_t *memory, const struct peer_segment *sources, const struct peer_segment *targets,
+		      uint32_t per_list, uint32_t lists, uint64_t most_ns, struct peer_result *out)
+{
+	uint64_t start = now_ns();
+	uint32_t list = 0;
+
+	do {
+		for (size_t i = (size_t)list * per_list, end = i + per_list; i < end; i++) {
+			memcpy(memory + targets[i].offset, memory + sources[i].offset, sources[i].length);
+			__asm__ volatile("" ::: "memory"); /* each copy is one that someone will look at */
+			out->bytes += sources[i].length;
+		}
+		list = list + 1 == lists ? 0 : list + 1;
+		out->requests++;
+		out->ns = now_ns() - start;
+	} while (out->ns < most_ns);
+}

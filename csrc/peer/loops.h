@@ -48,4 +48,9 @@ int peer_uring_reads(const struct peer_reads *, struct peer_result *);
 void peer_copies(uint8_t *target, const uint8_t *source, size_t bytes, size_t buffers, uint64_t most_copies,
 		 uint64_t most_ns, struct peer_result *);
 
+/* memcpy of lists: segment i of `sources` to segment i of `targets`, which is as long; `per_list` of them are a request,
+ * `lists` of which are done in turn. */
+void peer_list_copies(uint8_t *memory, const struct peer_segment *sources, const struct peer_segment *targets,
+		      uint32_t per_list, uint32_t lists, uint64_t most_ns, struct peer_result *);
+
 #endif

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * peer: the extension module iodma._peer: the loops of loops.h as Python functions, and the type of vhost_ext.h, for
- * `iodma bench` and the tests alone.
+ * peer: the extension module iodma._peer: the loops of loops.h as Python functions, and the types of vhost_ext.h and
+ * vfio_ext.h, for `iodma bench` and the tests alone.
  *
  * Invariants
  *  - Nothing here uses the core, but for lookup_loop, whose peer is the core's own lookup.
@@ -18,6 +18,7 @@
 #include <limits.h>
 
 #include "loops.h"
+#include "vfio_ext.h"
 #include "vhost_ext.h"
 
 #define MOST_SEGMENTS 1024 /* the kernel's UIO_MAXIOV */
@@ -164,6 +165,42 @@ static PyObject *memcpy_loop(PyObject *self, PyObject *args, PyObject *kwargs)
 	return error ? NULL : result_or_error(0, &result);
 }
 
+static PyObject *list_copy_loop(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+	static char *names[] = { "memory", "sources", "targets", "segments", "seconds", NULL };
+	struct peer_result result = { 0 };
+	struct peer_reads from = { 0 }, to = { 0 };
+	Py_buffer memory, sources, targets;
+	unsigned segments = 1;
+	uint64_t ns;
+	double seconds = 0.4;
+	bool right;
+
+	(void)self;
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "w*y*y*|$Id:list_copy_loop", names, &memory, &sources, &targets,
+					 &segments, &seconds))
+		return NULL;
+	from.memory_bytes = to.memory_bytes = (size_t)memory.len;
+	right = !check_lists(&from, &sources, segments) && !check_lists(&to, &targets, segments) &&
+		!check_seconds(seconds, &ns);
+	if (right) {
+		right = from.lists == to.lists;
+		for (size_t i = 0; right && i < (size_t)from.lists * segments; i++)
+			right = from.segments[i].length == to.segments[i].length;
+		if (!right)
+			PyErr_SetString(PyExc_ValueError, "sources and targets are not of the same shape");
+	}
+	if (right) {
+		Py_BEGIN_ALLOW_THREADS
+		peer_list_copies(memory.buf, from.segments, to.segments, segments, from.lists, ns, &result);
+		Py_END_ALLOW_THREADS
+	}
+	PyBuffer_Release(&memory);
+	PyBuffer_Release(&sources);
+	PyBuffer_Release(&targets);
+	return right ? result_or_error(0, &result) : NULL;
+}
+
 static PyObject *lookup_loop(PyObject *self, PyObject *args, PyObject *kwargs)
 {
 	static char *names[] = { "map", "addresses", "rounds", NULL };
@@ -180,12 +217,15 @@ static PyObject *lookup_loop(PyObject *self, PyObject *args, PyObject *kwargs)
 static PyMethodDef methods[] = {
 	{ "uring_read_loop", (PyCFunction)(void (*)(void))uring_read_loop, METH_VARARGS | METH_KEYWORDS, NULL },
 	{ "memcpy_loop", (PyCFunction)(void (*)(void))memcpy_loop, METH_VARARGS | METH_KEYWORDS, NULL },
+	{ "list_copy_loop", (PyCFunction)(void (*)(void))list_copy_loop, METH_VARARGS | METH_KEYWORDS, NULL },
+	{ "vfio_serve", (PyCFunction)(void (*)(void))vfio_serve, METH_VARARGS | METH_KEYWORDS, NULL },
 	{ "lookup_loop", (PyCFunction)(void (*)(void))lookup_loop, METH_VARARGS | METH_KEYWORDS, NULL },
 	{ NULL, NULL, 0, NULL },
 };
 
 static PyModuleDef_Slot slots[] = {
 	{ Py_mod_exec, vhost_blk_register },
+	{ Py_mod_exec, vfio_user_register },
 	{ 0, NULL },
 };
 

@@ -7,9 +7,10 @@ Every loop gives up the interpreter lock, runs on the calling thread until `seco
 count is reached, and returns ``(nanoseconds, requests, bytes)`` of what was done by then.
 """
 
+from collections.abc import Sequence
 from os import PathLike
 from types import TracebackType
-from typing import Any, Self, final
+from typing import Any, NoReturn, Self, final
 
 from numpy.typing import NDArray
 from typing_extensions import Buffer
@@ -61,6 +62,48 @@ def memcpy_loop(
 
     Raises:
         ValueError: `bytes` is below 1 or above the shorter buffer's length.
+    """
+
+def list_copy_loop(
+    memory: _Buffer,
+    sources: _Buffer,
+    targets: _Buffer,
+    *,
+    segments: int = 1,
+    seconds: float = 0.4,
+) -> tuple[int, int, int]:
+    """memcpy of scatter lists inside one memory, in turn: a request is a list.
+
+    Args:
+        sources: 64-bit (offset into memory, length) pairs, `segments` of them to a list.
+        targets: as many, each as long as its source.
+
+    Raises:
+        ValueError: an argument that cannot be right.
+    """
+
+def vfio_serve(
+    listener: int,
+    *,
+    copies: bool = False,
+    source: int = 0,
+    target: int = 8,
+    doorbell: int = 16,
+    bytes: int = 4096,
+) -> NoReturn:
+    """A vfio-user server in C: one connection at a time, until the process ends.
+
+    It answers each message with as many bytes as it has to, and closes the descriptors that came.
+
+    Args:
+        listener: a listening socket.
+        copies: it maps what DMA_MAP gives it and keeps the eventfds of SET_IRQS. A write of the
+            register `doorbell` of region 0 copies from the address in register `source` to the one
+            in `target`, and writes the first eventfd.
+        bytes: that it copies.
+
+    Raises:
+        OSError: the socket takes no connections.
     """
 
 def lookup_loop(map: Any, addresses: _Buffer, *, rounds: int = 1) -> tuple[int, int, int]:
@@ -204,6 +247,136 @@ class VhostBlk:
         Raises:
             OSError: the server did not stop where it had to; closed all the same.
         """
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        type: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+@final
+class VfioUser:
+    """A vfio-user client, which says what it is told to and sleeps while it waits.
+
+    Used by one thread at a time. It answers no commands of the server's: memory comes with a
+    descriptor.
+
+    Args:
+        path: the server's socket.
+        patience: seconds after which an answer or an interrupt that has not come is an error.
+
+    Raises:
+        ValueError: an argument that cannot be right.
+        OSError: no connection.
+
+    All that waits raises ValueError (an argument that cannot be right, or the client is closed or
+    busy), TimeoutError, ConnectionResetError (the server went away) or OSError: EPROTO, an answer
+    that is none; EIO, one that refuses, or bytes that did not arrive. After any but ValueError the
+    client can only be closed.
+
+    The loops give a dict: `ns` and `requests` of what was done; `waits`, interrupts waited for;
+    `p50_ns` and `p99_ns` of single requests, 0 where they are not timed.
+    """
+
+    def __new__(
+        cls,
+        path: str | bytes | PathLike[str] | PathLike[bytes],
+        *,
+        patience: float = 10.0,
+    ) -> Self: ...
+    def request(
+        self, command: int, payload: _Buffer = b"", fds: Sequence[int] = ()
+    ) -> tuple[int, bytes]:
+        """One command and its answer: (error number or 0, what is behind the answer's header)."""
+
+    def reads(
+        self, region: int, offset: int, width: int = 4, *, seconds: float = 1.0, requests: int = 0
+    ) -> dict[str, int]:
+        """Reads a register, one read after the other, until the time or the count is over."""
+
+    def doorbells(
+        self,
+        region: int,
+        offset: int,
+        memory: _Buffer,
+        source: int,
+        target: int,
+        bytes: int,
+        interrupt: int,
+        *,
+        seconds: float = 1.0,
+        requests: int = 0,
+    ) -> dict[str, int]:
+        """Writes a register (posted, four bytes), waits for the interrupt, checks the copy.
+
+        Args:
+            memory: shared with the server, writable.
+            source: where in it the first and the last eight bytes are changed each time.
+            target: where they have to be, when the interrupt comes.
+            bytes: from the first to the last.
+            interrupt: an eventfd.
+        """
+
+    def lists(
+        self,
+        region: int,
+        offset: int,
+        memory: _Buffer,
+        ring: int,
+        entries: int,
+        group: int,
+        bytes: int,
+        interrupt: int,
+        *,
+        seconds: float = 1.0,
+        requests: int = 0,
+    ) -> dict[str, int]:
+        """Keeps a ring of copies full; a request is a list.
+
+        A descriptor is 32 bytes: u64 address of a table of sources, u64 of targets, u32 entries of
+        each, u32 flags (bit 0: interrupt), u32 result (bit 31: done, below it the status), u32
+        bytes moved.
+
+        Args:
+            offset: of the register that gets the index behind the last list, posted.
+            ring: where in the memory the descriptors are; all but flags, result and moved is
+                filled in.
+            group: lists to a doorbell, and to an interrupt.
+            bytes: of each list; a list that moves others is an error.
+        """
+
+    def map(
+        self,
+        fd: int,
+        first: int,
+        count: int,
+        pages: int,
+        *,
+        page: int = 4096,
+        step: int = 1,
+    ) -> dict[str, int]:
+        """Maps pages, one message each, with the descriptor: page `i` is at `first - i * page`.
+
+        Args:
+            pages: of the file; page `i` is page `i * step % pages` of it.
+        """
+
+    def unmap(
+        self,
+        fd: int,
+        first: int,
+        count: int,
+        pages: int,
+        *,
+        page: int = 4096,
+        step: int = 1,
+    ) -> dict[str, int]:
+        """Unmaps what `map` has mapped, in its order; takes the same arguments."""
+
+    def close(self) -> None:
+        """Closes the connection; harmless when called again."""
 
     def __enter__(self) -> Self: ...
     def __exit__(
