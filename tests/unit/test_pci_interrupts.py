@@ -301,6 +301,67 @@ def test_the_table_at_the_end_of_a_bar_with_registers() -> None:
     assert data == b"\xff" * 4 + bytes(4) and device.counts.bad_reads == bad + 1
 
 
+def test_an_acknowledgement_that_leaves_a_cause_is_told_again() -> None:
+    class Causes(iodma.Device):
+        pci = iodma.Pci(vendor=0xF1DA, device=1, bars={0: 16}, msix=1)
+        causes = iodma.Register(0, access="w1c", write="update")
+
+        def update(self, value: int) -> None:
+            self.interrupt.set(self.causes != 0)
+
+        def cause(self, bit: int) -> None:
+            self.causes |= bit
+            self.interrupt.set(True)
+
+    device = Causes()
+    function, noted = Function(device), Noted()
+    function.interrupts.connect(noted)
+    use_msix(function)
+    device.cause(1)
+    device.cause(2)
+    assert noted.take() == [0]  # the guest has not looked yet
+    function.bar_write(0, 0, b"\x01\0\0\0")
+    assert noted.take() == [0]
+    function.bar_write(0, 0, b"\x02\0\0\0")
+    assert noted.take() == []
+    device.cause(1)
+    assert noted.take() == [0]
+
+
+def test_what_is_raised_when_messages_are_chosen_is_told() -> None:
+    function, device, noted = connected()
+    device.lines[1].set(True)
+    assert noted.take() == [True]
+    put(function, capability(function, 0x11) + 2, ENABLE | MASK_ALL)
+    function.config_write(COMMAND, BUS_MASTER)
+    assert noted.take() == [False] and pending_bits(function) == 0b10
+    use_msix(function)
+    assert noted.take() == [1]
+    put(function, capability(function, 0x11) + 2, 0)
+    assert noted.take() == [True]
+
+
+def test_with_the_sink_goes_what_it_has_chosen() -> None:
+    function, device, noted = connected()
+    function.close()
+    function = Function(device)
+    sent: list[Any] = []
+    function.interrupts._send = lambda *message: sent.append(message)
+    disconnect = function.interrupts.connect(noted)
+    function.config_write(COMMAND, BUS_MASTER)
+    function.interrupts.route("msix")
+    function.interrupts.mask("msix", 0)
+    device.interrupt.pulse()
+    disconnect()
+    assert function.interrupts.pending("msix") == () and function.interrupts.mode == "intx"
+    function.interrupts.route("msix")
+    device.interrupt.pulse()
+    assert function.interrupts.pending() == (0,) and sent == []
+    function.interrupts.connect(noted)
+    function.interrupts.retry()
+    assert noted.take() == [0]
+
+
 # --- MSI ------------------------------------------------------------------------------------------
 
 

@@ -37,7 +37,10 @@ class Interrupt:
         count: rising edges so far.
     """
 
-    __slots__ = ("_guard", "_listeners", "_telling", "_untold", "count", "level", "name")
+    __slots__ = (
+        *("_guard", "_listeners", "_repeats", "_telling", "_untold"),
+        *("count", "level", "name"),
+    )
 
     def __init__(self, name: str = "interrupt", guard: Callable[[], None] | None = None) -> None:
         self.name = name
@@ -45,6 +48,7 @@ class Interrupt:
         self.count = 0
         self._guard = guard
         self._listeners: list[Listener] = []
+        self._repeats: list[Callable[[], object]] = []
         self._untold: deque[bool] = deque()
         self._telling = False
 
@@ -59,7 +63,11 @@ class Interrupt:
         """
         if self._guard is not None:
             self._guard()
-        self._change(bool(level))
+        if level and self.level:
+            for told in tuple(self._repeats):
+                told()
+        else:
+            self._change(bool(level))
 
     def pulse(self) -> None:
         """Raises the line and lowers it: one edge, one message.
@@ -110,6 +118,15 @@ class Interrupt:
         if self.level:
             listener(True)
         return disconnect
+
+    def _on_repeat(self, told: Callable[[], object]) -> Callable[[], None]:
+        """For what makes messages of levels: `told()` when `set(True)` finds the line raised.
+
+        Returns:
+            A function that ends it; called once.
+        """
+        self._repeats.append(told)
+        return lambda: self._repeats.remove(told)
 
     def _change(self, level: bool) -> None:
         """Sets the level, whoever asks, and tells the listeners."""

@@ -99,7 +99,7 @@ class Function:
         self.description = description
         self.slot = slot_of(device) if slot is None else slot
         self.config = capabilities.config_space(description)
-        self.interrupts = Interrupts(description, self.config, self._send)
+        self.interrupts = Interrupts(description, self.config, self._send, lambda: device._busy)
         self.bars: dict[int, BarInfo] = {}
         self._regions: dict[int, BarRegion] = {}
         for index, place in description.placement.bars.items():

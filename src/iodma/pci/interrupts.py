@@ -8,7 +8,9 @@ vector n, or the last vector where there are fewer.
   is told when it can be.
 - **MSI and MSI-X** send a message at each rising edge. While it may not be sent - vector or
   function masked, Bus Master Enable clear, not in D0 - its pending bit is set, and the one message
-  is sent when it may.
+  is sent when it may. A line that is raised already is as good as an edge in two cases, in which a
+  driver that has served what it saw would wait for ever: a register handler that says ``set(True)``
+  (what the guest acknowledged was not all), and the moment that MSI or MSI-X is chosen.
 
 Invariants
  - An edge ends in a message or in a pending bit, and a pending bit in one message; only a reset, or
@@ -53,6 +55,7 @@ class Interrupts:
         pci: what it has.
         config: its configuration space; what software does there comes in by `changed`.
         send: writes a message to memory, when no sink is connected: address, data.
+        answering: whether the device is in a register handler.
 
     Attributes:
         counts: kind -> vectors.
@@ -61,7 +64,13 @@ class Interrupts:
         table: of MSI-X.
     """
 
-    def __init__(self, pci: Pci, config: ConfigSpace, send: Callable[[int, int], object]) -> None:
+    def __init__(
+        self,
+        pci: Pci,
+        config: ConfigSpace,
+        send: Callable[[int, int], object],
+        answering: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.counts: dict[InterruptKind, int] = {
             "intx": int(pci.intx),
             "msi": pci.msi,
@@ -72,6 +81,7 @@ class Interrupts:
         self.table = MsixTable(pci.msix)
         self._config = config
         self._send = send
+        self._answering = answering
         self._sink: Sink | None = None
         self._routed: InterruptKind | None = None
         self._masked = dict.fromkeys(self.counts, 0)  # by the VMM
@@ -94,7 +104,8 @@ class Interrupts:
         """Has a sink told from now on, of INTx that is asserted at once.
 
         Returns:
-            A function that disconnects it; calling it twice does no harm.
+            A function that disconnects it; calling it twice does no harm. With the sink goes what
+            it has routed and masked, and what is pending.
 
         Raises:
             BusyError: another one is connected.
@@ -105,7 +116,10 @@ class Interrupts:
 
         def disconnect() -> None:
             if self._sink is sink:
-                self._sink = None
+                self._sink = self._routed = None
+                self._forget()
+                self._masked = dict.fromkeys(self.counts, 0)
+                self._choose()
 
         if self.level:
             sink.intx(True)
@@ -166,7 +180,14 @@ class Interrupts:
 
     def add_line(self, line: Interrupt) -> None:
         """The device's next line."""
+        index = self._lines
+
+        def again() -> None:
+            if self.mode != "intx" and self._answering():
+                self._fire(index)
+
         self._disconnects.append(line.connect(self._listener(line)))
+        self._disconnects.append(line._on_repeat(again))
 
     def close(self) -> None:
         """Hears of no line any more."""
@@ -197,6 +218,11 @@ class Interrupts:
     def changed(self) -> None:
         """Software has written the command register, a message control, a mask; or the route did
         change."""
+        self._choose()
+        self.retry()
+
+    def _choose(self) -> None:
+        """The mode, as route and configuration space say."""
         before = self.mode
         config = self._config
         if self._routed is not None:
@@ -207,11 +233,19 @@ class Interrupts:
             self.mode = "msi"
         else:
             self.mode = "intx"
-        if before != self.mode:
-            self._pending[before] = 0
-            self._pulsed = False
-            self._drive()
-        self.retry()
+        if before == self.mode:
+            return
+        self._forget()
+        self._drive()
+        if self.mode != "intx":
+            for line in range(self._lines):
+                if self._raised >> line & 1:
+                    self._fire(line)
+
+    def _forget(self) -> None:
+        """Nothing is pending any more."""
+        self._pending = dict.fromkeys(self.counts, 0)
+        self._pulsed = False
 
     def set_gate(self, may_send: bool, awake: bool) -> None:
         """Whether messages may be sent (Bus Master Enable, in D0), and INTx driven (in D0)."""
@@ -223,8 +257,7 @@ class Interrupts:
         """The function is reset: nothing is pending, the table is masked. What a VMM has routed and
         masked stays."""
         self.table.reset()
-        self._pending = dict.fromkeys(self.counts, 0)
-        self._pulsed = False
+        self._forget()
         self.changed()
 
     # --- inside -----------------------------------------------------------------------------------
@@ -292,6 +325,8 @@ class Interrupts:
         if self._sink is not None:
             if self._sink.message(vector) is False:
                 self._pending[kind] |= 1 << vector
+        elif self._routed is not None:  # where to, nobody here knows
+            self._pending[kind] |= 1 << vector
         elif kind == "msix":
             self._send(*self.table.message(vector))
         else:
