@@ -27,28 +27,81 @@ uint64_t iod_map_hole(const struct iod_map *map, uint64_t address)
 	return next < map->count ? map->first[next] - 1 : UINT64_MAX;
 }
 
-static int map_reserve(struct iod_map *map, size_t count)
+/* The ranges, `before` places into arrays of this room, which may be the same ones. */
+static void map_place(struct iod_map *map, uint64_t *first, struct iod_range *range, size_t before, size_t room)
 {
-	if (count <= map->room)
+	if (map->count) {
+		memmove(first + before, map->first, map->count * sizeof *first);
+		memmove(range + before, map->range, map->count * sizeof *range);
+	}
+	map->first = first + before;
+	map->range = range + before;
+	map->before = before;
+	map->after = room - before - map->count;
+}
+
+/* A free place at each end.  What makes it leaves room in proportion to the count, so that it is seldom. */
+static int map_reserve(struct iod_map *map)
+{
+	if (map->before && map->after)
 		return 0;
-	size_t room = map->room ? map->room * 2 : 8;
-	uint64_t *first = realloc(map->first, room * sizeof *first);
-	if (!first)
+	size_t room = map->before + map->count + map->after, spare = room - map->count;
+	uint64_t *first = map->first ? map->first - map->before : NULL;
+	struct iod_range *range = map->range ? map->range - map->before : NULL;
+
+	if (spare >= 2 && spare >= map->count / 4) {
+		map_place(map, first, range, spare / 2, room);
+		return 0;
+	}
+	size_t more = room ? room * 2 : 8;
+	uint64_t *new_first = malloc(more * sizeof *new_first);
+	struct iod_range *new_range = malloc(more * sizeof *new_range);
+	if (!new_first || !new_range) {
+		free(new_first);
+		free(new_range);
 		return -ENOMEM;
-	map->first = first;
-	struct iod_range *range = realloc(map->range, room * sizeof *range);
-	if (!range)
-		return -ENOMEM;
-	map->range = range;
-	map->room = room;
+	}
+	map_place(map, new_first, new_range, (more - map->count) / 2, more);
+	free(first);
+	free(range);
 	return 0;
 }
 
+static void map_move(struct iod_map *map, size_t from, size_t to, size_t count)
+{
+	memmove(map->first + to, map->first + from, count * sizeof *map->first);
+	memmove(map->range + to, map->range + from, count * sizeof *map->range);
+}
+
+/* A place for one more, which map_reserve has seen to: the shorter side moves. */
 static void map_open(struct iod_map *map, size_t at)
 {
-	memmove(map->first + at + 1, map->first + at, (map->count - at) * sizeof *map->first);
-	memmove(map->range + at + 1, map->range + at, (map->count - at) * sizeof *map->range);
+	if (at < map->count / 2) {
+		map->first--;
+		map->range--;
+		map->before--;
+		map_move(map, 1, 0, at);
+	} else {
+		map->after--;
+		map_move(map, at, at + 1, map->count - at);
+	}
 	map->count++;
+}
+
+static void map_close(struct iod_map *map, size_t at, size_t end)
+{
+	size_t gone = end - at;
+
+	if (at < map->count - end) {
+		map_move(map, 0, gone, at);
+		map->first += gone;
+		map->range += gone;
+		map->before += gone;
+	} else {
+		map_move(map, end, at, map->count - end);
+		map->after += gone;
+	}
+	map->count -= gone;
 }
 
 bool iod_map_overlaps(const struct iod_map *map, uint64_t first, uint64_t last)
@@ -62,7 +115,7 @@ int iod_map_insert(struct iod_map *map, uint64_t first, uint64_t last, uint64_t 
 {
 	if (iod_map_overlaps(map, first, last))
 		return -EEXIST;
-	if (map_reserve(map, map->count + 1) < 0)
+	if (map_reserve(map) < 0)
 		return -ENOMEM;
 	size_t at = (size_t)(iod_map_floor(map, first) + 1);
 	map_open(map, at);
@@ -81,7 +134,7 @@ int iod_map_remove(struct iod_map *map, uint64_t first, uint64_t last, uint64_t 
 	size_t at = floor < 0 ? 0 : (size_t)floor;
 
 	/* At most one range reaches beyond both ends, and only then does the count grow. */
-	if (map_reserve(map, map->count + 1) < 0)
+	if (map_reserve(map) < 0)
 		return -ENOMEM;
 	if (at < map->count && map->range[at].last < first)
 		at++;
@@ -120,11 +173,8 @@ int iod_map_remove(struct iod_map *map, uint64_t first, uint64_t last, uint64_t 
 		r->host += r->host ? cut : 0;
 		map->first[at] = last + 1;
 	}
-	if (at != keep) {
-		memmove(map->first + keep, map->first + at, (map->count - at) * sizeof *map->first);
-		memmove(map->range + keep, map->range + at, (map->count - at) * sizeof *map->range);
-		map->count -= at - keep;
-	}
+	if (at != keep)
+		map_close(map, keep, at);
 	*removed = gone;
 	return 0;
 }
@@ -134,7 +184,9 @@ void iod_map_clear(struct iod_map *map)
 	for (size_t i = 0; i < map->count; i++)
 		if (map->range[i].region)
 			iod_region_put(map->range[i].region);
-	free(map->first);
-	free(map->range);
+	if (map->first) {
+		free(map->first - map->before);
+		free(map->range - map->before);
+	}
 	*map = (struct iod_map){0};
 }

@@ -64,11 +64,14 @@ struct iod_range {
 	uint32_t access;
 };
 
-/* Ranges that do not overlap, sorted; the first addresses apart from the rest, because lookups only touch those. */
+/* Ranges that do not overlap, sorted; the first addresses apart from the rest, because lookups only touch those.  There is
+ * room at both ends: a guest's driver takes its addresses from the top down, or gives the oldest back first, and neither
+ * may move all the others. */
 struct iod_map {
 	uint64_t *first;
 	struct iod_range *range;
-	size_t count, room;
+	size_t count;
+	size_t before, after; /* places that are free in front of the first, and behind the last */
 	size_t hint;
 };
 /* The last index whose first address is <= the address, or -1.  Halving without branches that depend on the data:

@@ -65,6 +65,36 @@ def test_so_many_regions(count: int, rng: random.Random) -> None:
         assert memory._count == 0
 
 
+@pytest.mark.parametrize("order", ["up", "down", "outwards", "inwards", "random"])
+def test_regions_that_come_and_go_in_any_order(order: str, rng: random.Random) -> None:
+    """A map has room at both ends; whoever comes at either end, or goes there, moves no others."""
+    count = 1000
+    places = list(range(count))
+    if order == "down":
+        places.reverse()
+    elif order == "random":
+        rng.shuffle(places)
+    elif order != "up":
+        places.sort(key=lambda i: abs(2 * i - count), reverse=order == "inwards")
+    with iodma.Ram(count * PAGE) as ram:
+        memory = iodma.Memory()
+        for round in range(3):
+            for n, i in enumerate(places):
+                memory.add(2 * i * PAGE, ram, i * PAGE, PAGE)
+                if n % 97 == round:
+                    first, last = min(places[: n + 1]), max(places[: n + 1])
+                    assert pieces(memory, (2 * first * PAGE, 8)) == [(8, first * PAGE)]
+                    assert pieces(memory, (2 * last * PAGE, 8)) == [(8, last * PAGE)]
+            assert [row[0] for row in memory._ranges()] == [2 * i * PAGE for i in range(count)]
+            going = places if round % 2 else places[::-1]
+            for n, i in enumerate(going):
+                assert memory.remove(2 * i * PAGE).done
+                if n % 97 == round:
+                    left = sorted(going[n + 1 :])
+                    assert [row[2] for row in memory._ranges()] == [k * PAGE for k in left]
+            assert memory._count == 0
+
+
 def test_a_region_that_touches_2_to_the_64(system: System) -> None:
     base = TOP - 2 * PAGE
     with iodma.Ram(2 * PAGE) as ram:
