@@ -62,6 +62,23 @@ void iod_revoke(struct iod_core *core, struct iod_revocation *revocation, bool h
 		settle(core, revocation);
 }
 
+void iod_revocation_hasten(struct iod_core *core, struct iod_revocation *revocation)
+{
+	if (revocation->holders == 0)
+		return;
+	revocation->holders++; /* cancelling may complete rows at once */
+	for (uint32_t i = 0; i < core->rows; i++) {
+		struct iod_row *row = iod_row_at(core, i);
+		for (struct iod_hold *hold = row->holds; hold; hold = hold->next)
+			if (hold->revocation == revocation) {
+				iod_cancel_row(core, row);
+				break;
+			}
+	}
+	if (--revocation->holders == 0)
+		settle(core, revocation);
+}
+
 void iod_revocation_row_gone(struct iod_core *core, struct iod_row *row)
 {
 	while (row->holds) {

@@ -408,6 +408,7 @@ void iod_row_work(struct iod_core *, struct iod_row *);
 
 /* revoke.c */
 void iod_revoke(struct iod_core *, struct iod_revocation *, bool haste);
+void iod_revocation_hasten(struct iod_core *, struct iod_revocation *); /* cancels those that still hold it */
 void iod_revocation_row_gone(struct iod_core *, struct iod_row *);
 void iod_revocation_fail(struct iod_core *, struct iod_revocation *);
 void iod_revocation_forget(struct iod_core *, struct iod_revocation *);

@@ -493,6 +493,19 @@ static PyObject *revocation_expire(Revocation *self, PyObject *unused)
 	Py_RETURN_TRUE;
 }
 
+/* _hasten(): asks the transfers that still hold the range to end. */
+static PyObject *revocation_hasten(Revocation *self, PyObject *unused)
+{
+	(void)unused;
+	if (self->revocation.done || !self->wait.engine)
+		Py_RETURN_NONE;
+	if (ext_check(self->wait.engine))
+		return NULL;
+	iod_revocation_hasten(&self->wait.engine->core, &self->revocation);
+	ext_poke(self->wait.engine);
+	Py_RETURN_NONE;
+}
+
 static PyObject *revocation_get(Revocation *self, void *what)
 {
 	switch ((char)(intptr_t)what) {
@@ -520,7 +533,8 @@ static PyObject *revocation_get(Revocation *self, void *what)
 	}
 }
 
-static PyMethodDef revocation_methods[] = {{"_expire", EXT_METHOD(revocation_expire), METH_NOARGS, NULL}, {0}};
+static PyMethodDef revocation_methods[] = {{"_hasten", EXT_METHOD(revocation_hasten), METH_NOARGS, NULL},
+					   {"_expire", EXT_METHOD(revocation_expire), METH_NOARGS, NULL}, {0}};
 static PyGetSetDef revocation_getset[] = {
 	{"ok", (getter)revocation_get, NULL, "Whether nothing holds the range any more.", (void *)'o'},
 	{"failed", (getter)revocation_get, NULL, "Whether its deadline passed first.", (void *)'f'},

@@ -311,7 +311,9 @@ static void fail_one(struct world *w)
 	if (!w->revocations)
 		return;
 	struct iod_revocation *revocation = w->revocation[below(w, w->revocations)];
-	if (!revocation->done && !revocation->failed)
+	if (below(w, 2))
+		iod_revocation_hasten(&w->core, revocation);
+	else if (!revocation->done && !revocation->failed)
 		iod_revocation_fail(&w->core, revocation);
 }
 
