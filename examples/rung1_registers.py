@@ -11,6 +11,8 @@ import iodma
 class Pins(iodma.Device):
     """Eight pins: outputs are driven by the guest, inputs by whoever holds the device."""
 
+    pci = iodma.Pci(vendor=0xF1DA, device=0x0001, class_code=0x088000, bars={0: 4096})
+
     ident = iodma.Register(0x00, 1, "ro", reset=0x8D, doc="identification")
     outputs = iodma.Register(0x01, 1, doc="1: the pin is an output")
     drive = iodma.Register(0x02, 1, doc="level of the outputs")

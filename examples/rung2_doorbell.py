@@ -7,6 +7,7 @@ import iodma
 class Reader(iodma.Device):
     """Reads a block of a disk into memory."""
 
+    pci = iodma.Pci(vendor=0xF1DA, device=0x0002, class_code=0x018000, bars={0: 4096}, msi=1)
     disk: iodma.File
     target = iodma.Register(0x00, 8, doc="bus address that the block goes to")
     go = iodma.Doorbell(0x08, run="read", doc="the number of a block: read it")

@@ -53,6 +53,8 @@ class Cause(IntFlag):
 class CopyEngine(iodma.Device):
     """Copies memory to memory, as a ring of descriptors says."""
 
+    pci = iodma.Pci(vendor=0xF1DA, device=0x0003, class_code=0x088000, bars={0: 4096}, msix=2)
+
     ring = iodma.Register(0x00, 8, doc="bus address of the ring")
     entries = iodma.Register(0x08, mask=0xFFFF, doc="descriptors in it")
     control = iodma.Register(0x0C, access="wo", write="command", always=True, doc="1: reset")

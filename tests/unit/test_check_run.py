@@ -181,6 +181,86 @@ def test_endpoints_are_annotations_and_required_parameters(tmp_path: Path) -> No
     assert endpoint_names(load(target).device) == ["log", "disk"]
 
 
+FUNCTION = """
+class D(iodma.Device):
+    pci = iodma.Pci(
+        vendor=0x1234, device=0x5678, class_code=0x0C0330, revision=2, subsystem=0x9ABC,
+        bars={0: 4096, 2: iodma.Bar(1 << 20, kind="memory64", prefetchable=True, ram="memory"),
+              5: iodma.Bar(16, kind="io", at=0x10)},
+        msi=4, msix=3, power_management=False, rom=b"rom",
+        capabilities=(iodma.pci.Capability.vendor_specific(b"data"),
+                      iodma.pci.Capability(0x0003, bytes(8), extended=True)),
+    )
+    memory: iodma.Ram
+    ident = iodma.Register(0x0)
+    def __init__(self, port, **more):
+        super().__init__(port, **more)
+        self.second = self.interrupt_line("second")
+"""
+
+
+def test_check_shows_what_a_guest_finds_on_its_bus(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = write(tmp_path, FUNCTION)
+    assert main(["check", target]) == 0
+    shown = capsys.readouterr().out.splitlines()[3:14]
+    assert [line.rstrip() for line in shown] == [
+        "pci: 1234:5678, class 0c0330, revision 02, subsystem 1234:9abc",
+        "  BAR 0  memory, 32 bit                    4 KiB  registers 0x0 to 0xfff",
+        "  BAR 1  memory, 32 bit                    4 KiB  MSI-X table at 0x0, pending bits at"
+        " 0x800",
+        "  BAR 2  memory, 64 bit, prefetchable      1 MiB  ram: memory",
+        "  BAR 5  I/O                            16 bytes  registers 0x10 to 0x1f",
+        "  ROM    ROM                               2 KiB  expansion ROM",
+        "  interrupts: INTx, MSI with 4 vectors, MSI-X with 3 vectors; lines: 0 interrupt, 1"
+        " second",
+        "  capabilities: 0x40 MSI, 0x58 PCI Express, 0x94 MSI-X, 0xa0 vendor-specific,"
+        " 0x100 device serial number",
+        "",
+        "  0x0000  32 bit  rw        ident  0x00000000",
+    ]
+    assert main(["check", target, "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)["pci"]
+    assert (data["vendor"], data["class_code"], data["msix"]) == (0x1234, 0x0C0330, 3)
+    assert [bar["index"] for bar in data["bars"]] == [0, 1, 2, 5, 6]
+    assert data["lines"] == ["interrupt", "second"]
+
+
+def test_a_bar_of_ram_can_be_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    driver = (
+        "async def driver(device):\n    with device.memory.view(0, 5) as view: return bytes(view)\n"
+    )
+    target = write(tmp_path, FUNCTION + driver)
+    (tmp_path / "frames").write_bytes(b"frame".ljust(1 << 20))
+    (tmp_path / "small").write_bytes(b"frame")
+    assert run(Options(target)).returned == bytes(5)
+    assert run(Options(target, given={"memory": tmp_path / "frames"})).returned == b"frame"
+    assert main(["run", target, f"memory={tmp_path / 'small'}"]) == 1
+    assert "1048576 bytes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("bars", "words"),
+    [
+        ("{0: 100}", "other.py:3: ArgumentError: a BAR of 100 bytes of kind 'memory': a power"),
+        ("{0: 16}", "other.py: D.far at 0x10..0x14 is behind none of the BARs, which show 0x0"),
+        ("{}", "is behind none of the BARs, which show no registers"),
+        ("{0: 64}, msix=2, msix_bar=0", "other.py: D.far ends at 0x14 of BAR 0, and the MSI-X"),
+        ("{0: 64}, msi=3", "other.py:3: ArgumentError: msi is 3 vectors; 0, 1, 2, 4, 8"),
+        ("{0: iodma.Bar(64, ram='none'), 1: 64}", "BAR 0 is its attribute none, which is None"),
+    ],
+)
+def test_check_says_what_can_be_no_function(
+    tmp_path: Path, bars: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = f"    pci = iodma.Pci(vendor=0x1234, device=1, bars={bars})\n"
+    target = write(tmp_path, f"class D(iodma.Device):\n{line}    far = iodma.Register(0x10)\n")
+    assert main(["check", target]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and words in err and len(err.splitlines()) == 1
+
+
 SETTINGS = """
 class D(iodma.Device):
     count: int = 3

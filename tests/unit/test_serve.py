@@ -22,7 +22,7 @@ import pytest
 import iodma
 from iodma import ArgumentError, BusyError, File
 from iodma.cli import main
-from iodma.tools.qemu_args import Options, arguments
+from iodma.tools.qemu_args import Guest, disk, function, render
 
 MIB = 1 << 20
 IODMA = (sys.executable, "-m", "iodma")
@@ -289,7 +289,7 @@ def test_a_command_finds_the_socket(image: Path, tmp_path: Path) -> None:
         check=True,
     )
     path, words = done.stdout.splitlines()
-    assert shlex.split(words) == arguments(Options(path, num_queues=2))
+    assert shlex.split(words) == disk(Guest(path), num_queues=2)
     assert not Path(path).parent.exists()
 
 
@@ -371,10 +371,91 @@ def test_the_options_for_qemu(capsys: pytest.CaptureFixture[str]) -> None:
         *("-chardev", "socket,id=disk0,path=/run/disk,,1.sock"),
         *("-device", "vhost-user-blk-pci,chardev=disk0,num-queues=4"),
     ]
-    words = arguments(Options("s", memory="2G", iommu=True))
+    words = disk(Guest("s", memory="2G", iommu=True))
     assert words.index("intel-iommu,device-iotlb=on,caching-mode=on,intremap=off") < len(words) - 1
     assert words[-1].endswith(",iommu_platform=on,ats=on,disable-legacy=on")
     assert "memory-backend-memfd,id=mem0,size=2G,share=on" in words
     for memory in ("", "512M,share=off", "M512", "-1"):
         with pytest.raises(ArgumentError, match="512M or 4G would be right"):
-            arguments(Options("s", memory=memory))
+            disk(Guest("s", memory=memory))
+
+
+DEVICE = """
+import iodma
+class Two_Pages(iodma.Device):
+    pci = iodma.Pci(vendor=0xF1DA, device=0x10, bars={0: 8192})
+    ident = iodma.Register(0x1000)
+class Small(Two_Pages):
+    pci = iodma.Pci(vendor=0xF1DA, device=0x10, bars={0: 4096})
+class Off(iodma.Device):
+    ident = iodma.Register(0x1000)
+"""
+
+
+@pytest.fixture
+def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    Path("device.py").write_text(DEVICE)
+    return "device.py:Two_Pages"
+
+
+def test_the_options_for_qemu_and_a_device_of_ones_own(
+    device: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["qemu-args", device, "--socket-path=/run/my dev[1],a.sock", "--memory=1G", "--iommu"]
+    assert main(words) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    # What a shell makes of $(...): it splits at white space, and takes quotes as they are.
+    *others, shown = out.split()
+    assert others == [
+        *("-m", "1G", "-object", "memory-backend-memfd,id=mem0,size=1G,share=on"),
+        *("-M", "q35,memory-backend=mem0", "-device", "intel-iommu,caching-mode=on", "-device"),
+    ]
+    assert json.loads(shown) == {
+        "driver": "vfio-user-pci",
+        "id": "twopages",
+        "socket": {"type": "unix", "path": "/run/my dev[1],a.sock"},
+    }
+    script = f"for word in $({sys.executable} -m iodma {shlex.join(words)}); do echo $word; done"
+    done = subprocess.run(
+        ["sh", "-c", script], capture_output=True, text=True, timeout=50, check=True
+    )
+    assert done.stdout.splitlines() == [*others, shown]
+
+
+def test_options_that_are_copied_from_a_terminal_are_quoted() -> None:
+    words = function(Guest("/run/s"), "dev0")
+    assert shlex.split(render(words, terminal=True)) == words
+    with pytest.raises(ArgumentError, match="id is '0dev'; a letter, then"):
+        function(Guest("/run/s"), "0dev")
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "text"),
+    [
+        (["device.py:Two_Pages", "--num-queues=2"], 2, "--num-queues is for blk"),
+        (["blk", "--id=x"], 2, "--id is for FILE.py, and not for blk"),
+        (["device.txt"], 2, "'device.txt' is neither blk nor FILE.py"),
+        (["device.py"], 1, "device.py: defines Two_Pages, Small, Off: say which, as device.py:Two"),
+        (["none.py"], 1, "none.py: there is no such file"),
+        (
+            ["device.py:Off"],
+            1,
+            "device.py: Off does not say what it is on a PCI bus; a line in it would: pci ="
+            " iodma.Pci(vendor=0xF1DA, device=0x0001, bars={0: 8192})",
+        ),
+        (
+            ["device.py:Small"],
+            1,
+            "device.py: Small.ident at 0x1000..0x1004 is behind none of the BARs, which show"
+            " 0x0..0x1000 (BAR 0)",
+        ),
+    ],
+)
+def test_options_that_nobody_could_use(
+    device: str, words: list[str], status: int, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["qemu-args", *words, "--socket-path=s"]) == status
+    out, err = capsys.readouterr()
+    assert out == "" and text in err.splitlines()[-1]

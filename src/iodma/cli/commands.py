@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     from iodma.tools.run import Options, render, run
 
     answer_sigusr1()
-    result = run(Options(args.target, args.engine, args.ram, dict(args.given), args.trace))
+    result = run(Options(args.target, args.engine, args.ram or 64, dict(args.given), args.trace))
     show(render(result), result.as_dict(), args.json)
     return 0
 
@@ -134,10 +134,19 @@ def serve(args: argparse.Namespace) -> int:
 
 
 def qemu_args(args: argparse.Namespace) -> int:
-    from iodma.tools.qemu_args import Options, arguments, render
+    from iodma.tools.qemu_args import Guest, disk, function, id_of, render
 
-    options = Options(str(args.socket_path), args.memory, args.num_queues, args.iommu)
-    print(render(arguments(options)))
+    guest = Guest(str(args.socket_path), args.memory, args.iommu)
+    if args.device == "blk":
+        words = disk(guest, args.num_queues or 1)
+    else:
+        from iodma.tools.describe_pci import described_by
+        from iodma.tools.load import load
+
+        loaded = load(args.device)
+        described_by(loaded)
+        words = function(guest, args.id or id_of(loaded.device))
+    print(render(words, sys.stdout.isatty()))
     return 0
 
 

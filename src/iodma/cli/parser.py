@@ -125,9 +125,9 @@ def build() -> argparse.ArgumentParser:
     add_check(
         command(
             "check",
-            "check a device and print its register map",
+            "check a device and print its register map, and what it is on a PCI bus",
             "The file is imported, and the device is made with stand-ins for its endpoints and"
-            " reset once.",
+            " reset once. No virtual machine is needed.",
         )
     )
     add_run(
@@ -155,7 +155,12 @@ def build() -> argparse.ArgumentParser:
         )
     )
     add_qemu_args(
-        command("qemu-args", "print the QEMU options for a device that `iodma serve` serves")
+        command(
+            "qemu-args",
+            "print the QEMU options for what `iodma serve` or `iodma run` serves",
+            "They are meant for qemu-system-x86_64 $(iodma qemu-args ...). On a terminal they are"
+            " quoted, to be copied.",
+        )
     )
     return parser
 
@@ -250,11 +255,27 @@ def add_run(parser: Command) -> None:
         "--ram",
         metavar="MIB",
         type=positive_int,
-        default=64,
-        help="guest RAM, from address 0 (default: 64)",
+        help="guest RAM, from address 0 (default: 64); of a virtual machine it is its own",
     )
     add_trace(parser)
     add_json(parser)
+
+
+def add_where(parser: argparse.ArgumentParser) -> None:
+    """Where a server listens, and for how long it serves."""
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--socket-path", metavar="PATH", type=Path, help="serve a virtual machine: listen there"
+    )
+    where.add_argument(
+        "--fd", metavar="N", type=natural, help="a unix socket that was opened for this process"
+    )
+    parser.add_argument(
+        "--run",
+        metavar="COMMAND",
+        help="serve for the life of a shell command, and end with its status; it finds the socket"
+        " in $IODMA_SOCKET and QEMU's options in $IODMA_QEMU",
+    )
 
 
 def check_blk(found: argparse.Namespace, fail: Fail) -> None:
@@ -280,11 +301,7 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     blk.check = check_blk
     blk.set_defaults(device="blk")
     add_verbose(blk, argparse.SUPPRESS)
-    where = blk.add_mutually_exclusive_group()
-    where.add_argument("--socket-path", metavar="PATH", type=Path, help="listen there")
-    where.add_argument(
-        "--fd", metavar="N", type=natural, help="a unix socket that was opened for this process"
-    )
+    add_where(blk)
     blk.add_argument(
         "--blk-file",
         metavar="FILE",
@@ -320,36 +337,58 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
     )
     add_trace(blk)
     blk.add_argument(
-        "--run",
-        metavar="COMMAND",
-        help="serve for the life of a shell command, and end with its status; it finds the socket"
-        " in $IODMA_SOCKET and QEMU's options in $IODMA_QEMU",
-    )
-    blk.add_argument(
         "--print-capabilities",
         action="store_true",
         help="print what this back-end can do, as JSON, and nothing else",
     )
 
 
-def add_num_queues(parser: argparse.ArgumentParser) -> None:
+def add_num_queues(parser: argparse.ArgumentParser, default: int | None = 1) -> None:
     parser.add_argument(
-        "--num-queues", metavar="N", type=positive_int, default=1, help="queues (default: 1)"
+        "--num-queues",
+        metavar="N",
+        type=positive_int,
+        default=default,
+        help="queues of a disk (default: 1)",
     )
 
 
-def add_qemu_args(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("device", metavar="DEVICE", choices=("blk",), help="blk: a disk")
+def served(text: str) -> str:
+    """`blk`, or FILE.py with perhaps a class."""
+    if text != "blk" and not text.partition(":")[0].endswith(".py"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither blk nor FILE.py")
+    return text
+
+
+def add_qemu_args(parser: Command) -> None:
+    parser.check = check_qemu_args
+    parser.add_argument(
+        "device",
+        metavar="DEVICE",
+        type=served,
+        help="blk: a disk that `iodma serve blk` serves; FILE.py or FILE.py:Class: a device that"
+        " `iodma run` serves",
+    )
     parser.add_argument(
         "--socket-path", metavar="PATH", type=Path, required=True, help="where the server listens"
     )
     parser.add_argument(
         "--memory", metavar="SIZE", default="512M", help="guest memory (default: 512M)"
     )
-    add_num_queues(parser)
+    add_num_queues(parser, None)
     parser.add_argument(
-        "--iommu", action="store_true", help="with an IOMMU that the disk's addresses go through"
+        "--id", metavar="NAME", help="of FILE.py's device, in QEMU (default: after its class)"
     )
+    parser.add_argument(
+        "--iommu", action="store_true", help="with an IOMMU that the device's addresses go through"
+    )
+
+
+def check_qemu_args(found: argparse.Namespace, fail: Fail) -> None:
+    if found.device == "blk" and found.id is not None:
+        fail("--id is for FILE.py, and not for blk")
+    if found.device != "blk" and found.num_queues is not None:
+        fail("--num-queues is for blk, and not for FILE.py")
 
 
 def add_bench(parser: argparse.ArgumentParser) -> None:

@@ -2,7 +2,8 @@
 """`iodma check FILE.py`: is this a device, and what does a driver see of it?
 
 The file is imported (which checks the register map: offsets, overlaps, handlers), the device is
-made with stand-ins for its endpoints, attached, and taken through one reset.
+made with stand-ins for its endpoints, attached, and taken through one reset. If it says what it is
+on a PCI bus, a function is made of it, and its configuration space read.
 
 Invariants
  - Nothing of the host is touched: memory and endpoints are the process's own.
@@ -15,6 +16,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import iodma
+from iodma.tools import describe_pci
+from iodma.tools.describe_pci import PciLines
 from iodma.tools.load import LoadError, endpoint_names, load, made, setting_names, told
 
 __all__ = ["RegisterLine", "Result", "check", "render"]
@@ -46,6 +49,7 @@ class Result:
         registers: by offset.
         endpoints: what it asks for beside its port.
         settings: what can be given as NAME=VALUE, with the type's name.
+        pci: what it is on a PCI bus; None: it does not say.
     """
 
     file: str
@@ -55,6 +59,7 @@ class Result:
     registers: tuple[RegisterLine, ...]
     endpoints: tuple[str, ...]
     settings: dict[str, str]
+    pci: PciLines | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -68,11 +73,16 @@ def check(target: str) -> Result:
         LoadError: the file has no device that can be used; says where and why.
     """
     loaded = load(target)
+    on_pci = hasattr(loaded.device, "pci")
+    if on_pci:
+        describe_pci.described_by(loaded)
     with (
         iodma.Engine(name="check", strict=True) as engine,
         iodma.Ram(RAM_BYTES) as ram,
-        made(loaded, engine, iodma.Memory({0: ram}), {}) as device,
+        made(loaded, engine, iodma.PciSlot(iodma.Memory({0: ram})), {}) as device,
     ):
+        function = describe_pci.function_of(loaded, device) if on_pci else None
+        pci = None if function is None else describe_pci.described(function)
 
         async def reset() -> None:
             await device.request_reset()
@@ -82,10 +92,10 @@ def check(target: str) -> Result:
         except Exception as error:
             what = f"{loaded.device.__name__} fails in a reset: "
             raise LoadError(told(error, loaded.path, what)) from error
-    return described(target.partition(":")[0], loaded.device)
+    return described(target.partition(":")[0], loaded.device, pci)
 
 
-def described(file: str, device: type[iodma.Device]) -> Result:
+def described(file: str, device: type[iodma.Device], pci: PciLines | None) -> Result:
     """The device class as a table."""
     registers = device.registers
     doc = vars(device).get("__doc__") or ""
@@ -107,6 +117,7 @@ def described(file: str, device: type[iodma.Device]) -> Result:
         ),
         endpoints=tuple(endpoint_names(device)),
         settings=setting_names(device),
+        pci=pci,
     )
 
 
@@ -118,6 +129,7 @@ def render(result: Result) -> str:
     if result.settings:
         listed = (f"{name} ({kind})" for name, kind in result.settings.items())
         lines.append(f"settings: {', '.join(listed)}")
+    lines += ["pci: none"] if result.pci is None else describe_pci.render(result.pci)
     if result.registers:
         lines.append("")
     names = max((len(each.name) for each in result.registers), default=0)

@@ -9,7 +9,8 @@ How a device is made, so that it needs no setting up of its own:
 - ``port`` is a port on a memory of guest RAM that starts at address 0.
 - Its *endpoints* are the class's annotations without a value (``disk: iodma.File``) and the
   parameters that its ``__init__`` asks for beyond ``port`` and ``name``. Each gets what the command
-  line gives for it (``disk=FILE``), and else a zeroed `iodma.Buffer` of 1 MiB.
+  line gives for it (``disk=FILE``), and else a zeroed `iodma.Buffer` of 1 MiB. One that is behind a
+  BAR (``ram="frames"``) is a `Ram` of the BAR's size, in the given file or new.
 - Its *settings* are annotations and parameters that are plain, int, float, str or bool
   (``seed: int = 1``). What the command line gives (``seed=7``) takes the place of the default.
 
@@ -216,6 +217,7 @@ def made(
     Raises:
         LoadError: it could not be made, or `given` names an endpoint or setting it has not.
         OSError: a given file could not be opened.
+        AddressRangeError: one that is behind a BAR is smaller than that.
     """
     names, settings = endpoint_names(loaded.device), setting_names(loaded.device)
     if unknown := [name for name in given if name not in names and name not in settings]:
@@ -231,11 +233,7 @@ def made(
     with ExitStack() as opened:
         endpoints: dict[str, Any] = {}
         for name in names:
-            if name in given:
-                endpoint: Any = iodma.File(given[name])
-            else:
-                endpoint = iodma.Buffer(ENDPOINT_BYTES)
-            endpoints[name] = opened.enter_context(endpoint)
+            endpoints[name] = opened.enter_context(endpoint(loaded.device, name, given.get(name)))
         try:
             device = loaded.device(port=engine.port(space), **endpoints, **values)
             engine.attach(device)
@@ -243,6 +241,16 @@ def made(
             what = f"{loaded.device.__name__} cannot be made: "
             raise LoadError(told(error, loaded.path, what)) from error
         yield device
+
+
+def endpoint(device: type[iodma.Device], name: str, file: str | Path | None) -> Any:
+    """The file as what a device needs under this name, or a stand-in. Raises OSError, too."""
+    pci = getattr(device, "pci", None)
+    bars = pci.bars.values() if isinstance(pci, iodma.Pci) else ()
+    for bar in bars:
+        if isinstance(bar, iodma.Bar) and bar.ram == name:
+            return iodma.Ram(bar.size) if file is None else iodma.Ram.from_file(file, size=bar.size)
+    return iodma.Buffer(ENDPOINT_BYTES) if file is None else iodma.File(file)
 
 
 def setting(name: str, kind: str, text: str) -> Any:

@@ -111,8 +111,8 @@ def serve(options: Options, tell: Callable[[str], None]) -> int:
             attach(engine, options.trace)  # until the engine is closed, whatever ends it
 
         def words(path: str) -> str:
-            guest = qemu_args.Options(path, num_queues=options.num_queues)
-            return qemu_args.render(qemu_args.arguments(guest))
+            guest = qemu_args.Guest(path)
+            return qemu_args.render(qemu_args.disk(guest, options.num_queues))
 
         def banner(place: str) -> None:
             mode = ", read-only" if device.read_only else ""
