@@ -52,6 +52,9 @@ class Doorbell(Mapped):
         depth: the most runs that may be unfinished at once: the one running and those waiting or,
             if `concurrent`, all running.
         full: plain handler ``full(self, value)`` of a ring that was dropped.
+        eventfd: a VMM may tell of a write by an eventfd, which costs it and the server no message,
+            but does not say what was written: `run` gets this value then. None: what is written
+            matters, and every write is a message.
         doc: what the datasheet says of it.
 
     Raises:
@@ -67,15 +70,19 @@ class Doorbell(Mapped):
         concurrent: bool = False,
         depth: int = 256,
         full: Handler | None = None,
+        eventfd: int | None = None,
         doc: str = "",
     ) -> None:
         super().__init__(offset, width, doc)
         if depth < 1:
             raise ArgumentError(f"the doorbell at {offset:#x}: depth is at least 1, not {depth!r}")
+        if eventfd is not None:
+            eventfd = checked(eventfd, width, lambda: f"the doorbell at {offset:#x}, eventfd")
         self.run = run
         self.concurrent = concurrent
         self.depth = depth
         self.full = full
+        self.eventfd = eventfd
 
     @overload
     def __get__(self, device: None, owner: type) -> Self: ...
@@ -136,6 +143,13 @@ class Bell:
         if not device._open:
             device._refuse_closed(self._doorbell.name)
         self._ring(checked(value, self._doorbell.width, lambda: self._name))
+
+    def signalled(self, count: int) -> None:
+        """For transports: an eventfd tells of `count` writes. While the device is in reset or has
+        failed they are refused, and counted, as such writes are."""
+        device, value = self._device, self._doorbell.eventfd or 0
+        for _ in range(min(count, self._doorbell.depth + 1)):
+            device.bus_write(self._doorbell.offset, self._doorbell.width, value)
 
     def _ring(self, value: int) -> None:
         unfinished = self.running + len(self._waiting)

@@ -1,0 +1,369 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One client, from its first message to the last thing that is left of it.
+
+Commands are done one after the other, and answered in that order. One that has to wait - an unmap
+for the transfers that have the region, a write to the configuration space for what is in flight -
+holds up those behind it, but not answers to what this side has asked the client for: what drains
+may wait for them. Unmaps that come together wait together.
+
+Invariants
+ - What a client says that cannot be is answered with an errno and changes nothing; nothing that it
+   says raises out of here. The session ends where its first message is none, or messages cannot be
+   told from each other any more.
+ - Every command is answered once, unless it says that it wants no answer, inside `DEADLINE_S`: past
+   that with ETIMEDOUT, and what it began goes on.
+ - A session that ends has let go of everything before the next one begins: the function is reset,
+   its memory unmapped, its descriptors closed.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+
+from iodma._core import Task
+from iodma.engine import Engine, Event
+from iodma.engine.timers import Timer
+from iodma.errors import Cancelled, Error
+from iodma.log import GuestLog
+from iodma.pci import Function
+from iodma.transports.descriptors import Descriptor, close_all
+from iodma.transports.refusal import Refusal as AnyRefusal
+from iodma.transports.vfio_user import messages as wire
+from iodma.transports.vfio_user import version
+from iodma.transports.vfio_user.channel import Channel, EndOfStream, Message
+from iodma.transports.vfio_user.handlers import Answer, Handlers, Later
+from iodma.transports.vfio_user.messages import Command, Refusal, title
+
+__all__ = ["Session"]
+
+log = GuestLog("iodma.vfio_user")
+
+#: Seconds after which a command is answered, whatever it waits for: a client gives up after 5.
+DEADLINE_S = 4.5
+#: Seconds that a function may take to drain when the client is gone.
+LAST_DRAIN_S = 5.0
+#: Messages that are done before others have their turn; that are kept while one waits.
+_AT_ONCE, _MOST_HELD = 64, 1024
+_PLAIN = wire.COMMAND
+
+
+class _Pending:
+    """A command that has begun and is not answered."""
+
+    __slots__ = ("answer", "message", "task", "timer")
+
+    def __init__(self, message: Message) -> None:
+        self.message = message
+        self.task: Task[None] | None = None
+        self.timer: Timer | None = None
+        self.answer: bytes | int | None = None  # a payload, or an errno
+
+
+class Session(Handlers):
+    """A client that is connected.
+
+    Args:
+        sock: the connection; the session's from now on.
+        name: for messages.
+        ended: called when nothing is left of it.
+
+    Attributes:
+        over: set when nothing is left of it.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        function: Function,
+        sock: socket.socket,
+        name: str,
+        ended: Callable[[], None],
+    ) -> None:
+        super().__init__(engine, function, name)
+        self._on_end = ended
+        self._agreed = False  # on a version
+        self._pending: deque[_Pending] = deque()  # begun, in the order of their answers
+        self._held: deque[Message] = deque()  # not begun
+        self._tasks: set[Task[None]] = set()
+        self._ending = False
+        self.over = Event(engine)
+        self._twin: Channel | None = None
+        self._channel = Channel(engine, sock, self._readable, self.end)
+
+    # --- messages ---------------------------------------------------------------------------------
+
+    def _readable(self) -> None:
+        channel = self._channel
+        try:
+            for _ in range(_AT_ONCE):
+                if self._ending or len(self._held) >= _MOST_HELD:
+                    return
+                message = channel.read()
+                if message is None:
+                    return
+                self._take(message)
+        except EndOfStream as gone:
+            self.end(str(gone))
+        except BaseException:
+            self.end("an error of this program")
+            raise
+
+    def _take(self, message: Message) -> None:
+        kind = message.flags & wire.TYPE_MASK
+        if message.payload is None:
+            self._fail(message, Refusal(errno.EINVAL, "a message of that size"))
+            if self._channel.has_more or not self._agreed:
+                self.end("messages cannot be told from each other any more")
+        elif not self._agreed:
+            self._negotiate(message)
+        elif kind == wire.REPLY and self._twin is None and self.remote.take(message):
+            pass
+        elif kind != wire.COMMAND:
+            self._fail(message, Refusal(errno.EINVAL, "an answer that nobody waits for"))
+        elif self._may_begin(message):
+            self._do(message)
+        else:
+            self._held.append(message)
+            if len(self._held) >= _MOST_HELD:
+                self._channel.pause()
+            return
+        if message.descriptors:
+            close_all(message.descriptors)
+
+    def _may_begin(self, message: Message) -> bool:
+        if not self._pending:
+            return True
+        return (
+            message.command == Command.DMA_UNMAP
+            and not self._held
+            and self._pending[-1].message.command == Command.DMA_UNMAP
+        )
+
+    def _do(self, message: Message) -> None:
+        payload = message.payload
+        assert payload is not None
+        try:
+            entry = self._handlers.get(message.command)
+            if entry is None or len(payload) < entry[0]:
+                wire.check(message.command, len(payload))
+                raise Refusal(errno.EINVAL, "it was done already")
+            result = entry[1](payload, message.descriptors)
+        except (AnyRefusal, Error, OSError) as why:
+            self._answer(message, why)
+            return
+        if callable(result):
+            self._wait(message, result)
+        else:
+            self._answer(message, result)
+
+    def _answer(self, message: Message, answer: bytes | Answer | Exception) -> None:
+        """Answers a command that is done at once; behind those that began before it."""
+        if self._pending:  # an unmap that did not have to wait
+            pending = _Pending(message)
+            if isinstance(answer, Exception):
+                pending.answer = self._refused(message, answer)
+            else:
+                assert isinstance(answer, bytes)
+                pending.answer = answer
+            self._pending.append(pending)
+        elif isinstance(answer, Exception):
+            self._fail(message, answer)
+        elif message.flags & wire.NO_REPLY:
+            if isinstance(answer, Answer):
+                close_all(answer.descriptors)
+        elif isinstance(answer, Answer):
+            self._channel.reply(message.id, message.command, *answer)
+        else:
+            self._channel.reply(message.id, message.command, answer)
+
+    def _fail(self, message: Message, why: Exception) -> None:
+        number = self._refused(message, why)
+        if not message.flags & wire.NO_REPLY:
+            self._channel.fail(message.id, message.command, number)
+
+    def _refused(self, message: Message, why: Exception) -> int:
+        log.warning("%s: %s: %s", self.name, title(message.command), _in_words(why))
+        number = why.errno if isinstance(why, Refusal | OSError) else None
+        return number or errno.EINVAL
+
+    # --- messages that wait -----------------------------------------------------------------------
+
+    def _wait(self, message: Message, later: Later) -> None:
+        pending = _Pending(message)
+        self._pending.append(pending)
+        pending.timer = self.engine.call_later(DEADLINE_S, partial(self._late, pending))
+        name = f"{self.name}.{title(message.command)}"
+        pending.task = task = self.engine.start(self._wait_for(pending, later), name=name)
+        self._tasks.add(task)
+        task._when_done(self._tasks.discard)
+
+    async def _wait_for(self, pending: _Pending, later: Later) -> None:
+        try:
+            answer: bytes | int = await later()
+        except (AnyRefusal, Error, OSError) as why:
+            answer = self._refused(pending.message, why)
+        except Exception:
+            self.end("an error of this program")
+            raise
+        self._settle(pending, answer)
+
+    def _late(self, pending: _Pending) -> None:
+        log.error(
+            "%s: %s is not done after %g s", self.name, title(pending.message.command), DEADLINE_S
+        )
+        self._settle(pending, errno.ETIMEDOUT)
+
+    def _settle(self, pending: _Pending, answer: bytes | int) -> None:
+        if pending.answer is not None or self._ending:
+            return
+        pending.answer = answer
+        if pending.timer is not None:
+            pending.timer.cancel()
+        while self._pending and self._pending[0].answer is not None:
+            done = self._pending.popleft()
+            message = done.message
+            if message.flags & wire.NO_REPLY:
+                continue
+            if isinstance(done.answer, int):
+                self._channel.fail(message.id, message.command, done.answer)
+            else:
+                self._channel.reply(message.id, message.command, done.answer or b"")
+        while self._held and not self._ending and self._may_begin_held():
+            held = self._held.popleft()
+            try:
+                self._do(held)
+            finally:
+                close_all(held.descriptors)
+        if not self._ending and len(self._held) < _MOST_HELD:
+            self._channel.resume()
+
+    def _may_begin_held(self) -> bool:
+        return not self._pending or (
+            self._held[0].command == Command.DMA_UNMAP
+            and self._pending[-1].message.command == Command.DMA_UNMAP
+        )
+
+    # --- the first message ------------------------------------------------------------------------
+
+    def _negotiate(self, message: Message) -> None:
+        try:
+            if message.command != Command.VERSION or message.flags & wire.TYPE_MASK:
+                raise Refusal(errno.EINVAL, "the first message is VERSION")
+            assert message.payload is not None
+            wire.check(message.command, len(message.payload))
+            if message.descriptors:
+                raise Refusal(
+                    errno.EINVAL, f"{len(message.descriptors)} descriptors; none is right"
+                )
+            self.client = version.parse(message.payload)
+        except Refusal as why:
+            self._fail(message, why)
+            self.end("no version was agreed on")
+            return
+        self._agreed = True
+        self.remote.most = self.client.transfer
+        self.remote.short = self.client.short_counts
+        theirs: list[Descriptor] = []
+        if self.client.twin_socket and self.client.descriptors:
+            mine, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            other.setblocking(True)
+            self._twin = Channel(self.engine, mine, self._twin_readable, self.end)
+            theirs.append(Descriptor(other.detach()))
+        if message.flags & wire.NO_REPLY:
+            close_all(theirs)
+            return
+        answer = version.answer(self.client, bool(theirs))
+        self._channel.reply(message.id, message.command, answer, theirs)
+
+    # --- commands to the client -------------------------------------------------------------------
+
+    def _ask(self, id: int, command: int, payload: bytes) -> None:
+        (self._twin or self._channel).ask(id, command, payload)
+
+    def _twin_readable(self) -> None:
+        twin = self._twin
+        assert twin is not None
+        try:
+            for _ in range(_AT_ONCE):
+                message = None if self._ending else twin.read()
+                if message is None:
+                    return
+                close_all(message.descriptors)
+                is_reply = message.flags & wire.TYPE_MASK == wire.REPLY
+                if message.payload is None:
+                    self.end("messages of the twin socket cannot be told from each other any more")
+                elif is_reply and self.remote.take(message):
+                    pass
+                elif not message.flags & wire.NO_REPLY:
+                    twin.fail(message.id, message.command, errno.EINVAL)
+        except EndOfStream as gone:
+            self.end(f"of the twin socket: {gone}")
+
+    # --- the end ----------------------------------------------------------------------------------
+
+    def end(self, why: str) -> None:
+        """Ends it: the connection is closed at once, the rest follows; `over` tells of that."""
+        if self._ending:
+            return
+        self._ending = True
+        log.info("%s: the session ends: %s", self.name, why)
+        self._channel.close()
+        if self._twin is not None:
+            self._twin.close()
+        self.engine.start(self._wind_up(), name=f"{self.name}.end")
+
+    async def _wind_up(self) -> None:
+        self.remote.close()
+        for pending in self._pending:
+            if pending.timer is not None:
+                pending.timer.cancel()
+        for task in [*self._tasks]:
+            task.cancel()
+            await _ended(task)
+        for held in self._held:
+            close_all(held.descriptors)
+        self._held.clear()
+        self._doorbells.close()
+        self.irqs.close()
+        await self._reset_function()
+        if self.table is not None and not await self.table.close():
+            log.error("%s: transfers still hold guest memory, which stays mapped", self.name)
+        self._on_end()
+        self.over.set()
+
+    async def _reset_function(self) -> None:
+        """Resets it, and waits for that, but not for ever."""
+        over = Event(self.engine)
+
+        async def reset() -> None:
+            try:
+                await self.function.request_reset()
+            except Exception as error:
+                log.error("%s: the device cannot be reset: %r", self.name, error)
+            over.set()
+
+        def late() -> None:
+            log.error("%s: the device has not drained after %g s", self.name, LAST_DRAIN_S)
+            over.set()
+
+        timer = self.engine.call_later(LAST_DRAIN_S, late)
+        self.engine.start(reset(), name=f"{self.name}.reset")
+        await over.wait()
+        timer.cancel()
+
+
+async def _ended(task: Task[None]) -> None:
+    """Waits until a task has ended, however it does."""
+    try:
+        await task
+    except (Exception, Cancelled):
+        if not task.done:
+            raise  # it was the waiting that was cancelled
+
+
+def _in_words(error: Exception) -> str:
+    return str(error.strerror) if isinstance(error, OSError) and error.strerror else str(error)
