@@ -137,6 +137,17 @@ static PyObject *file_of(PyObject *self, PyObject *arg)
 	return both;
 }
 
+/* notify(fd): signals an eventfd, without waiting for anybody */
+static PyObject *notify(PyObject *self, PyObject *arg)
+{
+	(void)self;
+	long fd = PyLong_AsLong(arg);
+	if (fd == -1 && PyErr_Occurred())
+		return NULL;
+	iod_virtq_tell((int)fd);
+	Py_RETURN_NONE;
+}
+
 /* timer() -> a timerfd; timer_set(fd, ns) arms it at an absolute time, 0 disarms. */
 static PyObject *timer(PyObject *self, PyObject *unused)
 {
@@ -192,6 +203,7 @@ static PyMethodDef methods[] = {
 	{"file_of", EXT_METHOD(file_of), METH_O, "file_of(fd) -> (device, inode) of the file that a descriptor is of."},
 	{"timer", EXT_METHOD(timer), METH_NOARGS, "A timerfd of CLOCK_MONOTONIC."},
 	{"timer_set", EXT_METHOD(timer_set), METH_VARARGS, "timer_set(fd, ns): arm it at an absolute time; 0 disarms."},
+	{"notify", EXT_METHOD(notify), METH_O, "Signal an eventfd; never waits."},
 	{"completion", EXT_METHOD(completion), METH_VARARGS, "A Completion, for whoever stands in for the core."},
 	{"uring_probe", EXT_METHOD(uring_probe), METH_NOARGS, "What this kernel's io_uring can do."},
 	{"held_regions", EXT_METHOD(ext_held_regions), METH_NOARGS, "The regions that have leases or views."},

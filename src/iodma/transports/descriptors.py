@@ -20,7 +20,7 @@ from typing import Self
 
 from iodma.transports.refusal import Refusal
 
-__all__ = ["Descriptor", "as_notifier", "close_all", "is_our_front_end"]
+__all__ = ["Descriptor", "as_notifier", "close_all", "is_eventfd", "is_our_front_end"]
 
 
 class Descriptor:
@@ -83,6 +83,11 @@ def is_our_front_end(fd: int, name: object) -> bool:
             return False
 
 
+def is_eventfd(descriptor: Descriptor) -> bool:
+    """Whether it is one: never anything whose write could do something else than tell."""
+    return os.readlink(f"/proc/self/fd/{descriptor.fileno()}") == "anon_inode:[eventfd]"
+
+
 def as_notifier(descriptor: Descriptor, what: str) -> Descriptor:
     """The same descriptor, made fit for being read or written without ever blocking.
 
@@ -96,8 +101,8 @@ def as_notifier(descriptor: Descriptor, what: str) -> Descriptor:
     fd = descriptor.fileno()
     mode = os.fstat(fd).st_mode
     if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
-        name = os.readlink(f"/proc/self/fd/{fd}")
-        if name != "anon_inode:[eventfd]":
+        if not is_eventfd(descriptor):
+            name = os.readlink(f"/proc/self/fd/{fd}")
             raise Refusal(f"{what} is {name}; an eventfd, a pipe or a socket would be right")
     os.set_blocking(fd, False)
     return descriptor

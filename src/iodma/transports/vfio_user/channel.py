@@ -198,7 +198,7 @@ class Channel:
                 numbers = array.array("i")
                 numbers.frombytes(content[: len(content) - len(content) % numbers.itemsize])
                 self._received += [Descriptor(fd) for fd in numbers]
-        if flags & socket.MSG_CTRUNC:
+        if flags & socket.MSG_CTRUNC or len(self._received) > MOST_DESCRIPTORS:
             raise EndOfStream(
                 f"more than {MOST_DESCRIPTORS} descriptors came at once, or more than this process"
                 " may have open (ulimit -n)"

@@ -16,17 +16,15 @@ Invariants
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-import select
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from iodma._core import notify
 from iodma.engine import Engine
 from iodma.pci.interrupts import InterruptKind, Interrupts
-from iodma.transports.descriptors import Descriptor
+from iodma.transports.descriptors import Descriptor, is_eventfd
 from iodma.transports.vfio_user.messages import IRQ_INFO, IRQ_SET, Refusal
 
 __all__ = ["Irqs"]
@@ -38,26 +36,6 @@ _EVENTFD, _MASKABLE, _AUTOMASKED = 1, 2, 4
 _DATA_NONE, _DATA_BOOL, _DATA_EVENTFD = 1, 2, 4
 _MASK, _UNMASK, _TRIGGER = 8, 16, 32
 _DATA, _ACTION = 7, 56
-_ONE = (1).to_bytes(8, sys.byteorder)
-
-
-class _Event:
-    """An eventfd of the client's, that is written."""
-
-    __slots__ = ("_descriptor", "_poll")
-
-    def __init__(self, descriptor: Descriptor) -> None:
-        self._descriptor = descriptor
-        self._poll = select.poll()
-        self._poll.register(descriptor.fileno(), select.POLLOUT)
-
-    def signal(self) -> None:
-        if self._poll.poll(0):
-            with contextlib.suppress(OSError):  # its other end is gone, or it is full by now
-                os.write(self._descriptor.fileno(), _ONE)
-
-    def close(self) -> None:
-        self._descriptor.close()
 
 
 class Irqs:
@@ -73,8 +51,8 @@ class Irqs:
         counts = interrupts.counts
         self._counts = (counts["intx"], counts["msi"], counts["msix"], 1, 1)
         #: By index: what each vector's eventfd is.
-        self._events: list[list[_Event | None]] = [[None] * count for count in self._counts]
-        self._messages: dict[str, list[_Event | None]] = {
+        self._events: list[list[Descriptor | None]] = [[None] * count for count in self._counts]
+        self._messages: dict[str, list[Descriptor | None]] = {
             "msi": self._events[MSI],
             "msix": self._events[MSIX],
         }
@@ -91,7 +69,7 @@ class Irqs:
     def intx(self, level: bool) -> None:
         """INTx was asserted, or not any more, of which nobody is told."""
         if level and (event := self._events[INTX][0]) is not None:
-            event.signal()
+            notify(event.fileno())
             self._intx_masked = True
             self._interrupts.mask("intx", 0)
 
@@ -100,7 +78,7 @@ class Irqs:
         event = self._messages[self._interrupts.mode][vector]
         if event is None:
             return False
-        event.signal()
+        notify(event.fileno())
         return True
 
     # --- from the client --------------------------------------------------------------------------
@@ -121,7 +99,7 @@ class Irqs:
 
     def set(self, payload: bytes, descriptors: list[Descriptor]) -> None:
         """VFIO_USER_DEVICE_SET_IRQS."""
-        index, start, count, data, action = self._check(payload, len(descriptors))
+        index, start, count, data, action = self._check(payload, descriptors)
         vectors = range(start, start + (count or self._counts[index]))
         if data == _DATA_EVENTFD:
             given: list[Descriptor | None] = [*descriptors] or [None] * count
@@ -143,11 +121,14 @@ class Irqs:
         for vector in wanted:
             if action == _TRIGGER:
                 if (event := self._events[index][vector]) is not None:
-                    event.signal()
+                    notify(event.fileno())
             else:
                 self._act(index, vector, action)
 
-    def _check(self, payload: bytes, given: int) -> tuple[int, int, int, int, int]:
+    def _check(
+        self, payload: bytes, descriptors: list[Descriptor]
+    ) -> tuple[int, int, int, int, int]:
+        given = len(descriptors)
         argsz, flags, index, start, count = IRQ_SET.unpack_from(payload)
         data, action = flags & _DATA, flags & _ACTION
         if argsz < IRQ_SET.size:
@@ -170,6 +151,8 @@ class Irqs:
             why = f"{given} descriptors with data that are none"
         elif given not in (0, count):
             why = f"{given} descriptors for {count} interrupts"
+        elif not all(is_eventfd(each) for each in descriptors):
+            why = "a descriptor that is no eventfd"
         else:
             return index, start, count, data, action
         raise Refusal(errno.EINVAL, why)
@@ -181,7 +164,7 @@ class Irqs:
             before = events[vector]
             if before is not None:
                 before.close()
-            events[vector] = None if descriptor is None else _Event(descriptor)
+            events[vector] = descriptor
         if index not in (INTX, MSI, MSIX):
             return
         if any(each is not None for each in given):
@@ -236,8 +219,9 @@ class Irqs:
             self._engine.add_reader(given.fileno(), partial(self._signalled, key))
 
     def _signalled(self, key: tuple[int, int, int]) -> None:
+        # Its flags are the client's, and somebody else may read it, too.
         try:
-            os.read(self._actions[key].fileno(), 8)
+            os.preadv(self._actions[key].fileno(), [bytearray(8)], -1, os.RWF_NOWAIT)
         except BlockingIOError:
             return
         except OSError:
