@@ -2,6 +2,7 @@
  *
  * module: iodma._core.  The types, what they raise, and the numbers that Python must agree with. */
 #include "ext.h"
+#include "../virtq.h"
 
 #include <pthread.h>
 #include <string.h>

@@ -43,6 +43,7 @@ else:
     from iodma.stages import ByteLanes, Iommu, Mapping, Window
     from iodma.transfer import Completion, Transfer
     from iodma.transports import Bus
+    from iodma.transports.vfio_user import VfioUserServer
     from iodma.types import Access, Constraints, Direction, Fault, Reason, Status
 
     if _core.version != __version__:
@@ -104,6 +105,7 @@ __all__ = [
     "Task",
     "Transfer",
     "UnsupportedError",
+    "VfioUserServer",
     "Window",
     "WrongThreadError",
     "__version__",

@@ -228,7 +228,7 @@ def test_a_client_need_not_say_anything(engine: Engine, tmp_path: Path, text: by
 
 
 def test_what_is_offered_is_agreed_on(engine: Engine, tmp_path: Path) -> None:
-    how = {
+    how: dict[str, Any] = {
         "max_dma_maps": 65535,
         "pgsizes": 4096,
         "write_multiple": True,

@@ -100,9 +100,8 @@ def as_notifier(descriptor: Descriptor, what: str) -> Descriptor:
     """
     fd = descriptor.fileno()
     mode = os.fstat(fd).st_mode
-    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
-        if not is_eventfd(descriptor):
-            name = os.readlink(f"/proc/self/fd/{fd}")
-            raise Refusal(f"{what} is {name}; an eventfd, a pipe or a socket would be right")
+    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)) and not is_eventfd(descriptor):
+        name = os.readlink(f"/proc/self/fd/{fd}")
+        raise Refusal(f"{what} is {name}; an eventfd, a pipe or a socket would be right")
     os.set_blocking(fd, False)
     return descriptor

@@ -65,7 +65,7 @@ class Listener(Generic[S]):
     """
 
     #: What a peer is called.
-    peer = "peer"
+    _peer = "peer"
 
     def __init__(
         self,
@@ -138,7 +138,7 @@ class Listener(Generic[S]):
             return
         except OSError as error:
             self._log.warning(
-                "%s: no %s can be accepted: %s", self._name, self.peer, error.strerror
+                "%s: no %s can be accepted: %s", self._name, self._peer, error.strerror
             )
             self._accept_no_more()
             self.engine.call_later(_RETRY_S, self._retry)

@@ -53,7 +53,7 @@ class VfioUserServer(Listener[Session]):
         OSError: the socket cannot be made there.
     """
 
-    peer = "client"
+    _peer = "client"
 
     def __init__(
         self,

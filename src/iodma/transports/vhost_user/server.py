@@ -49,7 +49,7 @@ class VhostUserServer(Listener[Session]):
         OSError: the socket cannot be made there.
     """
 
-    peer = "front-end"
+    _peer = "front-end"
 
     def __init__(
         self,
