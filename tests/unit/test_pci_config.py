@@ -156,6 +156,62 @@ def test_lists_end_and_data_may_be_written_where_the_mask_says() -> None:
     assert word(made, 0x10C, 4) == 0x000_2_000B
 
 
+class Clock(Lines):
+    """A capability that is read and written by the device: a counter, and how fast it goes."""
+
+    pci = iodma.Pci(
+        vendor=0xF1DA,
+        device=1,
+        bars={0: 4096},
+        capabilities=(
+            Capability.vendor_specific(
+                bytes(5), b"\0\0\0\0\xff", read="counter", write="speed_written"
+            ),
+        ),
+    )
+    count, speed, broken = 0x11223344, 0, False
+
+    def counter(self) -> bytes:
+        if self.broken:
+            return b"too short"
+        self.count += 1
+        return b"\x08" + self.count.to_bytes(4, "little") + bytes((self.speed,))
+
+    def speed_written(self, data: bytes) -> None:
+        self.speed = data[5]
+        self.interrupt.set(self.speed == 9)
+
+
+def test_a_capability_that_the_device_reads_and_writes() -> None:
+    device = Clock()
+    made = Function(device)
+    offset = capability(made, 0x09)
+    assert made.config_read(offset, 8).hex() == "0900084533221100"
+    assert made.config_read(offset + 3, 1) == b"\x46"
+    made.config_write(offset + 3, b"\xff\xff\xff\xff\x09")
+    assert device.speed == 9 and made.interrupts.level
+    assert made.config_read(offset + 2, 6).hex() == "084733221109"
+    device.broken = True
+    assert made.config_read(offset + 3, 5) == b"\0\0\0\0\x09"  # what was stored
+    assert device.state == "failed"
+    made.config_write(offset + 7, b"\x07")
+    assert device.speed == 9
+
+
+def test_methods_that_capabilities_name_and_are_not_there() -> None:
+    async def later(self: object, data: bytes) -> None:
+        pass
+
+    for name in ("nothing", "later"):
+        own = Capability(0x0B, b"abcd", extended=True, write=name)
+        kind = described(capabilities=(own,))
+        kind.later = later  # type: ignore[attr-defined]
+        with pytest.raises(iodma.ArgumentError, match=f"its method {name}, .* a plain method"):
+            Function(kind())
+    with pytest.raises(iodma.ArgumentTypeError, match="the name of a method"):
+        Capability(0x0B, b"", extended=True, write="later")
+
+
 def test_outside_the_space() -> None:
     made = function()
     for offset, length in ((4096, 1), (4095, 2), (-1, 1), (0, 4097)):

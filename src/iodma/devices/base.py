@@ -330,6 +330,22 @@ class Device:
         if self._scope.engine is None and engine is not None:
             engine.attach(self)
 
+    def _run_handler(self, handler: Callable[..., T], *arguments: Any) -> T | None:
+        """Runs what is not in the register map as a register handler.
+
+        None: the device does not run, or is answering already, or has failed in it.
+        """
+        if not self._open or self._busy:
+            return None
+        self._busy = True
+        try:
+            return handler(*arguments)
+        except Exception as error:
+            self._fail(error)
+            return None
+        finally:
+            self._busy = False
+
     def _watch_lines(self, told: Callable[[Interrupt], object]) -> Callable[[], None]:
         """For what delivers interrupts: calls `told` with each line, and with those made later.
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
+from inspect import iscoroutinefunction
 from types import MappingProxyType
 from typing import Literal, get_args
 
@@ -98,6 +99,10 @@ class Capability:
         writable: a mask as long as data or shorter: the bits that software can write.
         extended: it goes to the extended space, from offset 0x100 on.
         version: of an extended one, 1 to 15.
+        read: the name of a method of the device that gives the data as it is now, as long as
+            `data`: ``read(self) -> bytes``.
+        write: the name of one that is called after a write, with all of the data as it is then:
+            ``write(self, data)``. Both are register handlers: plain functions that answer at once.
 
     Raises:
         ArgumentError: a value that does not fit.
@@ -109,6 +114,8 @@ class Capability:
     _: KW_ONLY
     extended: bool = False
     version: int = 1
+    read: str | None = None
+    write: str | None = None
 
     def __post_init__(self) -> None:
         most = 0xFFFF if self.extended else 0xFF
@@ -126,6 +133,13 @@ class Capability:
             )
         if not 0 < integer(self.version, "a capability's version") <= 15:
             raise ArgumentError(f"a capability's version is {self.version}; 1 to 15 would be right")
+        for name in ("read", "write"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, str) and self.data):
+                raise ArgumentTypeError(
+                    f"capability {self.id:#x}: {name} is {value!r}; the name of a method of the "
+                    "device, and data, would be right"
+                )
         if self.extended or self.id != VENDOR:
             return
         length = len(self.data) + 2
@@ -136,8 +150,17 @@ class Capability:
             )
 
     @classmethod
-    def vendor_specific(cls, data: bytes, writable: bytes = b"") -> Capability:
+    def vendor_specific(
+        cls,
+        data: bytes,
+        writable: bytes = b"",
+        *,
+        read: str | None = None,
+        write: str | None = None,
+    ) -> Capability:
         """The capability of id 0x09 with its length byte, which are not part of `data`.
+
+        To `read` and `write` the length byte is the first.
 
         Raises:
             ArgumentError: longer than 252 bytes.
@@ -145,7 +168,7 @@ class Capability:
         if len(data) > 252:
             raise ArgumentError(f"{len(data)} bytes do not fit a capability; 252 do at most")
         mask = b"\0" + writable if writable else b""
-        return cls(VENDOR, bytes((len(data) + 3,)) + data, mask)
+        return cls(VENDOR, bytes((len(data) + 3,)) + data, mask, read=read, write=write)
 
 
 @dataclass(frozen=True)
@@ -247,29 +270,40 @@ class Pci:
         return self._placement
 
     def check(self, device: type) -> None:
-        """Whether a device class fits: every register behind a BAR, nothing on MSI-X's structures.
+        """Whether a device class fits: every register behind a BAR, nothing on MSI-X's structures,
+        and the methods that capabilities name are there.
 
         Raises:
-            AddressRangeError: it does not.
+            AddressRangeError: registers that no BAR shows, or in the table's place.
+            ArgumentError: a method that is missing, or is an ``async def``.
         """
+        for each in self.capabilities:
+            for name in filter(None, (each.read, each.write)):
+                method = getattr(device, name, None)
+                if not callable(method) or iscoroutinefunction(method):
+                    raise ArgumentError(
+                        f"{device.__name__}: capability {each.id:#x} names its method {name}, which"
+                        f" is {method!r}; a plain method would be right"
+                    )
         registers = device.registers.values()  # type: ignore[attr-defined]
         behind = [
             bar
             for bar in self.placement.bars.values()
             if bar.ram is None and not bar.msix and bar.index != ROM
         ]
-        for each in registers:
-            holds = [bar for bar in behind if bar.at <= each.offset and each.end <= bar.end]
+        for register in registers:
+            holds = [bar for bar in behind if bar.at <= register.offset and register.end <= bar.end]
             if not holds:
                 there = ", ".join(f"{bar.at:#x}..{bar.end:#x} (BAR {bar.index})" for bar in behind)
                 raise AddressRangeError(
-                    f"{device.__name__}.{each.name} at {each.offset:#x}..{each.end:#x} is behind "
-                    f"none of the BARs, which show {there or 'no registers'}"
+                    f"{device.__name__}.{register.name} at {register.offset:#x}.."
+                    f"{register.end:#x} is behind none of the BARs, which show "
+                    f"{there or 'no registers'}"
                 )
             for bar in holds:
-                if bar.table is not None and each.end > bar.at + bar.table:
+                if bar.table is not None and register.end > bar.at + bar.table:
                     raise AddressRangeError(
-                        f"{device.__name__}.{each.name} ends at {each.end - bar.at:#x} of BAR "
-                        f"{bar.index}, and the MSI-X table begins at {bar.table:#x}: a BAR of "
+                        f"{device.__name__}.{register.name} ends at {register.end - bar.at:#x} of "
+                        f"BAR {bar.index}, and the MSI-X table begins at {bar.table:#x}: a BAR of "
                         f"{2 * bar.size} bytes, or an msix_bar= of its own, would be right"
                     )

@@ -25,7 +25,7 @@ from iodma.log import GuestLog
 from iodma.memory import Ram
 from iodma.pci import capabilities
 from iodma.pci.config import Command
-from iodma.pci.description import Pci
+from iodma.pci.description import Capability, Pci
 from iodma.pci.interrupts import Interrupts
 from iodma.pci.placement import ROM, BarPlace
 from iodma.pci.regions import BarRegion, region
@@ -233,11 +233,31 @@ class Function:
                 config.watch(name, changed)
         if self.description.msi:
             config.watch("msi_control", self._msi_control_written)
+        for number, each in enumerate(self.description.capabilities):
+            self._handle(f"capability_data_{number}", each)
         if self.description.power_management:
             config.watch("pm_control", self._power_written)
         if self.description.express:
             config.watch("device_control", self._device_control_written)
             config.supply("device_status", capabilities.TRANSACTIONS_PENDING, self._transactions)
+
+    def _handle(self, name: str, capability: Capability) -> None:
+        """The device's handlers of a capability of its own."""
+        device, config, size = self.device, self.config, len(capability.data)
+        read, write = capability.read, capability.write
+
+        def give() -> int:
+            method = getattr(device, read or "")
+            data = device._run_handler(lambda: _data_of(device.name, capability, method()))
+            return config[name] if data is None else int.from_bytes(data, "little")
+
+        def take(old: int, new: int, written: int) -> None:
+            device._run_handler(getattr(device, write or ""), new.to_bytes(size, "little"))
+
+        if read is not None:
+            config.supply(name, (1 << 8 * size) - 1, give)
+        if write is not None:
+            config.watch(name, take)
 
     def _command_written(self, old: int, new: int, written: int) -> None:
         self._gate()
@@ -345,6 +365,15 @@ def slot_of(device: Device) -> PciSlot | None:
             " of them with the same PciSlot"
         )
     return next(iter(found.values()), None)
+
+
+def _data_of(name: str, capability: Capability, data: object) -> bytes:
+    if not isinstance(data, bytes | bytearray) or len(data) != len(capability.data):
+        raise ArgumentTypeError(
+            f"{name}: what reads capability {capability.id:#x} gave {data!r}; "
+            f"{len(capability.data)} bytes would be right"
+        )
+    return bytes(data)
 
 
 def _ram(device: Device, place: BarPlace) -> Ram | None:
