@@ -92,6 +92,9 @@ class Interrupts:
         self._disconnects: list[Callable[[], None]] = []
         self._raised = 0  # bit n: line n
         self._pulsed = False  # one came that nobody was told of
+        # Of the mode, known at each edge: the last vector, and which may not be sent now.
+        self._last = 0
+        self._hold = -1
         if pci.msi:
             config.supply("msi_pending", 0xFFFF_FFFF, lambda: self._pending["msi"])
 
@@ -142,6 +145,7 @@ class Interrupts:
         """A VMM's mask, beside those of the guest. Raises ArgumentError: no such vector."""
         bit = self._bit(kind, vector)
         self._masked[kind] |= bit
+        self._update()
         if kind == "intx":
             self._drive()
 
@@ -153,16 +157,17 @@ class Interrupts:
 
     def retry(self) -> None:
         """Tells of everything that is pending and may be told."""
-        if self.mode == "intx":
+        self._update()
+        kind = self.mode
+        if kind == "intx":
             self._drive()
             return
-        kind = self.mode
-        ready = self._pending[kind] & ~self._held(kind)
+        ready = self._pending[kind] & ~self._hold
         while ready:
             bit = ready & -ready
             ready ^= bit
             # Each sink's call may have changed all of it.
-            if self.mode == kind and self._pending[kind] & bit & ~self._held(kind):
+            if self.mode == kind and self._pending[kind] & bit & ~self._hold:
                 self._message(kind, bit.bit_length() - 1)
 
     def pending(self, kind: InterruptKind | None = None) -> tuple[int, ...]:
@@ -222,7 +227,7 @@ class Interrupts:
         self.retry()
 
     def _choose(self) -> None:
-        """The mode, as route and configuration space say."""
+        """The mode, as route and configuration space say, and what follows from it."""
         before = self.mode
         config = self._config
         if self._routed is not None:
@@ -233,6 +238,7 @@ class Interrupts:
             self.mode = "msi"
         else:
             self.mode = "intx"
+        self._update()
         if before == self.mode:
             return
         self._forget()
@@ -291,17 +297,22 @@ class Interrupts:
         if pulse:
             self._drive()  # it falls again, unless a line is held
 
-    def _held(self, kind: InterruptKind) -> int:
-        """The vectors whose message may not be sent now, as bits; -1: none may."""
-        if not self._may_send:
-            return -1
-        held = self._masked[kind]
+    def _update(self) -> None:
+        """What each edge has to know. Called whenever something of it may have changed."""
+        kind = self.mode
+        self._hold = self._masked[kind]
         if kind == "msi":
-            return held | self._config["msi_mask"]
-        control = self._config["msix_control"]
-        if control & MSIX_ENABLE and control & MSIX_MASK_ALL:
-            return -1
-        return held if self._routed == "msix" else held | self.table.masks
+            self._last = self._allocated() - 1
+            self._hold |= self._config["msi_mask"]
+        elif kind == "msix":
+            self._last = self.counts["msix"] - 1
+            control = self._config["msix_control"]
+            if control & MSIX_ENABLE and control & MSIX_MASK_ALL:
+                self._hold = -1
+            elif self._routed is None:
+                self._hold |= self.table.masks
+        if not self._may_send:
+            self._hold = -1
 
     def _allocated(self) -> int:
         """How many vectors of MSI software has given the function."""
@@ -311,17 +322,16 @@ class Interrupts:
         return min(1 << ((control & MSI_ALLOCATED) >> 4), self.counts["msi"])
 
     def _fire(self, line: int) -> None:
-        kind = self.mode
-        last = (self.counts["msix"] if kind == "msix" else self._allocated()) - 1
-        vector = min(line, last)
-        if self._held(kind) >> vector & 1:
-            self._pending[kind] |= 1 << vector
+        vector = line if line < self._last else self._last
+        if self._hold >> vector & 1:
+            self._pending[self.mode] |= 1 << vector
         else:
-            self._message(kind, vector)
+            self._message(self.mode, vector)
 
     def _message(self, kind: InterruptKind, vector: int) -> None:
         """Sends it; what the sink does not take is pending."""
-        self._pending[kind] &= ~(1 << vector)
+        if self._pending[kind]:
+            self._pending[kind] &= ~(1 << vector)
         if self._sink is not None:
             if self._sink.message(vector) is False:
                 self._pending[kind] |= 1 << vector

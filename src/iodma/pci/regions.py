@@ -50,29 +50,30 @@ def region(device: Device, place: BarPlace, ram: Ram | None, function: Function)
 class RegisterRegion:
     """A device's registers from `at` on."""
 
-    __slots__ = ("_at", "_device", "size")
+    __slots__ = ("_at", "_bus_read", "_bus_write", "size")
 
     def __init__(self, device: Device, at: int, size: int) -> None:
-        self._device = device
+        self._bus_read = device.bus_read
+        self._bus_write = device.bus_write
         self._at = at
         self.size = size
 
     def read(self, offset: int, length: int) -> bytes:
         if length in _WIDTHS and not offset & (length - 1):
-            return self._device.bus_read(self._at + offset, length).to_bytes(length, "little")
+            return self._bus_read(self._at + offset, length).to_bytes(length, "little")
         data = b""
         for begin, width in aligned(offset, length):
-            data += self._device.bus_read(self._at + begin, width).to_bytes(width, "little")
+            data += self._bus_read(self._at + begin, width).to_bytes(width, "little")
         return data
 
     def write(self, offset: int, data: Data) -> None:
         length = len(data)
         if length in _WIDTHS and not offset & (length - 1):
-            self._device.bus_write(self._at + offset, length, int.from_bytes(data, "little"))
+            self._bus_write(self._at + offset, length, int.from_bytes(data, "little"))
             return
         for begin, width in aligned(offset, length):
             piece = data[begin - offset : begin - offset + width]
-            self._device.bus_write(self._at + begin, width, int.from_bytes(piece, "little"))
+            self._bus_write(self._at + begin, width, int.from_bytes(piece, "little"))
 
 
 def aligned(offset: int, length: int) -> list[tuple[int, int]]:
