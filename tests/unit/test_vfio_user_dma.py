@@ -1,0 +1,661 @@
+"""The DMA regions of a vfio-user session: what may be mapped, one mapping a file, unmaps that wait.
+
+Invariants:
+
+- Guest memory is a file that the test writes to and reads from by itself, not through the table.
+- Deadlines run on a clock that the test advances.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import random
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import iodma
+from iodma import Access, Status
+from iodma._core import Wait
+from iodma.testing import Clock, ScriptedEndpoint, strict_engine
+from iodma.transports.descriptors import Descriptor
+from iodma.transports.vfio_user import dma, mappings
+from iodma.transports.vfio_user.dma import DmaTable
+from iodma.transports.vfio_user.messages import MOST_REGIONS, Refusal
+from iodma.transports.vfio_user.remote import Remote
+from tests.unit.system import hold
+
+PAGE = 4096
+TOP = 1 << 64
+READ, WRITE, RW = 1, 2, 3
+MMAP, FILE_IO = 4, 8
+
+
+class Session:
+    """A table, a device's port on its memory, and a file of guest memory."""
+
+    def __init__(self, pages: int = 64) -> None:
+        self.stack = ExitStack()
+        self.asked: list[tuple[int, int, bytes]] = []
+        self.clock = Clock()
+        self.engine = self.stack.enter_context(strict_engine(clock=self.clock))
+        self.memory = iodma.Memory(name="dma")
+        self.remote = Remote(self.ask)
+        self.table = DmaTable(self.engine, self.memory, self.remote)
+        self.port = self.engine.port(self.memory)
+        self.fd = self.file(pages * PAGE)
+
+    def ask(self, id: int, command: int, payload: bytes) -> None:
+        self.asked.append((id, command, payload))
+
+    def file(self, size: int) -> int:
+        fd = os.memfd_create("guest")
+        self.stack.callback(os.close, fd)
+        os.ftruncate(fd, size)
+        return fd
+
+    def map(
+        self,
+        address: int,
+        size: int = PAGE,
+        flags: int = RW,
+        fd: int | None = None,
+        offset: int = 0,
+        *,
+        shared: bool = True,
+    ) -> None:
+        """With a descriptor of its own for each, as a client sends them."""
+        if not shared:
+            self.table.map(address, size, flags, None, offset)
+            return
+        with Descriptor(os.dup(self.fd if fd is None else fd)) as descriptor:
+            self.table.map(address, size, flags, descriptor, offset)
+
+    def refused(self, *args: Any, call: Callable[..., Any] | None = None, **kw: Any) -> int:
+        before = self.table.regions
+        with pytest.raises(Refusal) as caught:
+            (call or self.map)(*args, **kw)
+        assert self.table.regions == before
+        return caught.value.errno
+
+    def where(self, address: int, access: Access = Access.READ) -> int | None:
+        """The offset in the file that a byte is mapped to."""
+        found = self.memory.translate((address, 1), access)
+        return None if isinstance(found, iodma.Fault) else found[0][2]
+
+    def run(self, main: Any) -> Any:
+        return self.engine.run(main)
+
+    def close(self) -> None:
+        self.run(self.table.close())
+        assert self.table.regions == self.table.mappings == 0
+        self.stack.close()
+
+
+@pytest.fixture
+def session() -> Iterator[Session]:
+    made = Session()
+    yield made
+    made.close()
+
+
+# --- what may be mapped ---------------------------------------------------------------------------
+
+
+def test_regions_are_parts_of_one_mapping(session: Session) -> None:
+    session.map(0x10000, 2 * PAGE, offset=PAGE)
+    session.map(0x20010, 100, offset=5000)
+    session.map(TOP - PAGE, offset=0)
+    assert (session.table.regions, session.table.mappings) == (3, 1)
+    assert session.where(0x10000) == PAGE and session.where(0x10000 + 2 * PAGE - 1) == 3 * PAGE - 1
+    assert session.where(0x10000 + 2 * PAGE) is None and session.where(0xFFFF) is None
+    assert session.where(0x20010) == 5000 and session.where(0x2000F) is None
+    assert session.where(TOP - 1) == PAGE - 1
+
+
+def test_bytes_are_those_of_the_file(session: Session) -> None:
+    os.pwrite(session.fd, b"from the guest", 3 * PAGE + 5)
+    session.map(0x1000, 4 * PAGE)
+
+    async def main() -> None:
+        assert await session.port.load_bytes(0x1000 + 3 * PAGE + 5, 14) == b"from the guest"
+        await session.port.store_bytes(0x1000 + PAGE - 2, b"to it")
+
+    session.run(main())
+    assert os.pread(session.fd, 5, PAGE - 2) == b"to it"
+
+
+@pytest.mark.parametrize("flags", [0, READ, WRITE, RW])
+def test_rights(session: Session, flags: int) -> None:
+    session.map(0, flags=flags)
+    for access in (Access.READ, Access.WRITE):
+        assert (session.where(0, access) is not None) == bool(flags & access)
+    assert session.refused(PAGE, flags=flags | 16) == errno.EINVAL
+    session.map(PAGE, flags=flags | MMAP)
+    session.map(2 * PAGE, flags=flags | FILE_IO)
+
+
+@pytest.mark.parametrize(
+    ("address", "size", "error"),
+    [
+        (0, 0, errno.EINVAL),
+        (TOP - PAGE, PAGE + 1, errno.EINVAL),
+        (TOP - 1, TOP - 1, errno.EINVAL),
+        (0, mappings.MOST_BYTES + PAGE, errno.ENOSPC),
+    ],
+)
+def test_sizes_that_cannot_be(session: Session, address: int, size: int, error: int) -> None:
+    assert session.refused(address, size) == error
+    assert session.refused(address, size, shared=False) == error
+
+
+@pytest.mark.parametrize("offset", [TOP - 1, (1 << 63) - 1, (1 << 63) - PAGE])
+def test_offsets_that_cannot_be(session: Session, offset: int) -> None:
+    assert session.refused(0, offset=offset) == errno.EINVAL
+
+
+def test_flags_that_want_a_descriptor(session: Session) -> None:
+    for flags in (MMAP, FILE_IO):
+        assert session.refused(0, flags=RW | flags, shared=False) == errno.EINVAL
+
+
+def test_descriptors_that_cannot_be_mapped(session: Session, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(PAGE))
+    near, far = socket.socketpair()
+    with near, far:
+        assert session.refused(0, fd=near.fileno()) == errno.ENODEV
+    reader, writer = os.pipe()
+    assert session.refused(0, flags=READ, fd=reader) == errno.ENODEV
+    os.close(reader)
+    os.close(writer)
+    fd = os.open(tmp_path, os.O_RDONLY)
+    assert session.refused(0, flags=READ, fd=fd) == errno.ENODEV
+    os.close(fd)
+    for how in (os.O_WRONLY, os.O_PATH):
+        fd = os.open(tmp_path / "file", how)
+        assert session.refused(0, flags=READ, fd=fd) in (errno.EACCES, errno.EBADF)
+        os.close(fd)
+    fd = os.open(tmp_path / "file", os.O_RDONLY)
+    assert session.refused(0, fd=fd) == errno.EACCES
+    session.map(0, flags=READ, fd=fd)
+    os.close(fd)
+    assert session.table.mappings == 1 and session.where(0) == 0
+
+
+def test_a_read_only_mapping_does_not_stand_in_the_way(session: Session, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"r" * 2 * PAGE)
+    with path.open("rb") as reader, path.open("r+b") as writer:
+        session.map(0, flags=READ, fd=reader.fileno())
+        session.map(PAGE, fd=writer.fileno(), offset=PAGE)
+        session.map(2 * PAGE, flags=READ, fd=reader.fileno(), offset=PAGE)
+    assert session.table.mappings == 2
+
+    async def main() -> None:
+        await session.port.store_bytes(PAGE, b"w")
+        assert await session.port.load_bytes(2 * PAGE, 2) == b"wr"
+        with pytest.raises(iodma.DmaFault):
+            await session.port.store_bytes(2 * PAGE, b"x")
+
+    session.run(main())
+    assert path.read_bytes()[PAGE : PAGE + 2] == b"wr"
+
+
+def test_the_same_region_again_is_nothing_and_another_over_it_is_refused(session: Session) -> None:
+    session.map(0x10000, 4 * PAGE, offset=PAGE)
+    session.map(0x10000, 4 * PAGE, offset=PAGE)
+    assert session.table.regions == 1
+    other = session.file(64 * PAGE)
+    over: list[dict[str, Any]] = [
+        {"offset": 0},
+        {"offset": PAGE, "flags": READ},
+        {"offset": PAGE, "fd": other},
+        {"shared": False},
+    ]
+    for each in over:
+        assert session.refused(0x10000, 4 * PAGE, **each) == errno.EEXIST
+    for address, size in [
+        (0x10000, PAGE),
+        (0x10000, 8 * PAGE),
+        (0xF000, 2 * PAGE),
+        (0x13FFF, 1),
+        (0xF000, 64 * PAGE),
+        (0x11000, PAGE),
+    ]:
+        assert session.refused(address, size) == errno.EEXIST
+        assert session.refused(address, size, shared=False) == errno.EEXIST
+    session.map(0xF000)
+    session.map(0x14000)
+    session.map(0x50000, shared=False)
+    session.map(0x50000, shared=False)
+    assert session.refused(0x50000, offset=0) == errno.EEXIST
+    assert session.table.regions == 4
+
+
+def test_no_more_regions_than_there_may_be(session: Session) -> None:
+    assert DmaTable(session.engine, iodma.Memory(), session.remote)._most == MOST_REGIONS
+    session.table._most = 10
+    for i in range(10):
+        session.map(i * PAGE, shared=bool(i % 2))
+    assert session.refused(10 * PAGE) == errno.EINVAL
+    session.table.unmap(3 * PAGE, PAGE)
+    session.map(10 * PAGE)
+
+
+# --- one mapping a file ---------------------------------------------------------------------------
+
+
+def mapped() -> int:
+    return sum("memfd:guest" in line for line in Path("/proc/self/maps").read_text().splitlines())
+
+
+@pytest.mark.parametrize("order", ["up", "down", "random"])
+def test_ten_thousand_regions_are_one_mapping(order: str, rng: random.Random) -> None:
+    session = Session(10_000)
+    pages = list(range(10_000))
+    if order == "down":
+        pages.reverse()
+    elif order == "random":
+        rng.shuffle(pages)
+    with Descriptor(os.dup(session.fd)) as descriptor:
+        for page in pages:
+            session.table.map(page * 2 * PAGE, PAGE, RW, descriptor, page * PAGE)
+    assert session.table.regions == 10_000 and session.table.mappings == 1 and mapped() == 1
+    for page in rng.sample(pages, 300):
+        assert session.where(page * 2 * PAGE + 7) == page * PAGE + 7
+        assert session.where(page * 2 * PAGE + PAGE) is None
+    if order == "random":
+        rng.shuffle(pages)
+    for page in pages[: len(pages) // 2]:
+        assert session.table.unmap(page * 2 * PAGE, PAGE) is None
+    assert session.table.regions == 5000
+    for page in rng.sample(pages, 300):
+        gone = page in set(pages[: len(pages) // 2])
+        assert session.where(page * 2 * PAGE) == (None if gone else page * PAGE)
+    assert session.table.unmap(0, 0, all=True) is None
+    assert session.table.regions == 0 and session.memory._count == 0
+    session.close()
+    assert mapped() == 0
+
+
+def test_a_file_that_grows_is_mapped_again_a_few_times(session: Session) -> None:
+    for page in range(64, 2048):
+        os.ftruncate(session.fd, (page + 1) * PAGE)
+        session.map(page * PAGE, offset=page * PAGE)
+    assert session.table.mappings <= 6
+    for page in range(64, 2048):
+        assert session.where(page * PAGE) == page * PAGE
+
+
+def test_a_region_may_pass_the_end_of_its_file_and_dma_there_faults(session: Session) -> None:
+    session.map(0, 128 * PAGE)
+
+    async def main() -> None:
+        await session.port.store_bytes(63 * PAGE, b"there")
+        done = await session.port.copy((0, 8), (64 * PAGE, 8))
+        assert done.status is Status.FAULT and done.fault is not None
+        assert done.fault.reason == "the memory behind it is gone"
+
+    session.run(main())
+
+
+def test_bytes_far_into_a_file(session: Session) -> None:
+    """Where all of it is too much to map, only those are."""
+    os.ftruncate(session.fd, 1 << 60)
+    far = (1 << 60) - 3 * PAGE
+    os.pwrite(session.fd, b"far", far + 5)
+    session.map(0, 2 * PAGE - 5, offset=far + 5)
+    session.map(0x10000, offset=0)
+    assert session.table.mappings == 2
+
+    async def main() -> None:
+        assert await session.port.load_bytes(0, 3) == b"far"
+        await session.port.store_bytes(0x10000, b"near")
+
+    session.run(main())
+    assert os.pread(session.fd, 4, 0) == b"near"
+
+
+def test_a_mapping_without_regions_is_kept_for_a_moment(session: Session) -> None:
+    session.map(0)
+    session.table.unmap(0, PAGE)
+    assert (session.table.regions, session.table.mappings) == (0, 1)
+    session.map(0)
+    session.table.unmap(0, PAGE)
+    assert mapped() == 1
+
+    async def wait(seconds: float) -> None:
+        session.clock.advance(seconds)
+        await session.engine.sleep(0)
+        await session.engine.sleep(0)
+
+    session.run(wait(mappings.HOLD_S))
+    session.map(0)
+    session.run(wait(mappings.HOLD_S))
+    session.run(wait(mappings.HOLD_S))
+    assert session.where(0) == 0 and mapped() == 1
+    session.table.unmap(0, PAGE)
+    for _ in range(3):
+        session.run(wait(mappings.HOLD_S))
+    assert session.table.mappings == 0 and mapped() == 0
+
+
+def test_few_mappings_are_kept(session: Session) -> None:
+    for i in range(20):
+        session.map(0, fd=session.file(PAGE))
+        session.table.unmap(0, PAGE)
+        assert session.table.mappings <= mappings.MOST_IDLE
+        assert i >= 20 or session.table.regions == 0
+
+
+def test_a_file_that_is_cut_off_is_a_fault(session: Session) -> None:
+    session.map(0, 64 * PAGE)
+    os.ftruncate(session.fd, PAGE)
+
+    async def main() -> None:
+        done = await session.port.copy((0, 8), (2 * PAGE, 8))
+        assert done.fault is not None and "gone" in done.fault.reason
+
+    session.run(main())
+
+
+# --- unmap ----------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_unmapped(session: Session) -> None:
+    unmap = session.table.unmap
+    assert session.refused(0, PAGE, call=unmap) == errno.ENOENT
+    session.map(0x10000, 4 * PAGE)
+    for address, size in [
+        (0, PAGE),
+        (0x10000, PAGE),
+        (0x11000, PAGE),
+        (0x10000, 0),
+        (0, 0x10001),
+        (0x13000, 16 * PAGE),
+        (TOP - 1, TOP - 1),
+    ]:
+        assert session.refused(address, size, call=unmap) == errno.ENOENT
+    assert session.refused(0x10000, 4 * PAGE, call=unmap, all=True) == errno.EINVAL
+    assert unmap(0x10000, 4 * PAGE) is None
+    assert session.refused(0x10000, 4 * PAGE, call=unmap) == errno.ENOENT
+
+
+def test_an_unmap_that_cuts_no_region_takes_all_that_it_holds(session: Session) -> None:
+    for page in (1, 2, 5, 9):
+        session.map(page * PAGE, shared=page != 5)
+    assert session.table.unmap(PAGE, 8 * PAGE) is None
+    assert session.table.regions == 1 and session.where(9 * PAGE) == 0
+    assert session.table.unmap(0, TOP - 1) is None
+    assert session.table.regions == 0
+
+
+def test_nothing_but_the_tables_own_is_taken_away(session: Session) -> None:
+    with iodma.Ram(PAGE) as ram:
+        session.memory.add(0x100000, ram)
+        assert session.refused(0x100000) == errno.EEXIST
+        session.map(0)
+        session.table.unmap(0, 0, all=True)
+        assert session.where(0x100000) == 0
+        session.memory.remove(0x100000)
+
+
+def test_unmap_waits_for_what_is_in_flight_there_and_for_nothing_else(session: Session) -> None:
+    session.map(0, 4 * PAGE)
+    session.map(0x10000, offset=8 * PAGE)
+
+    async def main() -> None:
+        with ScriptedEndpoint(1 << 20, script=hold, on_cancel="ignore") as slow:
+            here = session.port.to_memory((PAGE, 64), source=slow)
+            there = session.port.to_memory((0x10000, 64), source=slow)
+            while len(slow.waiting) < 2:
+                await session.engine.sleep(0)
+            wait = session.table.unmap(0, 4 * PAGE)
+            assert isinstance(wait, Wait) and not wait.done
+            assert (await session.port.copy((0, 8), (8, 8))).status is Status.FAULT
+            session.map(0, offset=16 * PAGE)  # another one there is no matter
+            slow.answer(slow.waiting[0])
+            await wait
+            assert here.done and not there.done
+            slow.answer_all()
+            assert (await there).ok
+
+    session.run(main())
+
+
+def test_unmap_of_all_waits_for_all(session: Session) -> None:
+    for page in range(10):
+        session.map(2 * page * PAGE, offset=page * PAGE)
+
+    async def main() -> None:
+        with ScriptedEndpoint(1 << 20, script=hold, on_cancel="ignore") as slow:
+            for page in (1, 4, 7):
+                session.port.to_memory((2 * page * PAGE, 64), source=slow)
+            while len(slow.waiting) < 3:
+                await session.engine.sleep(0)
+            wait = session.table.unmap(0, 0, all=True)
+            assert isinstance(wait, Wait)
+            for left in (2, 1, 0):
+                assert not wait.done
+                slow.answer()
+                assert len(slow.waiting) == left
+                await session.engine.sleep(0)
+                await session.engine.sleep(0)
+            assert wait.done
+            await wait
+
+    session.run(main())
+
+
+def test_what_does_not_end_by_itself_is_cancelled(session: Session) -> None:
+    session.map(0)
+    session.map(PAGE)
+
+    async def main() -> None:
+        with ScriptedEndpoint(1 << 20, script=hold) as slow:
+            transfer = session.port.to_memory((0, 64), source=slow)
+            while not slow.waiting:
+                await session.engine.sleep(0)
+            wait = session.table.unmap(0, PAGE)
+            assert isinstance(wait, Wait)
+            session.map(0)  # those who come through here are not meant
+            other = session.port.to_memory((0, 64), source=slow)
+            while len(slow.waiting) < 2:
+                await session.engine.sleep(0)
+            session.clock.advance(dma.PATIENCE_S)
+            await wait
+            assert (await transfer).status is Status.CANCELLED
+            slow.answer_all()
+            assert (await other).ok
+
+    session.run(main())
+
+
+def test_what_cannot_be_cancelled_makes_the_unmap_fail_and_keeps_its_bytes(
+    session: Session, caplog: pytest.LogCaptureFixture
+) -> None:
+    session.map(0, 4 * PAGE)
+
+    async def main() -> None:
+        with ScriptedEndpoint(1 << 20, script=hold, on_cancel="ignore") as slow:
+            transfer = session.port.to_memory((0, 64), source=slow)
+            while not slow.waiting:
+                await session.engine.sleep(0)
+            wait = session.table.unmap(0, 4 * PAGE)
+            assert isinstance(wait, Wait)
+            session.clock.advance(dma.DEADLINE_S)
+            with caplog.at_level(logging.ERROR, "iodma"), pytest.raises(Refusal) as caught:
+                await wait
+            assert caught.value.errno == errno.EBUSY
+            assert f"by transfer {transfer.ticket:#x}" in caplog.text
+            # Its bytes are nobody's, wherever they are mapped; all others of the file are.
+            assert session.refused(0x40000, PAGE, offset=3 * PAGE) == errno.EBUSY
+            session.map(0, offset=4 * PAGE)
+            assert (await session.port.copy((0, 8), (8, 8))).ok
+            slow.answer_all()
+            await transfer
+            session.map(0x40000, offset=3 * PAGE)
+
+    session.run(main())
+
+
+def test_close_cancels_and_waits() -> None:
+    session = Session()
+    session.map(0)
+
+    async def main() -> None:
+        with ScriptedEndpoint(1 << 20, script=hold) as slow:
+            transfer = session.port.to_memory((0, 64), source=slow)
+            while not slow.waiting:
+                await session.engine.sleep(0)
+            assert await session.table.close()
+            assert (await transfer).status is Status.CANCELLED
+
+    session.run(main())
+    session.close()
+    assert mapped() == 0
+
+
+# --- dirty pages ----------------------------------------------------------------------------------
+
+
+def bits(report: bytes) -> set[int]:
+    value = int.from_bytes(report, "little")
+    return {i for i in range(value.bit_length()) if value >> i & 1}
+
+
+def test_dirty_pages_are_reported_once(session: Session) -> None:
+    session.map(0x10000, 32 * PAGE, offset=2 * PAGE)
+    session.table.start_logging(PAGE)
+    session.table.start_logging(PAGE)
+    session.map(0x100000, 4 * PAGE, offset=60 * PAGE)
+    report = session.table.report
+
+    async def main() -> None:
+        await session.port.store_bytes(0x10000 + 3 * PAGE - 1, b"ab")
+        await session.port.store_bytes(0x100000, b"c")
+        await session.port.load_bytes(0x10000 + 8 * PAGE, 4)
+
+    session.run(main())
+    assert len(report(0x100000, PAGE, PAGE)) == 8
+    assert bits(report(0x10000, 2 * PAGE, PAGE)) == set()
+    assert bits(report(0x10000 + PAGE, 2 * PAGE, PAGE)) == {1}
+    assert bits(report(0x10000, 32 * PAGE, PAGE)) == {3}
+    assert bits(report(0x10000, 32 * PAGE, PAGE)) == set()
+    session.run(main())
+    assert bits(report(0x10000, 32 * PAGE, 2 * PAGE)) == {1}
+    session.run(main())
+    assert bits(report(0x10000, 32 * PAGE, PAGE // 2)) == {4, 5, 6, 7}
+    session.run(main())
+    assert bits(report(0, 0x200000, PAGE)) == {0x12, 0x13, 0x100}
+    session.table.stop_logging()
+    assert session.refused(0x10000, PAGE, PAGE, call=report) == errno.EINVAL
+
+
+def test_pages_of_the_file_that_are_mapped_twice_are_reported_twice(session: Session) -> None:
+    session.map(0, 4 * PAGE)
+    session.map(0x10000, 4 * PAGE, offset=PAGE)
+    session.table.start_logging(PAGE)
+
+    async def main() -> None:
+        await session.port.store_bytes(2 * PAGE, b"x")
+
+    session.run(main())
+    assert bits(session.table.report(0x10000, 4 * PAGE, PAGE)) == {1}
+    assert bits(session.table.report(0, 4 * PAGE, PAGE)) == {2}
+
+
+def test_what_cannot_be_reported(session: Session) -> None:
+    table = session.table
+    for page in (0, 3, 4095, -4096):
+        assert session.refused(page, call=table.start_logging) == errno.EINVAL
+    session.map(0, 4 * PAGE)
+    session.map(0x10000, shared=False)
+    assert session.refused(0, PAGE, PAGE, call=table.report) == errno.EINVAL
+    table.start_logging(PAGE)
+    assert session.refused(2 * PAGE, call=table.start_logging) == errno.EINVAL
+    assert session.refused(0xDEADBEEF, PAGE, PAGE, call=table.report) == errno.ENOENT
+    assert session.refused(0x10000, PAGE, PAGE, call=table.report) == errno.EINVAL
+    for length, page in [(PAGE, 1 << 24), (PAGE, 0), (PAGE, 3000), (0, PAGE), (1 << 60, PAGE)]:
+        assert session.refused(0, length, page, call=table.report) == errno.EINVAL
+    assert session.refused(TOP - 1, PAGE, PAGE, call=table.report) == errno.EINVAL
+
+
+def test_unmap_with_its_dirty_pages(session: Session) -> None:
+    table = session.table
+    session.map(0, 4 * PAGE)
+
+    def refused(size: int, page: int, room: int) -> int:
+        return session.refused(0, size, dirty=(page, room), call=table.unmap)
+
+    assert refused(4 * PAGE, PAGE, 8) == errno.EINVAL
+    table.start_logging(PAGE)
+    assert refused(2 * PAGE, PAGE, 8) == errno.ENOENT
+    assert refused(4 * PAGE, PAGE, 7) == errno.EINVAL
+    assert refused(4 * PAGE, 100, 8) == errno.EINVAL
+    session.map(0x10000)
+    assert table.unmap(0x10000, PAGE, dirty=(PAGE, 16)) == bytes(16)
+
+    async def main() -> None:
+        with ScriptedEndpoint(1 << 20, script=hold, on_cancel="ignore") as slow:
+            transfer = session.port.to_memory((PAGE, 2 * PAGE), source=slow)
+            while not slow.waiting:
+                await session.engine.sleep(0)
+            wait = table.unmap(0, 4 * PAGE, dirty=(PAGE, 8))
+            assert wait is not None and not isinstance(wait, bytes)
+            slow.answer_all()
+            assert bits(await wait or b"") == {1, 2}
+            await transfer
+
+    session.run(main())
+    assert table.regions == 0
+
+
+@pytest.mark.parametrize("unit", [512, PAGE, 4 * PAGE])
+def test_reports_name_every_page_that_was_written_to(unit: int, rng: random.Random) -> None:
+    """At any address and offset: nothing is missed, and little said too much."""
+    session = Session(256)
+    session.table.start_logging(unit)
+    regions: list[tuple[int, int, int]] = []
+    at = 0
+    for _ in range(30):
+        at += rng.choice([0, 1, 100, PAGE, 5000])
+        at += -at % rng.choice([1, PAGE])
+        size = rng.choice([1, 100, PAGE, 3 * PAGE, 20_000])
+        offset = rng.randrange(256 * PAGE - size)
+        offset -= offset % rng.choice([1, PAGE, PAGE])
+        session.map(at, size, offset=offset)
+        regions.append((at, size, offset))
+        at += size
+    for _ in range(20):
+        written: set[int] = set()
+
+        async def main(written: set[int] = written) -> None:
+            for _ in range(rng.randrange(4)):
+                address, size, offset = rng.choice(regions)
+                first = rng.randrange(size)
+                n = rng.randint(1, size - first)
+                await session.port.store_bytes(address + first, bytes(n))
+                written.update(range(offset + first, offset + first + n))
+
+        session.run(main())
+        wanted: set[int] = set()
+        allowed: set[int] = set()
+        pages = {byte // PAGE for byte in written}
+        for address, size, offset in regions:
+            for byte in range(offset, offset + size):
+                if byte // PAGE in pages:
+                    allowed.add((address + byte - offset) // unit)
+                    if byte in written:
+                        wanted.add((address + byte - offset) // unit)
+        length = at + -at % unit
+        got = bits(session.table.report(0, length, unit))
+        assert wanted <= got <= allowed
+        assert bits(session.table.report(0, length, unit)) == set()
+    session.close()
