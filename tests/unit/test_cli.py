@@ -194,6 +194,19 @@ def test_sigterm_unwinds_and_is_status_143(command: Callable[[Command], None]) -
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_sigusr1_ends_no_command_however_early() -> None:
+    program = """
+import signal, sys
+from iodma.cli import commands, main
+commands.COMMANDS["doctor"] = lambda args: signal.raise_signal(signal.SIGUSR1) or 0
+sys.exit(main(["doctor"]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "iodma: no engine is open\n")
+
+
 def test_warnings_go_to_standard_error_and_no_further(
     command: Callable[[Command], None], capsys: pytest.CaptureFixture[str]
 ) -> None:

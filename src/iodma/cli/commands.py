@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -29,20 +27,10 @@ def tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def answer_sigusr1() -> None:
-    """SIGUSR1 tells what is in flight, unless somebody else has a use for it."""
-    from iodma.engine.dump import dump_on_signal
-
-    main_thread = threading.current_thread() is threading.main_thread()
-    if main_thread and signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:
-        dump_on_signal()
-
-
 def demo(args: argparse.Namespace) -> int:
     from iodma.cli.progress import Bar
     from iodma.tools.demo import Options, render, run
 
-    answer_sigusr1()
     with Bar() as progress:
         options = Options(args.file, args.engine, args.direct, args.swap, args.trace)
         result = run(options, progress)
@@ -71,7 +59,6 @@ def check(args: argparse.Namespace) -> int:
 def run(args: argparse.Namespace) -> int:
     from iodma.tools.run import Options, render, run
 
-    answer_sigusr1()
     result = run(Options(args.target, args.engine, args.ram or 64, dict(args.given), args.trace))
     show(render(result), result.as_dict(), args.json)
     return 0
@@ -97,7 +84,6 @@ def bench(args: argparse.Namespace) -> int:
         trace=args.trace,
         itself=args.itself,
     )
-    answer_sigusr1()
     report = run(options, tell)
     print(table(report.rows))
     for name, text in report.extra.items():
@@ -114,7 +100,6 @@ def serve(args: argparse.Namespace) -> int:
     if args.print_capabilities:
         print(json.dumps(CAPABILITIES))
         return 0
-    answer_sigusr1()
     options = Options(
         blk_file=args.blk_file,
         socket_path=args.socket_path,

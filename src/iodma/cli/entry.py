@@ -21,6 +21,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args = parser.build().parse_args(arguments)
     except SystemExit as ended:  # --help and --version, too
         return ended.code if isinstance(ended.code, int) else FAILED
-    with logging_to_stderr(args.verbose), terminating():
+    with logging_to_stderr(args.verbose), telling(), terminating():
         try:
             return finish(COMMANDS[args.command](args))
         except KeyboardInterrupt:
@@ -62,6 +63,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
             complain(error, args)
             forget_output()
             return FAILED
+
+
+@contextmanager
+def telling() -> Iterator[None]:
+    """SIGUSR1 tells what is in flight, from the first moment on: it ends no command.
+
+    Not where somebody else has a use for it, nor without the core, which `doctor` can do without.
+    """
+    try:
+        from iodma.engine.dump import dump_on_signal
+    except ImportError:
+        yield
+        return
+    main_thread = threading.current_thread() is threading.main_thread()
+    if not main_thread or signal.getsignal(signal.SIGUSR1) is not signal.SIG_DFL:
+        yield
+        return
+    dump_on_signal()
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
 
 
 class Terminated(BaseException):

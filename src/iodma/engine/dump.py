@@ -28,7 +28,7 @@ MOST = 100
 def dump_on_signal(signum: int = signal.SIGUSR1, *, fd: int = 2) -> None:
     """From now on, the signal writes `describe` to ``fd``, standard error, and changes nothing.
 
-    The commands ``iodma demo``, ``run`` and ``bench`` do this.  To be called in the main thread.
+    The commands of ``iodma`` do this.  To be called in the main thread.
     A signal that comes while the main thread is inside a long call of C is answered after it.
 
     Raises:
