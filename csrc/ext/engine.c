@@ -161,10 +161,6 @@ static PyObject *engine_open(Engine *self, PyObject *args)
 		PyErr_SetString(ErrorType, "the engine was opened already");
 		return NULL;
 	}
-	if (!self->spaces) /* it is there when another backend was tried before */
-		self->spaces = PyList_New(0);
-	if (!self->spaces)
-		return NULL;
 	uint32_t polls = 3; /* of what the engine watches, kicks and drivers: transfers must not have to wait for them */
 	struct iod_backend *backend;
 	Py_BEGIN_ALLOW_THREADS /* a ring may have to wait until the kernel gave back the memory of another */
@@ -235,13 +231,9 @@ static PyObject *engine_close(Engine *self, PyObject *unused)
 	if (self->fork_generation == ext_forks)
 		end_rows(self);
 	self->in_turn = false;
-	for (Py_ssize_t i = 0; i < PyList_Size(self->spaces); i++) {
-		Space *space = (Space *)PyList_GetItem(self->spaces, i);
-		if (space->space.core == &self->core)
-			space->space.core = NULL;
-	}
+	while (self->spaces)
+		ext_space_leave(self->spaces);
 	ext_drop_idle(self);
-	Py_CLEAR(self->spaces);
 	while (self->core.revocations)
 		iod_revocation_forget(&self->core, self->core.revocations);
 	while (self->ready_head) {

@@ -49,6 +49,7 @@ typedef struct Space {
 	PyObject *next;	  /* Space */
 	PyObject *hook;	  /* callable or NULL */
 	PyObject *weak;
+	struct Space *later, *earlier; /* among those that its engine's transfers have gone through */
 } Space;
 
 typedef struct Target {
@@ -184,7 +185,7 @@ typedef struct Engine {
 	PyObject *unpark;  /* called when a turn begins while the watcher of slow steps sleeps */
 	Port **port; /* open ports, borrowed */
 	uint32_t ports, port_room;
-	PyObject *spaces; /* list: those that know this engine's core */
+	Space *spaces; /* those that know this engine's core, borrowed */
 	Revocation *revoked; /* done, to be delivered */
 	Target *idle_targets; /* to be let go of when the lock is held */
 	bool in_step, arena_tried;
@@ -262,6 +263,10 @@ extern const struct ext_source ext_batches_source;
 
 /* engine.c: give the trace a name for an id, once a trace.  Nothing while there is none. */
 int ext_trace_name(Engine *, uint32_t *traced, uint32_t *id, PyObject *object, const char *name);
+
+/* space.c: an engine's transfers go through it, until it is freed or the engine closed. */
+void ext_space_join(Space *, Engine *);
+void ext_space_leave(Space *);
 
 /* turn.c */
 void ext_deliver(Engine *);

@@ -45,13 +45,8 @@ static PyObject *port_new(PyTypeObject *type, PyObject *args, PyObject *kw)
 	if (!self)
 		return NULL;
 	for (Space *at = (Space *)space; at; at = (Space *)at->next)
-		if (!at->space.core) {
-			at->space.core = &engine->core;
-			if (PyList_Append(engine->spaces, (PyObject *)at)) {
-				Py_DECREF(self);
-				return NULL;
-			}
-		}
+		if (!at->space.core)
+			ext_space_join(at, engine);
 	Py_INCREF(engine);
 	Py_INCREF(space);
 	self->engine = engine;

@@ -5,7 +5,8 @@
  * Invariants
  *  - A space keeps the one below it.
  *  - Addresses from Python are checked here, once; the core's walk checks those of the guest.
- *  - Once an engine's transfers go through a space, only that engine's thread changes it. */
+ *  - Once an engine's transfers go through a space, only that engine's thread changes it.  The engine does not keep it:
+ *    ports and revocations do. */
 #include "ext.h"
 
 #include <errno.h>
@@ -94,21 +95,41 @@ static int space_clear(Space *self)
 	return 0;
 }
 
+static Engine *engine_of(const Space *self)
+{
+	return self->space.core ? (Engine *)((char *)self->space.core - offsetof(Engine, core)) : NULL;
+}
+
+void ext_space_join(Space *self, Engine *engine)
+{
+	self->space.core = &engine->core;
+	self->later = engine->spaces;
+	if (self->later)
+		self->later->earlier = self;
+	engine->spaces = self;
+}
+
+void ext_space_leave(Space *self)
+{
+	*(self->earlier ? &self->earlier->later : &engine_of(self)->spaces) = self->later;
+	if (self->later)
+		self->later->earlier = self->earlier;
+	self->later = self->earlier = NULL;
+	self->space.core = NULL;
+}
+
 static void space_dealloc(Space *self)
 {
 	PyTypeObject *type = Py_TYPE(self);
 	PyObject_GC_UnTrack(self);
+	if (self->space.core)
+		ext_space_leave(self);
 	iod_map_clear(&self->space.map);
 	Py_XDECREF(self->next);
 	Py_XDECREF(self->hook);
 	freefunc release = PyType_GetSlot(type, Py_tp_free);
 	release(self);
 	Py_DECREF(type);
-}
-
-static Engine *engine_of(const Space *self)
-{
-	return self->space.core ? (Engine *)((char *)self->space.core - offsetof(Engine, core)) : NULL;
 }
 
 static int check_owner(const Space *self)

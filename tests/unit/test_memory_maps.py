@@ -286,6 +286,28 @@ def test_a_machine_that_is_let_go_of_is_collected() -> None:
     assert [part() for part in parts] == [None] * 5
 
 
+def test_an_engine_keeps_no_space_that_nobody_else_keeps() -> None:
+    """A server makes new ones for each front-end, on the same engine."""
+    with strict_engine() as engine, iodma.Ram(PAGE) as ram:
+
+        def front_end() -> list[weakref.ref[Any]]:
+            memory = iodma.Memory({0: ram})
+            found = iodma.Mapping(0, 0, PAGE, Access.READ)
+            iommu = iodma.Iommu(memory, walk=lambda address, access: found)
+            with engine.port(iommu) as port:
+
+                async def main() -> bytes:
+                    return await port.load_bytes(0, 4)
+
+                assert engine.run(main()) == bytes(4)
+            return [weakref.ref(memory), weakref.ref(iommu)]
+
+        for _ in range(3):
+            parts = front_end()
+            gc.collect()
+            assert [part() for part in parts] == [None] * 2
+
+
 def test_a_space_is_changed_in_the_thread_of_its_engine_and_no_other() -> None:
     """What another thread tries is refused before it changes anything."""
     with strict_engine() as engine, iodma.Ram(1 << 16) as ram, iodma.Ram(4096) as more:

@@ -221,6 +221,7 @@ class Session(Handlers):
             ring.reset()
         if self._inflight is not None:
             self._inflight.close()
+            self._inflight = None  # whoever keeps the session does not keep the mapping
         if self._log is not None:
             self._log.close()
         self._on_end()
