@@ -6,15 +6,14 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.peers.guests.images import make_image
 from tests.peers.guests.jobs import MIB, begin_load, end_load
-from tests.peers.guests.qemu import Boot, Machine, Qemu
-from tests.peers.guests.servers import Disk, Iodma
+from tests.peers.guests.migration import two_places
+from tests.peers.guests.qemu import Boot, Qemu
 
 #: MiB: where the data of the host's choice is, and how much.
 KEPT, LENGTH = 32, 16
@@ -46,25 +45,7 @@ def test_what_the_disk_has_read_moves_along(
     # The device puts it into the guest's page cache, where it is found again.
     read = f"dd if=/dev/vda bs=1M skip={KEPT} count={LENGTH} 2>/dev/null | md5sum"
     busy = "while dd if=/dev/urandom of=busy bs=1M count=1; do :; done"
-    disk = Disk(image, extra=("--no-lock",))
-    machine = Machine()
-    places = [work / "source", work / "target"]
-    for place in places:
-        place.mkdir()
-    with (
-        Iodma(places[0], disk) as first,
-        Iodma(places[1], disk) as second,
-        Qemu(places[0], qemu_boot, first.socket, machine, logs=[first.log]) as source,
-        Qemu(
-            places[1],
-            qemu_boot,
-            second.socket,
-            replace(machine, incoming=True),
-            logs=[second.log],
-        ) as target,
-    ):
-        source.start()
-        target.start(wait=False)
+    with two_places(work, qemu_boot, image) as (source, target):
         source.run("sleep 1000 < /dev/vda > /dev/null 2>&1 &")  # its cache lasts while it is open
         source.run(f"({busy}) > /dev/null 2>&1 &")
         hold_back(source, True)
@@ -78,6 +59,3 @@ def test_what_the_disk_has_read_moves_along(
         assert target.run(read, seconds=90).output.split()[0] == digest
         begin_load(target)
         assert end_load(target)
-        target.power_off()
-        first.stop()
-        second.stop()
