@@ -336,7 +336,9 @@ static int turn(Engine *engine, int64_t timeout, uint32_t limit)
 	uint32_t got = move(engine);
 	got += look(engine);
 	bool again = !got && timeout != 0;
-	for (int round = 0; again && !ext_has_work(engine) && !engine->stop && !engine->woken; round++) {
+	/* Whoever is watched for is Python's, and is not watched for again before Python was told. */
+	for (int round = 0; again && !ext_has_work(engine) && !engine->stop && !engine->woken && !engine->watch_result;
+	     round++) {
 		sleep_for_completions(engine, timeout);
 		core->now = coarse_clock();
 		engine->step_started = core->now;
