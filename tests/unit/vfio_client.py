@@ -142,10 +142,21 @@ class Client:
         ancillary = []
         if fds:
             ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
-        sent = self.sock.sendmsg([data], ancillary)
-        while sent < len(data):
-            self._pump()
-            sent += self.sock.send(data[sent:])
+        while True:
+            try:
+                sent = self.sock.sendmsg([data], ancillary, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                self._pump()
+                continue
+            self._push(self.sock, data[sent:])
+            return
+
+    def _push(self, sock: socket.socket, data: bytes) -> None:
+        while data:
+            try:
+                data = data[sock.send(data, socket.MSG_DONTWAIT) :]
+            except BlockingIOError:
+                self._pump()
 
     def ask(self, command: int, payload: bytes = b"", fds: Sequence[int] = ()) -> Reply:
         """Sends a command and waits for its answer.
@@ -250,7 +261,7 @@ class Client:
         else:
             data, flags, errno = struct.pack("=QQ", address, count) + result, REPLY, 0
         head = HEADER.pack(message.id, message.command, HEADER.size + len(data), flags, errno)
-        (sock or self.twin or self.sock).sendall(head + data)
+        self._push(sock or self.twin or self.sock, head + data)
 
     # --- what a VMM does --------------------------------------------------------------------------
 

@@ -90,7 +90,7 @@ class Doorbells:
         """Those behind a BAR: with its offset in it."""
         device = self._function.device
         bar = self._function.description.placement.bars.get(index)
-        if bar is None or bar.ram is not None:
+        if bar is None or bar.ram is not None or bar.msix:
             return []
         found = []
         for name, (doorbell, _, _) in device.registers.doorbells.items():

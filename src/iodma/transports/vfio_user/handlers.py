@@ -141,9 +141,14 @@ class Handlers:
         return write
 
     def _reset(self, payload: bytes, descriptors: list[Descriptor]) -> Later:
-        done = self.function.request_reset()
-        self.irqs.reset()
-        return _after(done, b"")
+        wait = _after(self.function.request_reset(), b"")
+
+        async def done() -> bytes:
+            answer = await wait()
+            self.irqs.reset()
+            return answer
+
+        return done
 
     # --- memory -----------------------------------------------------------------------------------
 
