@@ -7,8 +7,10 @@ import socket
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -48,7 +50,7 @@ def asking(
     engine: Engine, path: Path, twin: bool = False
 ) -> Iterator[tuple[Remote, Client, bytearray]]:
     """A client that has memory, and answers when it is told to."""
-    how = {"twin_socket": {"supported": True}} if twin else {}
+    how: dict[str, Any] = {"twin_socket": {"supported": True}} if twin else {}
     memory = bytearray(SIZE)
 
     def serve(command: int, address: int, what: int | bytes) -> bytes | int:
@@ -91,11 +93,14 @@ def test_many_at_once_answered_in_any_order(engine: Engine, tmp_path: Path, twin
         for place, each in enumerate(requests):
             remote.read(place * 8, 8, each)
         random = Random(1)
-        client.serve = None
+
+        def enough(least: int) -> bool:
+            return len(client.asked) >= least
+
         answered = 0
         while answered < len(requests):
             least = min(100, len(requests) - answered)
-            client.wait(lambda least=least: len(client.asked) >= least)
+            client.wait(partial(enough, least))
             random.shuffle(client.asked)
             # Between them a command of the client's, which is done at once.
             assert client.read(CONFIG, 0, 2) == b"\xda\xf1"
@@ -217,7 +222,7 @@ def test_the_clients_limit_is_kept(engine: Engine, tmp_path: Path) -> None:
             assert not client.asked
 
 
-QEMU = {
+QEMU: dict[str, Any] = {
     "max_msg_fds": 16,
     "max_data_xfer_size": 1 << 20,
     "max_dma_maps": 65535,

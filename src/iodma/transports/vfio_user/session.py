@@ -206,6 +206,7 @@ class Session(Handlers):
             answer: bytes | int = await later()
         except (AnyRefusal, Error, OSError) as why:
             answer = self._refused(pending.message, why)
+            why.__traceback__ = None  # it has this session, and what was awaited has it
         except Exception:
             self.end("an error of this program")
             raise
