@@ -59,9 +59,19 @@ def check(args: argparse.Namespace) -> int:
 def run(args: argparse.Namespace) -> int:
     from iodma.tools.run import Options, render, run
 
+    if args.socket_path is not None or args.fd is not None or args.run is not None:
+        return run_served(args)
     result = run(Options(args.target, args.engine, args.ram or 64, dict(args.given), args.trace))
     show(render(result), result.as_dict(), args.json)
     return 0
+
+
+def run_served(args: argparse.Namespace) -> int:
+    from iodma.tools.serve_pci import Options, serve
+    from iodma.tools.service import Where
+
+    where = Where(args.socket_path, args.fd, args.run)
+    return serve(Options(args.target, where, args.engine, dict(args.given), args.trace), tell)
 
 
 def bench(args: argparse.Namespace) -> int:

@@ -133,9 +133,15 @@ def build() -> argparse.ArgumentParser:
     add_run(
         command(
             "run",
-            "run a device on an in-process bus against its file's own driver",
-            "The driver is an `async def driver(bus, device)` in the file; it is given what its"
-            " parameters ask for by name: bus, device, base, ram, memory, engine.",
+            "run a device: against its file's own driver, or as a PCI function of a virtual"
+            " machine",
+            "Without --socket-path, --fd or --run the device is on an in-process bus, and the"
+            " driver is an `async def driver(bus, device)` in the file, which is given what its"
+            " parameters ask for by name: bus, device, base, ram, memory, engine. With one of"
+            " them the device, which needs a line `pci = iodma.Pci(...)`, is served over"
+            " vfio-user to one virtual machine at a time; QEMU 10.1 or later has it with what"
+            " `iodma qemu-args` prints. It stays in the foreground; SIGTERM or Ctrl-C drains what"
+            " is in flight and ends it with status 0. SIGUSR1 prints statistics.",
         )
     )
     add_bench(
@@ -242,6 +248,7 @@ def add_check(parser: argparse.ArgumentParser) -> None:
 def add_run(parser: Command) -> None:
     add_target(parser)
     parser.spread = "given"
+    parser.check = check_run
     parser.add_argument(
         "given",
         metavar="NAME=VALUE",
@@ -250,6 +257,7 @@ def add_run(parser: Command) -> None:
         help="the file of an endpoint (default for each: a zeroed buffer of 1 MiB), or the value of"
         " a setting; `iodma check` lists both",
     )
+    add_where(parser)
     add_engine(parser)
     parser.add_argument(
         "--ram",
@@ -259,6 +267,17 @@ def add_run(parser: Command) -> None:
     )
     add_trace(parser)
     add_json(parser)
+
+
+def check_run(found: argparse.Namespace, fail: Fail) -> None:
+    served = [
+        f"--{name.replace('_', '-')}"
+        for name in ("socket_path", "fd", "run")
+        if getattr(found, name) is not None
+    ]
+    for name in ("ram", "json"):
+        if served and getattr(found, name):
+            fail(f"--{name} is for the driver in the file, and not for {served[0]}")
 
 
 def add_where(parser: argparse.ArgumentParser) -> None:
