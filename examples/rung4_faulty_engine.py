@@ -175,7 +175,9 @@ class FaultyEngine(CopyEngine):
                 self.start(self.late(cause, fault.seconds))
         super().cause(cause)
         if fault is not None and fault.action == "repeat":
-            self.update(0)
+            self.interrupt.set(False)
+            self.error.set(False)
+            self.signal()
 
     async def late(self, cause: Cause, seconds: float) -> None:
         await self.engine.sleep(seconds)
