@@ -18,10 +18,14 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from traceback import walk_tb
 
 from iodma.ratelimit import RateLimit
 
-__all__ = ["GuestLog"]
+__all__ = ["GuestLog", "place"]
+
+_PACKAGE = Path(__file__).parent
 
 #: A source file and a line in it.
 Site = tuple[str, int]
@@ -96,3 +100,14 @@ class GuestLog:
         written = line.limit.log(level, text, *args)
         self.suppressed += not written
         return written
+
+
+def place(error: BaseException) -> str:
+    """Where an exception came from, for a line in a log: " (file.py:12)". That is the innermost
+    line that is not iodma's, if there is one; nothing, if it was never raised."""
+    found = ""
+    for frame, line in walk_tb(error.__traceback__):
+        path = Path(frame.f_code.co_filename)
+        if not found or not path.is_relative_to(_PACKAGE):
+            found = f" ({path.name}:{line})"
+    return found

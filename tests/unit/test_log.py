@@ -1,10 +1,12 @@
 """What a guest can cause is logged at a rate, per call site, and nothing is lost silently."""
 
 import logging
+from pathlib import Path
 
 import pytest
 
-from iodma.log import GuestLog
+import iodma
+from iodma.log import GuestLog, place
 
 
 class Clock:
@@ -81,3 +83,14 @@ def test_a_level_that_is_off_costs_and_counts_nothing(
     caplog.set_level(logging.WARNING, "iodma.test")
     assert not any(log.debug("detail") for _ in range(10))
     assert log.suppressed == 0
+
+
+def test_an_error_is_told_with_the_line_that_is_not_ours() -> None:
+    assert place(ValueError()) == ""
+    try:
+        iodma.Memory({-1: iodma.Rom(b"x")})
+    except iodma.Error as error:
+        line = error.__traceback__.tb_lineno if error.__traceback__ else 0
+        assert place(error) == f" ({Path(__file__).name}:{line})"
+    else:
+        raise AssertionError("there is no such address")

@@ -57,6 +57,7 @@ from iodma.errors import (
     StaleError,
     WrongThreadError,
 )
+from iodma.log import place
 from iodma.ratelimit import RateLimit
 
 if TYPE_CHECKING:
@@ -412,7 +413,8 @@ class Device:
         self._report(error, "it answers no more until it is reset")
 
     def _report(self, error: Exception, what: str) -> None:
-        self._errors.log(logging.ERROR, "%s: %r: %s", self.name, error, what, exc_info=error)
+        told = f"{error!r}{place(error)}"
+        self._errors.log(logging.ERROR, "%s: %s: %s", self.name, told, what, exc_info=error)
         if self._scope.engine is not None:
             self._scope.engine._device_failed(self, error)
 

@@ -62,8 +62,11 @@ def serve(options: Options, tell: Callable[[str], None]) -> int:
     name = loaded.device.__name__
     with ExitStack() as stack:
         path = stack.enter_context(socket_path(options.where, name.lower()))
-        engine = stack.enter_context(iodma.Engine(options.engine, name=name.lower()))
+        engine = stack.enter_context(iodma.Engine(options.engine, name=name.lower(), strict=True))
         device = stack.enter_context(made(loaded, engine, iodma.PciSlot(), options.given))
+        engine.strict = (
+            False  # what fails from here on is the device's own trouble, and the guest's
+        )
         function = function_of(loaded, device)
         if options.trace is not None:
             attach(engine, options.trace)  # until the engine is closed, whatever ends it
