@@ -165,7 +165,25 @@ static PyObject *region_close(Region *self, PyObject *unused)
 	Py_RETURN_NONE;
 }
 
-/* _poke(offset, data): the program's own write, before or beside a guest's (ROM included). */
+/* Whether these bytes of it can be touched by the program: raises. */
+static bool has_bytes(const Region *self, Py_ssize_t offset, Py_ssize_t length)
+{
+	const struct iod_region *region = self->region;
+	if (region->closed) {
+		PyErr_SetString(ClosedErrorType, "the region is closed");
+		return false;
+	}
+	iod_guard_install(); /* no engine need have been made yet */
+	if (offset >= 0 && length >= 0 && (uint64_t)offset <= region->size &&
+	    (uint64_t)length <= region->size - (uint64_t)offset && region->host)
+		return true;
+	PyErr_Format(AddressRangeErrorType, "%zd bytes at offset %zd do not fit into %llu bytes", length, offset,
+		     (unsigned long long)region->size);
+	return false;
+}
+
+/* _poke(offset, data): the program's own write, before or beside a guest's (ROM included).  False: the memory file is
+ * shorter by now, and not all of it was written. */
 static PyObject *region_poke(Region *self, PyObject *args)
 {
 	Py_ssize_t offset;
@@ -173,17 +191,23 @@ static PyObject *region_poke(Region *self, PyObject *args)
 	if (!PyArg_ParseTuple(args, "ny*", &offset, &data))
 		return NULL;
 	PyObject *result = NULL;
-	if (offset < 0 || (uint64_t)offset > self->region->size ||
-	    (uint64_t)data.len > self->region->size - (uint64_t)offset || !self->region->host) {
-		PyErr_Format(AddressRangeErrorType, "%zd bytes at offset %zd do not fit into %llu bytes", data.len,
-			     offset, (unsigned long long)self->region->size);
-	} else {
-		memcpy(self->region->host + offset, data.buf, (size_t)data.len);
-		result = Py_None;
-		Py_INCREF(result);
-	}
+	if (has_bytes(self, offset, data.len))
+		result = PyBool_FromLong(!iod_copy(self->region->host + offset, data.buf, (size_t)data.len, NULL));
 	PyBuffer_Release(&data);
 	return result;
+}
+
+/* _peek(offset, length) -> bytes, or None: the memory file is shorter by now. */
+static PyObject *region_peek(Region *self, PyObject *args)
+{
+	Py_ssize_t offset, length;
+	if (!PyArg_ParseTuple(args, "nn", &offset, &length) || !has_bytes(self, offset, length))
+		return NULL;
+	PyObject *result = PyBytes_FromStringAndSize(NULL, length);
+	if (!result || !iod_copy(PyBytes_AsString(result), self->region->host + offset, (size_t)length, NULL))
+		return result;
+	Py_DECREF(result);
+	Py_RETURN_NONE;
 }
 
 static int region_getbuffer(Region *self, Py_buffer *view, int flags)
@@ -329,6 +353,7 @@ static PyObject *region_get(Region *self, void *what)
 static PyMethodDef region_methods[] = {
 	{"_close", EXT_METHOD(region_close), METH_NOARGS, NULL},
 	{"_poke", EXT_METHOD(region_poke), METH_VARARGS, NULL},
+	{"_peek", EXT_METHOD(region_peek), METH_VARARGS, NULL},
 	{"_start_dirty", EXT_METHOD(region_start_dirty), METH_VARARGS, NULL},
 	{"_mark_dirty", EXT_METHOD(region_mark_dirty), METH_FASTCALL, NULL},
 	{"_take_dirty", EXT_METHOD(region_take_dirty), METH_NOARGS, NULL},

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -161,6 +163,26 @@ def test_ram_and_rom() -> None:
         assert rom.size == 2048 and rom.read_only and not bar.read_only
         function.bar_write(6, 0, b"abc")
         assert function.bar_read(6, 0, 5) == b"\x55\xaa\x08\xff\xff"
+
+
+def test_ram_that_a_peer_has_taken_away(tmp_path: Path) -> None:
+    path = tmp_path / "frame"
+    path.write_bytes(bytes(8192))
+    with iodma.Ram.from_file(path) as ram:
+        function = Function(described(bars={0: 32, 1: iodma.Bar(8192, ram="frame")})(frame=ram))
+        os.truncate(path, 4096)
+        function.bar_write(1, 4094, b"abcd")
+        assert function.bar_read(1, 4094, 4) == b"\xff" * 4
+        assert function.bar_read(1, 4094, 2) == b"ab"
+    with pytest.raises(iodma.ClosedError):
+        function.bar_read(1, 0, 4)
+
+
+def test_ram_of_our_own_cannot_be_taken_away() -> None:
+    with iodma.Ram(8192) as ram:
+        for size in (0, 4096, 8193):
+            with pytest.raises(PermissionError):
+                os.ftruncate(ram.fd, size)
 
 
 # --- bus master enable ----------------------------------------------------------------------------

@@ -10,6 +10,7 @@ Invariants
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import stat
@@ -76,7 +77,7 @@ class _Mapped(Region):
 
 
 class Ram(_Mapped):
-    """RAM in a new memory file of ``size`` bytes, all zero.
+    """RAM in a new memory file of ``size`` bytes, all zero, which nobody can make shorter.
 
     Raises:
         ArgumentError: the size is not 1 to 2^63 - 1.
@@ -87,9 +88,11 @@ class Ram(_Mapped):
         size = integer(size, "size", "bytes")
         if not 0 < size < 1 << 63:
             raise ArgumentError(f"size is {size} bytes; it must be 1 to 2^63 - 1")
-        fd = os.memfd_create("iodma-ram", os.MFD_CLOEXEC)
+        fd = os.memfd_create("iodma-ram", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(fd, size)
+            # Whoever is given it cannot take away what others touch.
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
             return cls._map(fd, 0, size)
         except BaseException:
             os.close(fd)
