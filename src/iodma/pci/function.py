@@ -277,8 +277,8 @@ class Function:
             self.config["pm_control"] = new & ~capabilities.PM_STATE | before
         elif before and not state and self.description.soft_reset:
             self._reset()
-        elif before != state:
-            self._gate()
+            return
+        self._gate()
 
     def _device_control_written(self, old: int, new: int, written: int) -> None:
         if written & capabilities.FUNCTION_LEVEL_RESET:
@@ -301,7 +301,8 @@ class Function:
         )
         on = not asleep and self.config["command"] & Command.BUS_MASTER != 0
         self._asleep = asleep
-        if on is not self._on and self.slot is not None:
+        if self.slot is not None and (not on or not self._on):
+            # Also where it is shut already: what came through before may still be in flight.
             revocation = self.slot.set_bus_master(on, cancel=cancel)
             if revocation is not None and not revocation.done:
                 self._waits.append(revocation)
