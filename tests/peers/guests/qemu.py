@@ -148,23 +148,29 @@ class Qemu(Guest):
         """The guest begins to go over to `target`, running."""
         place = target.work / "migration.sock"
         events = [{"capability": "events", "state": True}]
-        self.qmp.execute("migrate-set-capabilities", capabilities=events)
+        for machine in (self, target):
+            machine.qmp.execute("migrate-set-capabilities", capabilities=events)
         target.qmp.execute("migrate-incoming", uri=f"unix:{place}")
         self.qmp.execute("migrate", uri=f"unix:{place}")
 
     def end_migration(self, target: Qemu, seconds: float = 60) -> None:
-        """Until it is there; what it says next is said there."""
-        while (
-            status := self.qmp.wait_event("MIGRATION", seconds=seconds)["data"]["status"]
-        ) not in (
-            "completed",
-            "failed",
-        ):
-            pass
-        if status == "failed":
-            told = self.qmp.execute("query-migrate")
-            raise self.failed(f"was not migrated: {told.get('error-desc', told)}")
+        """Until it runs there; what it says next is said there.
+
+        When this side has sent all, the other has yet to load it: what is said to its serial port
+        before that is lost.
+        """
+        self._end_of_migration(seconds)
+        target._end_of_migration(seconds)
         target.adopt(self)
+
+    def _end_of_migration(self, seconds: float) -> None:
+        while True:
+            event = self.qmp.wait_event("MIGRATION", seconds=seconds)
+            if event["data"]["status"] == "completed":
+                return
+            if event["data"]["status"] == "failed":
+                told = self.qmp.execute("query-migrate")
+                raise self.failed(f"was not migrated: {told.get('error-desc', told)}")
 
     def command(self, channel: int) -> list[str]:
         machine = self.machine
