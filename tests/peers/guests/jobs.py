@@ -197,7 +197,8 @@ def begin_load(guest: Guest, *, loaders: int = 2, mebibytes: int = 2, begin: int
             [ ! -s load.ended ] || {{ cat load.*.log; exit 1; }}
             sleep 0.1
         done
-        """
+        """,
+        seconds=60,  # an emulated processor takes long to start its first fio
     )
 
 
