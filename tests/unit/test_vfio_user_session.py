@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from iodma import Engine
+from iodma import Engine, PciSlot
 from iodma.testing import strict_engine
 from tests.unit.vfio_client import (
     CONFIG,
@@ -98,3 +98,18 @@ def test_a_server_that_closes_ends_the_session(engine: Engine, tmp_path: Path) -
         pump(engine, lambda: task.done)
         assert client.gone()
         assert not (tmp_path / "s").exists()
+
+
+def test_a_device_is_served_by_one_server_after_the_other(engine: Engine, tmp_path: Path) -> None:
+    device = Copier(engine.port(PciSlot()))
+    for _ in range(2):
+        with serving(engine, tmp_path, device) as (server, client):
+            client.bus_master()
+            fd = client.eventfd(MSIX)
+            device.interrupt.pulse()
+            assert os.eventfd_read(fd) == 1
+            os.close(fd)
+        slot = server.function.slot
+        assert slot is not None and not slot.bus_master
+    device.interrupt.set(True)
+    assert not server.function.interrupts.level

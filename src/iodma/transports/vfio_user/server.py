@@ -66,8 +66,16 @@ class VfioUserServer(Listener[Session]):
         function = device if isinstance(device, Function) else Function(device)
         super().__init__(engine, function.device.name, log, path, fd)
         self.function = function
+        self._function_is_ours = function is not device
         engine.attach(function.device)
         self._serve()
 
     def _open(self, sock: socket.socket) -> Session:
         return Session(self.engine, self.function, sock, self._name, self._ended)
+
+    async def close(self) -> None:
+        """Ends the session, drains what is in flight, removes the socket file; the device can be
+        served again."""
+        await super().close()
+        if self._function_is_ours:
+            self.function.close()
