@@ -46,6 +46,7 @@ NUMBERS: dict[str, Any] = {"vendor": 0xF1DA, "device": 1}
             {"capabilities": (Capability.vendor_specific(bytes(122)),)},
             "the capabilities do not fit",
         ),
+        ({"capabilities": (Capability(0x10, bytes(58)),)}, "capability 0x10 .* of express already"),
         ({"rom": bytes((16 << 20) + 1)}, "a rom of 16777217 bytes"),
     ],
 )

@@ -48,6 +48,10 @@ FUNCTION_LEVEL_RESET = 1 << 15
 TRANSACTIONS_PENDING = 1 << 5
 
 
+#: What of a description makes which.
+_MADE = {POWER: "power_management", MSI: "msi", EXPRESS: "express", MSIX: "msix"}
+
+
 @dataclass(frozen=True, slots=True)
 class Placed:
     """A capability in its place; the offsets of its fields are from its first byte."""
@@ -88,7 +92,14 @@ def layout(pci: Pci) -> tuple[dict[int, Placed], dict[int, Placed]]:
     where = pci.placement.msix
     if where is not None:
         plain.append(msix(pci.msix, where.bar, where.table, where.pba))
+    made = {each.id for each in plain}
     counted = list(enumerate(pci.capabilities))
+    for _, each in counted:
+        if not each.extended and each.id in made:
+            raise ArgumentError(
+                f"capability {each.id:#x} is made by what the description says of "
+                f"{_MADE[each.id]} already: one of them would be right"
+            )
     plain += (own(each, number) for number, each in counted if not each.extended)
     extended = [own(each, number) for number, each in counted if each.extended]
     if extended and not pci.express:
