@@ -68,10 +68,10 @@ class Regions:
             if bar.read_only:
                 flags &= ~_WRITE
             if bar.ram is not None and bar.sparse:
+                # Also where that is all of it: clients take a descriptor only beside this list.
                 flags |= _MMAP
-                if bar.sparse != ((0, size),):
-                    areas = SPARSE.pack(_SPARSE_MMAP, _SPARSE_VERSION, 0, len(bar.sparse), 0)
-                    areas += b"".join(AREA.pack(*each) for each in bar.sparse)
+                areas = SPARSE.pack(_SPARSE_MMAP, _SPARSE_VERSION, 0, len(bar.sparse), 0)
+                areas += b"".join(AREA.pack(*each) for each in bar.sparse)
                 if argsz >= REGION_INFO.size + len(areas):
                     descriptor = Descriptor(os.dup(bar.ram.fd))
         needed = REGION_INFO.size + len(areas)
