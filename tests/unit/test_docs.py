@@ -6,7 +6,8 @@ The blocks of a page run in their order, in one namespace and one empty folder:
   after `<!-- add to: NAME -->` at the file's end.
 - ``console``: each line after `$ ` is a command that must succeed. The lines below it are what it
   prints, where `...` stands for anything.
-- After `<!-- no-run -->`, or in another language: not run.
+- After `<!-- no-run -->`, or in another language: not run. What stands after `<!-- guest -->` and
+  `<!-- host -->` takes a virtual machine: tests/peers/test_tutorial_pci.py runs it.
 """
 
 import os
@@ -28,7 +29,8 @@ ALL = [*PAGES, ROOT / "CHANGELOG.md"]
 KINDS = ("tutorial", "how-to", "reference", "design", "stability", "dependencies")
 
 FENCE = re.compile(r"^```(\w*)\s*$")
-DIRECTIVE = re.compile(r"^<!-- (no-run|file|add to)(?:: (.*))? -->$")
+DIRECTIVE = re.compile(r"^<!-- (no-run|file|add to|guest|host)(?:: (.*))? -->$")
+ELSEWHERE = ("no-run", "guest", "host")
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def blocks(page: Path) -> Iterator[Block]:
 
 
 def runs(block: Block) -> bool:
-    return block.language in ("python", "console") and block.directive != "no-run"
+    return block.language in ("python", "console") and block.directive not in ELSEWHERE
 
 
 @pytest.mark.parametrize(
