@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -110,6 +111,16 @@ def test_a_description_is_not_what_it_was_made_from() -> None:
     pci = iodma.Pci(**NUMBERS, bars=bars)
     bars[0] = 16
     assert pci.bars == {0: iodma.Bar(4096)}
+
+
+def test_a_description_made_from_another() -> None:
+    pci = iodma.Pci(**NUMBERS, bars={0: 4096}, msix=2)
+    other = replace(pci, device=7, bars={**pci.bars, 1: 16})
+    assert (other.vendor, other.device, other.msix) == (0xF1DA, 7, 2)
+    assert other.placement.msix is not None and other.placement.msix.bar == 2
+    assert replace(other, device=1, bars={0: 4096}) == pci
+    with pytest.raises(iodma.ArgumentError):
+        replace(pci, msix=4000)
 
 
 def test_a_device_without_a_description() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import iodma
-from iodma.pci import Function
+from iodma.pci import Capability, Function
 from tests.unit.engines import Held, WatchedEngine, run, settle
 from tests.unit.pcikit import BUS_MASTER, COMMAND, Lines, Noted, capability, described, put, word
 
@@ -137,6 +137,50 @@ def test_pieces_are_naturally_aligned_and_as_wide_as_they_can_be(offset: int, le
         assert width == 8 or at % wider or at + wider > offset + length
         place += width
     assert place == offset + length
+
+
+accesses = st.lists(
+    st.tuples(
+        st.sampled_from((0, 1, 2, 4, 6, 7)),
+        st.integers(0, 0x1200),
+        st.one_of(
+            st.binary(max_size=9),
+            st.sampled_from((b"\xff" * 64, b"\0\x80", b"\xff" * 300, bytes(4), b"\x03")),
+        ),
+        st.booleans(),
+    ),
+    max_size=30,
+)
+
+
+@given(accesses, st.booleans())
+def test_whatever_software_does_is_answered(written: Any, soft_reset: bool) -> None:
+    """Resets and power states included; a device in process resets within the write."""
+    made = described(
+        bars={0: 4096, 1: iodma.Bar(16, kind="io"), 2: iodma.Bar(4096, kind="memory64")},
+        msi=8,
+        msix=33,
+        soft_reset=soft_reset,
+        rom=b"\x55\xaa",
+        capabilities=(Capability.vendor_specific(bytes(8), b"\xff" * 8),),
+    )
+    device = made()
+    function, noted = Function(device), Noted()
+    function.interrupts.connect(noted)
+    for bar, offset, data, line in written:
+        if bar == 7:
+            offset = offset % (4097 - len(data))
+            function.config_write(offset, data)
+            assert len(function.config_read(offset, len(data))) == len(data)
+        else:
+            offset = offset % (function.bars[bar].size + 1 - len(data[:16]))
+            function.bar_write(bar, offset, data[:16])
+            assert len(function.bar_read(bar, offset, len(data[:16]))) == len(data[:16])
+        device.lines[bar % 3].set(line) if offset % 2 else device.lines[2].set(not line)
+    assert function.config_read(0, 4) == b"\xda\xf1\x01\x00"
+    function.request_reset()
+    assert function.config_read(0x04, 2) == b"\0\0" and device.state == "running"
+    assert not function.interrupts.level and function.interrupts.pending() == ()
 
 
 def test_outside_the_bars() -> None:
