@@ -278,6 +278,10 @@ void ext_drop_idle(Engine *);
 int ext_drivers_add(Engine *, struct iod_target *);
 void ext_drivers_remove(Engine *, struct iod_target *);
 
+/* frames.c */
+int ext_frames_add(PyObject *module);
+PyObject *ext_frame_send(PyObject *module, PyObject *const *args, Py_ssize_t count);
+
 /* nbd.c */
 PyObject *ext_nbd_connect(PyObject *module, PyObject *args);
 PyObject *ext_nbd_version(PyObject *module, PyObject *args);

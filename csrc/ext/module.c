@@ -205,6 +205,7 @@ static PyMethodDef methods[] = {
 	{"timer", EXT_METHOD(timer), METH_NOARGS, "A timerfd of CLOCK_MONOTONIC."},
 	{"timer_set", EXT_METHOD(timer_set), METH_VARARGS, "timer_set(fd, ns): arm it at an absolute time; 0 disarms."},
 	{"notify", EXT_METHOD(notify), METH_O, "Signal an eventfd; never waits."},
+	{"frame_send", EXT_METHOD(ext_frame_send), METH_FASTCALL, "Send a message, or as much as there is room for."},
 	{"completion", EXT_METHOD(completion), METH_VARARGS, "A Completion, for whoever stands in for the core."},
 	{"uring_probe", EXT_METHOD(uring_probe), METH_NOARGS, "What this kernel's io_uring can do."},
 	{"held_regions", EXT_METHOD(ext_held_regions), METH_NOARGS, "The regions that have leases or views."},
@@ -281,7 +282,8 @@ static int execute(PyObject *module)
 		return -1;
 	return ext_engine_add(module) || ext_region_add(module) || ext_space_add(module) || ext_lists_add(module) ||
 			       ext_wait_add(module) || ext_task_add(module) || ext_target_add(module) ||
-			       ext_port_add(module) || ext_stream_add(module) || ext_queue_add(module)
+			       ext_port_add(module) || ext_stream_add(module) || ext_queue_add(module) ||
+			       ext_frames_add(module)
 		       ? -1
 		       : 0;
 }

@@ -1,10 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The socket of a session: whole messages in, whole messages out, nothing ever blocks.
 
-A message is read in two steps, its header and then its payload. So the descriptors that stand
-beside its first byte come with that byte and no other, however many messages lie in the socket and
-however many of them were sent at once: the kernel hands descriptors out with the first of the
-bytes that they were sent with.
+How a message is read, and which one a descriptor comes with, is in the core: `csrc/frames.h`.
 
 Invariants
  - No more is read than the message under way has: what is not yet asked for stays in the socket,
@@ -17,45 +14,38 @@ Invariants
 from __future__ import annotations
 
 import array
+import errno
 import select
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
+from iodma._core import Frames, frame_send
 from iodma.engine import Engine
 from iodma.transports.descriptors import Descriptor, close_all
-from iodma.transports.vfio_user import messages as wire
-from iodma.transports.vfio_user.messages import HEADER, MOST_DESCRIPTORS, MOST_MESSAGE
+from iodma.transports.vfio_user.messages import (
+    COMMAND,
+    ERROR,
+    HEADER,
+    MOST_DESCRIPTORS,
+    MOST_MESSAGE,
+    REPLY,
+)
 
 __all__ = ["Channel", "EndOfStream", "Message"]
 
 #: Bytes that the other side has not read.
 MOST_UNREAD = 64 << 20
-#: One more than there can be, to see that there were too many.
-_ROOM = socket.CMSG_SPACE((MOST_DESCRIPTORS + 1) * array.array("i").itemsize)
-_FLAGS = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+_HEAD = HEADER.size
 _SEND = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+
+#: id, command, flags, error; its payload, or None where the size that its header gives cannot be;
+#: and the descriptors that came with it: whoever takes one out of the list owns it.
+Message = tuple[int, int, int, int, bytes | None, list[Descriptor]]
 
 
 class EndOfStream(Exception):
     """The other side is gone."""
-
-
-class Message(NamedTuple):
-    """One message.
-
-    Attributes:
-        payload: None: its header is such that there is none, and the size it gives is wrong.
-        descriptors: that came with it; whoever takes one out of the list owns it.
-    """
-
-    id: int
-    command: int
-    flags: int
-    error: int
-    payload: bytes | None
-    descriptors: list[Descriptor]
 
 
 class Channel:
@@ -79,11 +69,8 @@ class Channel:
         self._socket = sock
         self._readable = readable
         self._gone = gone
-        self._head = bytearray(HEADER.size)
-        self._begun = 0  # bytes of the header that are there
-        self._payload: bytearray | None = None  # the header is complete
-        self._filled = 0
-        self._received: list[Descriptor] = []
+        self._frames = Frames(MOST_MESSAGE)
+        self._fd = sock.fileno()
         self._unsent: deque[tuple[memoryview, list[Descriptor]]] = deque()
         self._unread_bytes = 0
         self._paused = False
@@ -111,7 +98,7 @@ class Channel:
                 self._epoll.modify(self._socket, events)
             wanted = self._epoll.fileno()
         else:
-            wanted = self._socket.fileno()
+            wanted = self._fd
         if wanted != self._watched:
             if self._watched is not None:
                 self._engine.remove_reader(self._watched)
@@ -159,53 +146,15 @@ class Channel:
         Raises:
             EndOfStream: the other side is gone.
         """
-        if self._payload is None:
-            while self._begun < HEADER.size:
-                into = memoryview(self._head)[self._begun :] if self._begun else self._head
-                count = self._receive(into)
-                if count == 0:
-                    return None
-                self._begun += count
-            size = HEADER.unpack(self._head)[2]
-            if not HEADER.size <= size <= MOST_MESSAGE:
-                return self._whole(None)
-            self._payload = bytearray(size - HEADER.size)
-            self._filled = 0
-        payload = self._payload
-        while self._filled < len(payload):
-            count = self._receive(memoryview(payload)[self._filled :])
-            if count == 0:
-                return None
-            self._filled += count
-        self._payload = None
-        return self._whole(bytes(payload))
-
-    def _whole(self, payload: bytes | None) -> Message:
-        self._begun = 0
-        descriptors, self._received = self._received, []
-        id, command, _, flags, error = HEADER.unpack(self._head)
-        return Message(id, command, flags, error, payload, descriptors)
-
-    def _receive(self, into: bytearray | memoryview) -> int:
         try:
-            count, ancillary, flags, _ = self._socket.recvmsg_into([into], _ROOM, _FLAGS)
-        except (BlockingIOError, InterruptedError):
-            return 0
+            message = self._frames.read(self._fd)
         except OSError as error:
-            raise EndOfStream(f"the client is gone: {error.strerror}") from None
-        for level, kind, content in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                numbers = array.array("i")
-                numbers.frombytes(content[: len(content) - len(content) % numbers.itemsize])
-                self._received += [Descriptor(fd) for fd in numbers]
-        if flags & socket.MSG_CTRUNC or len(self._received) > MOST_DESCRIPTORS:
-            raise EndOfStream(
-                f"more than {MOST_DESCRIPTORS} descriptors came at once, or more than this process"
-                " may have open (ulimit -n)"
-            )
-        if not count:
-            raise EndOfStream("the client is gone")
-        return count
+            raise EndOfStream(_in_words(error)) from None
+        if message is None:
+            return None
+        if message[5]:
+            return *message[:5], [Descriptor(fd) for fd in message[5]]
+        return *message[:5], []
 
     @property
     def has_more(self) -> bool:
@@ -225,40 +174,41 @@ class Channel:
         Args:
             descriptors: go with it; the channel's from now on.
         """
-        head = HEADER.pack(id, command, HEADER.size + len(payload), wire.REPLY, 0)
-        self.send(head + payload, descriptors)
+        self._frame(id, command, REPLY, 0, payload, descriptors)
 
     def fail(self, id: int, command: int, errno: int) -> None:
         """Answers a message with an error."""
-        self.send(HEADER.pack(id, command, HEADER.size, wire.REPLY | wire.ERROR, errno))
+        self._frame(id, command, REPLY | ERROR, errno, b"")
 
     def ask(self, id: int, command: int, payload: bytes) -> None:
         """Sends a command."""
-        size = HEADER.size + len(payload)
-        self.send(HEADER.pack(id, command, size, wire.COMMAND, 0) + payload)
+        self._frame(id, command, COMMAND, 0, payload)
 
-    def send(self, data: bytes, descriptors: Sequence[Descriptor] = ()) -> None:
-        """Sends a whole message, now or when there is room.
-
-        Args:
-            descriptors: go with its first byte; the channel's from now on.
-        """
-        if self.closed or self._told:
+    def _frame(
+        self,
+        id: int,
+        command: int,
+        flags: int,
+        error: int,
+        payload: bytes,
+        descriptors: Sequence[Descriptor] = (),
+    ) -> None:
+        """Sends a whole message, now or when there is room."""
+        if self._fd < 0 or self._told:
             close_all(descriptors)
             return
+        sent, size = 0, _HEAD + len(payload)
         if not self._unsent and not descriptors:
             try:
-                sent = self._socket.send(data, _SEND)
-            except (BlockingIOError, InterruptedError):
-                sent = 0
-            except OSError as error:
-                self._tell(f"the client is gone: {error.strerror}")
+                sent = frame_send(self._fd, id, command, flags, error, payload)
+            except OSError as gone:
+                self._tell(_in_words(gone))
                 return
-            if sent == len(data):
+            if sent == size:
                 return
-            data = data[sent:]
-        self._unsent.append((memoryview(data), list(descriptors)))
-        self._unread_bytes += len(data)
+        data = HEADER.pack(id, command, size, flags, error) + payload
+        self._unsent.append((memoryview(data)[sent:], list(descriptors)))
+        self._unread_bytes += size - sent
         self._flush()
         if self._unread_bytes > MOST_UNREAD:
             self._tell(f"the client does not read: {self._unread_bytes} bytes wait")
@@ -280,8 +230,8 @@ class Channel:
                     self._unsent.popleft()
         except (BlockingIOError, InterruptedError):
             pass
-        except OSError as error:
-            self._tell(f"the client is gone: {error.strerror}")
+        except OSError as gone:
+            self._tell(_in_words(gone))
         self._watch()
 
     # --- the end ----------------------------------------------------------------------------------
@@ -289,7 +239,7 @@ class Channel:
     @property
     def closed(self) -> bool:
         """Nothing is read or sent any more."""
-        return self._socket.fileno() < 0
+        return self._fd < 0
 
     def close(self) -> None:
         """Lets go of the connection and of all that came and was not asked for."""
@@ -301,9 +251,18 @@ class Channel:
         if self._epoll is not None:
             self._epoll.close()
             self._epoll = None
+        self._fd = -1
         self._socket.close()
-        close_all(self._received)
-        self._received.clear()
+        self._frames.close()
         for _, descriptors in self._unsent:
             close_all(descriptors)
         self._unsent.clear()
+
+
+def _in_words(error: OSError) -> str:
+    if error.errno == errno.EMFILE:
+        return (
+            f"more than {MOST_DESCRIPTORS} descriptors came at once, or more than this process may"
+            " have open (ulimit -n)"
+        )
+    return f"the client is gone: {error.strerror}"

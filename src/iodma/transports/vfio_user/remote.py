@@ -18,7 +18,6 @@ from collections.abc import Callable
 from typing import Protocol
 
 from iodma.transports.vfio_user import messages as wire
-from iodma.transports.vfio_user.channel import Message
 from iodma.transports.vfio_user.messages import (
     DMA_ACCESS,
     DMA_ACCESS_SHORT,
@@ -97,18 +96,18 @@ class Remote:
             payload = DMA_ACCESS_SHORT.pack(address, length) + data + bytes(4)
         self._ask(id, command, payload)
 
-    def take(self, message: Message) -> bool:
+    def take(self, id: int, command: int, flags: int, payload: bytes) -> bool:
         """An answer has come.
 
         Returns:
             False: nobody waits for it.
         """
-        asked = self._asked.get(message.id)
-        if asked is None or asked[0] != message.command:
+        asked = self._asked.get(id)
+        if asked is None or asked[0] != command:
             return False
-        del self._asked[message.id]
-        command, length, request = asked
-        data = self._data(message, command, length)
+        del self._asked[id]
+        _, length, request = asked
+        data = None if flags & wire.ERROR else self._data(command, payload, length)
         if data is None:
             request.fail()
         else:
@@ -117,10 +116,7 @@ class Remote:
             self._send(*self._waiting.popleft())
         return True
 
-    def _data(self, message: Message, command: int, length: int) -> bytes | None:
-        payload = message.payload
-        if message.flags & wire.ERROR or payload is None:
-            return None
+    def _data(self, command: int, payload: bytes, length: int) -> bytes | None:
         if command == Command.DMA_WRITE:
             return b""  # some clients answer with the address and the count, some with neither
         if len(payload) != DMA_ACCESS.size + length:

@@ -54,10 +54,12 @@ _PLAIN = wire.COMMAND
 class _Pending:
     """A command that has begun and is not answered."""
 
-    __slots__ = ("answer", "message", "task", "timer")
+    __slots__ = ("answer", "command", "flags", "id", "task", "timer")
 
-    def __init__(self, message: Message) -> None:
-        self.message = message
+    def __init__(self, id: int, command: int, flags: int) -> None:
+        self.id = id
+        self.command = command
+        self.flags = flags
         self.task: Task[None] | None = None
         self.timer: Timer | None = None
         self.answer: bytes | int | None = None  # a payload, or an errno
@@ -97,15 +99,15 @@ class Session(Handlers):
     # --- messages ---------------------------------------------------------------------------------
 
     def _readable(self) -> None:
-        channel = self._channel
+        read = self._channel.read
         try:
             for _ in range(_AT_ONCE):
-                if self._ending or len(self._held) >= _MOST_HELD:
-                    return
-                message = channel.read()
+                message = read()
                 if message is None:
                     return
                 self._take(message)
+                if self._ending or len(self._held) >= _MOST_HELD:
+                    return
         except EndOfStream as gone:
             self.end(str(gone))
         except BaseException:
@@ -113,90 +115,89 @@ class Session(Handlers):
             raise
 
     def _take(self, message: Message) -> None:
-        kind = message.flags & wire.TYPE_MASK
-        if message.payload is None:
-            self._fail(message, Refusal(errno.EINVAL, "a message of that size"))
+        id, command, flags, _, payload, descriptors = message
+        kind = flags & wire.TYPE_MASK
+        if kind == wire.COMMAND and payload is not None and self._agreed:
+            if self._pending and not self._may_begin(command):
+                self._held.append(message)
+                if len(self._held) >= _MOST_HELD:
+                    self._channel.pause()
+                return
+            self._do(id, command, flags, payload, descriptors)
+        elif payload is None:
+            self._fail(id, command, flags, Refusal(errno.EINVAL, "a message of that size"))
             if self._channel.has_more or not self._agreed:
                 self.end("messages cannot be told from each other any more")
         elif not self._agreed:
-            self._negotiate(message)
-        elif kind == wire.REPLY and self._twin is None and self.remote.take(message):
-            pass
-        elif kind != wire.COMMAND:
-            self._fail(message, Refusal(errno.EINVAL, "an answer that nobody waits for"))
-        elif self._may_begin(message):
-            self._do(message)
-        else:
-            self._held.append(message)
-            if len(self._held) >= _MOST_HELD:
-                self._channel.pause()
-            return
-        if message.descriptors:
-            close_all(message.descriptors)
+            self._negotiate(id, command, flags, payload, descriptors)
+        elif kind != wire.REPLY or self._twin or not self.remote.take(id, command, flags, payload):
+            self._fail(id, command, flags, Refusal(errno.EINVAL, "an answer nobody waits for"))
+        if descriptors:
+            close_all(descriptors)
 
-    def _may_begin(self, message: Message) -> bool:
-        if not self._pending:
-            return True
+    def _may_begin(self, command: int) -> bool:
+        """While others wait: unmaps wait together."""
         return (
-            message.command == Command.DMA_UNMAP
+            command == Command.DMA_UNMAP
             and not self._held
-            and self._pending[-1].message.command == Command.DMA_UNMAP
+            and self._pending[-1].command == Command.DMA_UNMAP
         )
 
-    def _do(self, message: Message) -> None:
-        payload = message.payload
-        assert payload is not None
+    def _do(
+        self, id: int, command: int, flags: int, payload: bytes, descriptors: list[Descriptor]
+    ) -> None:
         try:
-            entry = self._handlers.get(message.command)
+            entry = self._handlers.get(command)
             if entry is None or len(payload) < entry[0]:
-                wire.check(message.command, len(payload))
+                wire.check(command, len(payload))
                 raise Refusal(errno.EINVAL, "it was done already")
-            result = entry[1](payload, message.descriptors)
+            result = entry[1](payload, descriptors)
         except (AnyRefusal, Error, OSError) as why:
-            self._answer(message, why)
+            self._answer(id, command, flags, self._refused(command, why))
             return
-        if callable(result):
-            self._wait(message, result)
+        if result.__class__ is bytes or not callable(result):
+            self._answer(id, command, flags, result)
         else:
-            self._answer(message, result)
+            self._wait(id, command, flags, result)
 
-    def _answer(self, message: Message, answer: bytes | Answer | Exception) -> None:
-        """Answers a command that is done at once; behind those that began before it."""
+    def _answer(self, id: int, command: int, flags: int, answer: bytes | Answer | int) -> None:
+        """Answers a command that is done at once, with an errno if it is a number; behind those
+        that began before it."""
         if self._pending:  # an unmap that did not have to wait
-            pending = _Pending(message)
-            if isinstance(answer, Exception):
-                pending.answer = self._refused(message, answer)
-            else:
-                assert isinstance(answer, bytes)
-                pending.answer = answer
+            assert not isinstance(answer, Answer)
+            pending = _Pending(id, command, flags)
+            pending.answer = answer
             self._pending.append(pending)
-        elif isinstance(answer, Exception):
-            self._fail(message, answer)
-        elif message.flags & wire.NO_REPLY:
-            if isinstance(answer, Answer):
-                close_all(answer.descriptors)
         elif isinstance(answer, Answer):
-            self._channel.reply(message.id, message.command, *answer)
+            if flags & wire.NO_REPLY:
+                close_all(answer.descriptors)
+            else:
+                self._channel.reply(id, command, *answer)
+        elif flags & wire.NO_REPLY:
+            pass
+        elif isinstance(answer, int):
+            self._channel.fail(id, command, answer)
         else:
-            self._channel.reply(message.id, message.command, answer)
+            self._channel.reply(id, command, answer)
 
-    def _fail(self, message: Message, why: Exception) -> None:
-        number = self._refused(message, why)
-        if not message.flags & wire.NO_REPLY:
-            self._channel.fail(message.id, message.command, number)
+    def _fail(self, id: int, command: int, flags: int, why: Exception) -> None:
+        number = self._refused(command, why)
+        if not flags & wire.NO_REPLY:
+            self._channel.fail(id, command, number)
 
-    def _refused(self, message: Message, why: Exception) -> int:
-        log.warning("%s: %s: %s", self.name, title(message.command), _in_words(why))
+    def _refused(self, command: int, why: Exception) -> int:
+        """Tells of it; gives its errno."""
+        log.warning("%s: %s: %s", self.name, title(command), _in_words(why))
         number = why.errno if isinstance(why, Refusal | OSError) else None
         return number or errno.EINVAL
 
     # --- messages that wait -----------------------------------------------------------------------
 
-    def _wait(self, message: Message, later: Later) -> None:
-        pending = _Pending(message)
+    def _wait(self, id: int, command: int, flags: int, later: Later) -> None:
+        pending = _Pending(id, command, flags)
         self._pending.append(pending)
         pending.timer = self.engine.call_later(DEADLINE_S, partial(self._late, pending))
-        name = f"{self.name}.{title(message.command)}"
+        name = f"{self.name}.{title(command)}"
         pending.task = task = self.engine.start(self._wait_for(pending, later), name=name)
         self._tasks.add(task)
         task._when_done(self._tasks.discard)
@@ -205,7 +206,7 @@ class Session(Handlers):
         try:
             answer: bytes | int = await later()
         except (AnyRefusal, Error, OSError) as why:
-            answer = self._refused(pending.message, why)
+            answer = self._refused(pending.command, why)
             why.__traceback__ = None  # it has this session, and what was awaited has it
         except Exception:
             self.end("an error of this program")
@@ -213,9 +214,7 @@ class Session(Handlers):
         self._settle(pending, answer)
 
     def _late(self, pending: _Pending) -> None:
-        log.error(
-            "%s: %s is not done after %g s", self.name, title(pending.message.command), DEADLINE_S
-        )
+        log.error("%s: %s is not done after %g s", self.name, title(pending.command), DEADLINE_S)
         self._settle(pending, errno.ETIMEDOUT)
 
     def _settle(self, pending: _Pending, answer: bytes | int) -> None:
@@ -224,45 +223,42 @@ class Session(Handlers):
         pending.answer = answer
         if pending.timer is not None:
             pending.timer.cancel()
-        while self._pending and self._pending[0].answer is not None:
-            done = self._pending.popleft()
-            message = done.message
-            if message.flags & wire.NO_REPLY:
+        while self._pending and (done := self._pending[0]).answer is not None:
+            self._pending.popleft()
+            if done.flags & wire.NO_REPLY:
                 continue
             if isinstance(done.answer, int):
-                self._channel.fail(message.id, message.command, done.answer)
+                self._channel.fail(done.id, done.command, done.answer)
             else:
-                self._channel.reply(message.id, message.command, done.answer or b"")
+                self._channel.reply(done.id, done.command, done.answer or b"")
         while self._held and not self._ending and self._may_begin_held():
-            held = self._held.popleft()
+            id, command, flags, _, payload, descriptors = self._held.popleft()
             try:
-                self._do(held)
+                self._do(id, command, flags, payload or b"", descriptors)
             finally:
-                close_all(held.descriptors)
+                close_all(descriptors)
         if not self._ending and len(self._held) < _MOST_HELD:
             self._channel.resume()
 
     def _may_begin_held(self) -> bool:
         return not self._pending or (
-            self._held[0].command == Command.DMA_UNMAP
-            and self._pending[-1].message.command == Command.DMA_UNMAP
+            self._held[0][1] == Command.DMA_UNMAP and self._pending[-1].command == Command.DMA_UNMAP
         )
 
     # --- the first message ------------------------------------------------------------------------
 
-    def _negotiate(self, message: Message) -> None:
+    def _negotiate(
+        self, id: int, command: int, flags: int, payload: bytes, descriptors: list[Descriptor]
+    ) -> None:
         try:
-            if message.command != Command.VERSION or message.flags & wire.TYPE_MASK:
+            if command != Command.VERSION or flags & wire.TYPE_MASK:
                 raise Refusal(errno.EINVAL, "the first message is VERSION")
-            assert message.payload is not None
-            wire.check(message.command, len(message.payload))
-            if message.descriptors:
-                raise Refusal(
-                    errno.EINVAL, f"{len(message.descriptors)} descriptors; none is right"
-                )
-            self.client = version.parse(message.payload)
+            wire.check(command, len(payload))
+            if descriptors:
+                raise Refusal(errno.EINVAL, f"{len(descriptors)} descriptors; none is right")
+            self.client = version.parse(payload)
         except Refusal as why:
-            self._fail(message, why)
+            self._fail(id, command, flags, why)
             self.end("no version was agreed on")
             return
         self._agreed = True
@@ -274,11 +270,10 @@ class Session(Handlers):
             other.setblocking(True)
             self._twin = Channel(self.engine, mine, self._twin_readable, self.end)
             theirs.append(Descriptor(other.detach()))
-        if message.flags & wire.NO_REPLY:
+        if flags & wire.NO_REPLY:
             close_all(theirs)
             return
-        answer = version.answer(self.client, bool(theirs))
-        self._channel.reply(message.id, message.command, answer, theirs)
+        self._channel.reply(id, command, version.answer(self.client, bool(theirs)), theirs)
 
     # --- commands to the client -------------------------------------------------------------------
 
@@ -293,14 +288,15 @@ class Session(Handlers):
                 message = None if self._ending else twin.read()
                 if message is None:
                     return
-                close_all(message.descriptors)
-                is_reply = message.flags & wire.TYPE_MASK == wire.REPLY
-                if message.payload is None:
+                id, command, flags, _, payload, descriptors = message
+                close_all(descriptors)
+                is_reply = flags & wire.TYPE_MASK == wire.REPLY
+                if payload is None:
                     self.end("messages of the twin socket cannot be told from each other any more")
-                elif is_reply and self.remote.take(message):
+                elif is_reply and self.remote.take(id, command, flags, payload):
                     pass
-                elif not message.flags & wire.NO_REPLY:
-                    twin.fail(message.id, message.command, errno.EINVAL)
+                elif not flags & wire.NO_REPLY:
+                    twin.fail(id, command, errno.EINVAL)
         except EndOfStream as gone:
             self.end(f"of the twin socket: {gone}")
 
@@ -326,7 +322,7 @@ class Session(Handlers):
             task.cancel()
             await _ended(task)
         for held in self._held:
-            close_all(held.descriptors)
+            close_all(held[5])
         self._held.clear()
         self._doorbells.close()
         self.irqs.close()
