@@ -67,7 +67,7 @@ def completion(
     /,
 ) -> Completion: ...
 
-@disjoint_base
+@final
 class Frames:
     """Messages of a stream socket: a header of 16 bytes, a payload, descriptors."""
 
@@ -77,6 +77,7 @@ class Frames:
     ) -> tuple[int, int, int, int, bytes | None, tuple[int, ...]] | None: ...
     def close(self) -> None: ...
 
+@disjoint_base
 class Region:
     def __new__(
         cls, kind: int, fd: int, offset: int, size: int, target: _WindowTarget | None = None
