@@ -200,7 +200,7 @@ static void sleep_for_completions(Engine *engine, int64_t timeout)
 	backend->watch = engine->watch;
 	if ((core->driven || engine->drivers_armed) && ext_drivers_arm(engine))
 		return;
-	bool worth = core->with_backend || core->with_drivers || backend->watches;
+	bool worth = core->with_backend || core->with_drivers || backend->watches || engine->watch_armed;
 	uint64_t spin = worth ? engine->spin_now : 0;
 	uint64_t hits = backend->stats.spin_hits;
 	uint32_t least = least_wanted(engine);
