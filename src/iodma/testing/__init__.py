@@ -20,6 +20,7 @@ from iodma.testing.inject import Inject, Rule
 from iodma.testing.leaks import LeakError, no_leaks
 from iodma.testing.lossy import LossyDisk
 from iodma.testing.memory import FakeMemory
+from iodma.testing.pci import PciDriver
 from iodma.testing.strict import strict_engine
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Inject",
     "LeakError",
     "LossyDisk",
+    "PciDriver",
     "Request",
     "Rule",
     "ScriptedEndpoint",
