@@ -3,6 +3,7 @@
 
 iodma check examples/rung1_registers.py      the register map, as a datasheet would list it
 iodma run examples/rung1_registers.py        the device against the driver below
+iodma run examples/rung1_registers.py --socket-path=S       as a PCI function of a virtual machine
 """
 
 import iodma

@@ -21,6 +21,7 @@ first, and looks at the ring then.
 
 iodma check examples/rung3_copy_engine.py
 iodma run examples/rung3_copy_engine.py
+iodma run examples/rung3_copy_engine.py --socket-path=S       as a PCI function of a virtual machine
 """
 
 from enum import IntFlag

@@ -22,7 +22,9 @@ the message: the cause is in IRQ, and no other comes for it until the driver ack
 
 iodma run examples/rung4_faulty_engine.py
 iodma run examples/rung4_faulty_engine.py seed=7 'faults=write fault chance=0.2; done lose every=3'
-iodma run examples/rung4_faulty_engine.py faults=plan.txt
+iodma run examples/rung4_faulty_engine.py --socket-path=S faults=plan.txt
+
+The last one is for a driver in a virtual machine: docs/how-to-test-a-driver.md.
 """
 
 import logging

@@ -34,6 +34,8 @@ MSIX_MOST = 2048
 #: Kind -> least and most bytes of a BAR.
 _SIZES = {"memory": (16, 1 << 31), "memory64": (16, 1 << 63), "io": (4, 256)}
 _ROM_MOST = 16 << 20
+#: The least of guests' pages: a smaller BAR shares its page with others.
+_PAGE = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,10 +297,12 @@ class Pci:
             holds = [bar for bar in behind if bar.at <= register.offset and register.end <= bar.end]
             if not holds:
                 there = ", ".join(f"{bar.at:#x}..{bar.end:#x} (BAR {bar.index})" for bar in behind)
+                end = max(each.end for each in registers)
+                all_of_them = max(_PAGE, 1 << (end - 1).bit_length())
                 raise AddressRangeError(
                     f"{device.__name__}.{register.name} at {register.offset:#x}.."
                     f"{register.end:#x} is behind none of the BARs, which show "
-                    f"{there or 'no registers'}"
+                    f"{there or 'no registers'}; bars={{0: {all_of_them}}} would show all"
                 )
             for bar in holds:
                 if bar.table is not None and register.end > bar.at + bar.table:

@@ -135,7 +135,7 @@ def driver_of(loaded: Loaded) -> Driver:
     if not inspect.iscoroutinefunction(driver):
         raise LoadError(
             f"{loaded.path}: defines no `async def driver(bus, device)` to run against"
-            f" {loaded.device.__name__}; `iodma check` needs none"
+            f" {loaded.device.__name__}; `iodma check` needs none, nor does --socket-path"
         )
     return driver
 
