@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import iodma
 from iodma.pci import Capability, Function
+from iodma.testing import Answer, Clock, FakeMemory, ScriptedEndpoint, strict_engine
 from tests.unit.engines import Held, WatchedEngine, run, settle
 from tests.unit.pcikit import BUS_MASTER, COMMAND, Lines, Noted, capability, described, put, word
 
@@ -253,6 +254,34 @@ def test_clearing_it_is_acknowledged_when_nothing_is_in_flight(machine: Machine)
     settle(machine.engine)
     assert ended and machine.status == iodma.Status.OK
     assert machine.function.config_write(COMMAND, b"\0\0") is None
+
+
+def test_a_deadline_that_passes_is_no_acknowledgement(caplog: pytest.LogCaptureFixture) -> None:
+    with (
+        strict_engine(clock=Clock()) as engine,
+        FakeMemory(8192) as memory,
+        ScriptedEndpoint(4096, script=lambda _: Answer.hold(), on_cancel="ignore") as disk,
+    ):
+        device = Mover(engine.port(iodma.PciSlot(memory)), disk=disk)
+        engine.attach(device)
+        function = Function(device)
+
+        async def main() -> None:
+            for stop in (lambda: function.config_write(COMMAND, b"\0\0"), lambda: flr(function)):
+                function.config_write(COMMAND, BUS_MASTER)
+                function.bar_write(0, 4, bytes(4))
+                while not disk.waiting:
+                    await engine.sleep(0)
+                waits, ended = done(stop())
+                task = engine.start(waits)
+                await engine.sleep(60)
+                assert not ended and "still held" in caplog.text
+                disk.answer_all()
+                await task
+                assert ended
+                caplog.clear()
+
+        engine.run(main())
 
 
 def test_transactions_pending_is_told(machine: Machine) -> None:

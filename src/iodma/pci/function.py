@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from iodma.devices import Device
 from iodma.errors import AddressRangeError, ArgumentError, ArgumentTypeError, DmaFault
+from iodma.lease import Revocation, revoke
 from iodma.log import GuestLog
 from iodma.memory import Ram
 from iodma.pci import capabilities
@@ -305,7 +306,7 @@ class Function:
             # Also where it is shut already: what came through before may still be in flight.
             revocation = self.slot.set_bus_master(on, cancel=cancel)
             if revocation is not None and not revocation.done:
-                self._waits.append(revocation)
+                self._waits.append(_Drained(self.slot, revocation))
         self._on = on
         self.interrupts.set_gate(on, not asleep)
 
@@ -341,6 +342,24 @@ class _All:
     def __await__(self) -> Generator[Any, Any, None]:
         for each in self._waits:
             yield from each.__await__()
+
+
+class _Drained:
+    """That nothing is in flight any more which came through a slot, however long it takes.
+
+    When the deadline of a revocation has passed, what holds it is in the log. That it failed is no
+    acknowledgement; a transport has a deadline of its own, and an error for it.
+    """
+
+    __slots__ = ("_revocation", "_slot")
+
+    def __init__(self, slot: PciSlot, revocation: Revocation) -> None:
+        self._slot = slot
+        self._revocation = revocation
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        if not (yield from self._revocation.__await__()):
+            yield from revoke(self._slot, 0, 0, cancel=False, deadline=None).__await__()
 
 
 def slot_of(device: Device) -> PciSlot | None:
