@@ -375,7 +375,7 @@ static int ring_reap(struct vu_client *c, struct ring *r, struct vu_result *out)
 
 int vu_run_lists(struct vu_client *c, const struct vu_lists *job, struct vu_result *out)
 {
-	struct ring r = { .job = job };
+	struct ring r = { .job = job, .tail = c->next_list % job->entries, .head = c->next_list % job->entries };
 	uint64_t start, now;
 	int error = 0, groups = (int)(job->entries / job->group) - 1; /* the ring is never all full */
 
@@ -401,6 +401,7 @@ int vu_run_lists(struct vu_client *c, const struct vu_lists *job, struct vu_resu
 			break;
 		}
 	}
+	c->next_list = r.tail;
 	out->ns = now - start; /* what was begun in time is waited for, and counts */
 	return error;
 }

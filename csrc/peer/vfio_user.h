@@ -64,6 +64,7 @@ struct vu_client {
 	int sock;
 	uint16_t id;
 	uint32_t patience_ms;
+	uint32_t next_list; /* in the ring: where the next run goes on, as the device does */
 	bool broken;
 	char error[160];
 };

@@ -80,6 +80,8 @@ def bench(args: argparse.Namespace) -> int:
 
     if args.name == "core":
         from iodma.tools.bench.run import run
+    elif args.name == "vfio-user":
+        from iodma.tools.bench.vfio_user import run
     else:
         from iodma.tools.bench.vhost_user_blk import run
     options = Options(

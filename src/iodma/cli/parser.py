@@ -411,7 +411,8 @@ def check_qemu_args(found: argparse.Namespace, fail: Fail) -> None:
 
 
 def add_bench(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", choices=("core", "vhost-user-blk"), help="which benchmark")
+    names = ("core", "vhost-user-blk", "vfio-user")
+    parser.add_argument("name", choices=names, help="which benchmark")
     parser.add_argument(
         "--json", metavar="OUT", type=Path, help="write rows, peers and machine to this file"
     )

@@ -10,6 +10,10 @@
 | `fio` | the peer that is a program |
 | `vhost_user_blk` | the rows of `iodma bench vhost-user-blk` measured; `vhost_works`: as data |
 | `vhost_servers`, `vhost_load` | the servers, and the client that loads one in a worker |
+| `vfio_user` | the rows of `iodma bench vfio-user` measured; `vfio_works`: as data |
+| `vfio_device`, `vfio_peer` | our server, and those in C; `vfio_layout`: what all agree on |
+| `vfio_client`, `vfio_load` | the client, and what it does in a worker |
+| `servers` | a server as a process |
 | `lists`, `maps`, `files` | what both sides are given |
 | `options` | what can be asked for |
 | `run` | puts the benchmark of the core together |
@@ -26,4 +30,5 @@ __all__ = ["NAMES"]
 NAMES = {
     "core": "the core against fio and against C loops: throughput, latency, memory",
     "vhost-user-blk": "`iodma serve blk` against qemu-storage-daemon, loaded by one client",
+    "vfio-user": "a device of ours served over vfio-user, against C servers and memcpy",
 }

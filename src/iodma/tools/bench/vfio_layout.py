@@ -35,7 +35,7 @@ PAGE_SOURCE, PAGE_TARGET = 0x40000, 0x80000
 #: Copies by lists: the ring of descriptors, their tables, and the pages.
 RING_AT, TABLES_AT, PAGES_AT = 0, 0x100000, 0x200000
 DESCRIPTOR_BYTES, RESULT_AT, RESULT_BYTES = 32, 24, 8
-LISTS, GROUP, SEGMENTS = 64, 8, 64
+LISTS, GROUP, SEGMENTS = 64, 16, 64
 LIST_BYTES = SEGMENTS * PAGE
 #: What the device reads and writes for a list, beside what it copies: control, not payload.
 ENTRY_BYTES = 16
