@@ -514,6 +514,18 @@ def test_one_sink_at_a_time() -> None:
     assert again.take() == [True]
 
 
+def test_a_sink_that_masked_intx_leaves_it_asserted_for_the_next() -> None:
+    device = Lines()
+    function, first, second = Function(device), Noted(), Noted()
+    disconnect = function.interrupts.connect(first)
+    function.interrupts.mask("intx", 0)
+    device.interrupt.set(True)
+    disconnect()
+    assert function.interrupts.level and first.take() == []
+    function.interrupts.connect(second)
+    assert second.take() == [True]
+
+
 def test_vectors_that_are_not_there() -> None:
     function, _, _ = connected(described(msi=2)())
     for kind, vector in (("msi", 2), ("msi", -1), ("msix", 0), ("intx", 1), ("nmi", 0)):

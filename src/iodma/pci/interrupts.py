@@ -123,6 +123,7 @@ class Interrupts:
                 self._forget()
                 self._masked = dict.fromkeys(self.counts, 0)
                 self._choose()
+                self._drive()
 
         if self.level:
             sink.intx(True)
