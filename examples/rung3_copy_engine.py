@@ -27,7 +27,7 @@ iodma run examples/rung3_copy_engine.py --socket-path=S       as a PCI function 
 from enum import IntFlag
 
 import iodma
-from iodma.testing import Inject, strict_engine
+from iodma.testing import Inject, PciDriver, strict_engine
 
 DESCRIPTOR = "<QQII"
 DESCRIPTOR_BYTES = 32
@@ -254,20 +254,6 @@ def tried(test, ram_bytes=4 << 20):
         return engine.run(test(guest, inject))
 
 
-class Messages:
-    """Counts MSI-X messages, by vector."""
-
-    def __init__(self, device) -> None:
-        self.sent = [0, 0]
-        function = iodma.pci.Function(device)
-        function.config_write(0x04, b"\x06\x00")  # memory space, bus master
-        function.interrupts.connect(self)
-        function.interrupts.route("msix")
-
-    def message(self, vector: int) -> None:
-        self.sent[vector] += 1
-
-
 def test_the_copy_engine() -> None:
     with iodma.Engine(strict=True) as engine, iodma.Ram(4 << 20) as ram:
         device = CopyEngine(engine.port(iodma.Memory({0: ram})))
@@ -292,21 +278,39 @@ def test_a_fault_in_the_middle_of_a_page() -> None:
 
 def test_a_message_for_each_cause_and_again_for_what_is_left() -> None:
     async def test(guest, inject):
-        messages = Messages(guest.device)
-        guest.describe(0, 0x8000, 0x9000, 16, flags=1)
-        assert await guest.ring(1) == Cause.DONE
-        assert messages.sent == [1, 0]
-        inject.fault(0x9000, 1, times=1)
-        guest.describe(1, 0x8000, 0x9000, 16)
-        assert await guest.ring(2) == Cause.FAILED
-        assert messages.sent == [1, 1]
-        guest.device.cause(Cause.FAILED)
-        guest.device.cause(Cause.HALTED)
-        assert messages.sent == [1, 2]  # the line was raised when the second cause came
-        guest.bus.write32(0x1C, Cause.FAILED)
-        assert messages.sent == [1, 3]
-        guest.bus.write32(0x1C, Cause.HALTED)
-        assert messages.sent == [1, 3]
+        with PciDriver(guest.device) as pci:
+            pci.enable()
+            pci.use_msix()
+            guest.describe(0, 0x8000, 0x9000, 16, flags=1)
+            assert await guest.ring(1) == Cause.DONE
+            assert pci.counts == {0: 1}
+            inject.fault(0x9000, 1, times=1)
+            guest.describe(1, 0x8000, 0x9000, 16)
+            assert await guest.ring(2) == Cause.FAILED
+            assert pci.counts == {0: 1, 1: 1}
+            guest.device.cause(Cause.FAILED)
+            guest.device.cause(Cause.HALTED)
+            assert pci.counts[1] == 2  # the line was raised when the second cause came
+            pci.write32(0x1C, Cause.FAILED)
+            assert pci.counts[1] == 3
+            pci.write32(0x1C, Cause.HALTED)
+            assert pci.counts == {0: 1, 1: 3}
+
+    tried(test)
+
+
+def test_without_bus_mastering_no_byte_moves() -> None:
+    async def test(guest, inject):
+        with PciDriver(guest.device) as pci:  # and no enable()
+            guest.describe(0, 0x8000, 0x9000, 16, flags=1)
+            assert await guest.ring(1) == Cause.HALTED
+            assert guest.result(0) == (0, 0)
+            pci.enable()
+            pci.write32(0x0C, 1)
+            while pci.read32(0x10) & State.RESETTING:
+                await guest.device.engine.sleep(0)
+            guest.set_up()
+            assert await guest.ring(1) == Cause.DONE
 
     tried(test)
 

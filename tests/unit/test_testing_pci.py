@@ -46,7 +46,6 @@ def driven() -> Iterator[tuple[iodma.Engine, PciDriver, FakeMemory]]:
         ScriptedEndpoint(b"0123456789") as disk,
     ):
         device = Reader(engine.port(iodma.PciSlot(memory)), disk=disk)
-        engine.attach(device)
         with PciDriver(device) as driver:
             yield engine, driver, memory
 

@@ -35,7 +35,8 @@ _WIDTHS = (1, 2, 4, 8)
 class PciDriver:
     """Drives a device, which becomes a `pci.Function` if it is none yet.
 
-    It is connected to the function's interrupts until it is closed: a context manager.
+    The device is attached to its port's engine, if it is not yet. It is connected to the function's
+    interrupts until it is closed: a context manager.
 
     Attributes:
         function: the `pci.Function`.
@@ -55,6 +56,7 @@ class PciDriver:
         self._taken: Counter[int] = Counter()
         self._came: Event | None = None
         self._disconnect = self.function.interrupts.connect(self)
+        self.function.device._plug()
 
     def __repr__(self) -> str:
         return f"<PciDriver of {self.function!r}>"
