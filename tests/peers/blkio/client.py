@@ -24,8 +24,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+from tests.peers.guests.foreign import unpack
+
 SUITE, PACKAGES = "trixie", ("libblkio-dev", "libc6-dev")
-SCRIPT = Path(__file__).parents[3] / "scripts" / "foreign_debian.sh"
 SOURCE = Path(__file__).with_name("client.c")
 
 FUA, NO_UNMAP, NO_FALLBACK = 1, 2, 4
@@ -52,18 +53,13 @@ def make_program(folder: Path) -> Program:
     Raises:
         FileNotFoundError: the packages cannot be had here, and why.
     """
-    done = subprocess.run(
-        [str(SCRIPT), SUITE, *PACKAGES], capture_output=True, text=True, timeout=150, check=False
-    )
-    if done.returncode:
-        raise FileNotFoundError(f"no libblkio of Debian {SUITE}: {done.stderr.strip()}")
-    root = Path(done.stdout.strip())
+    foreign = unpack(SUITE, *PACKAGES)
     program = folder / "client"
-    (loader,) = root.glob("usr/lib/*/ld-linux*.so.*")
+    loader = foreign.one("usr/lib/*/ld-linux*.so.*")
     libraries = loader.parent
     subprocess.run(
         [
-            *("gcc", f"--sysroot={root}", "-std=gnu11", "-O1", "-g", "-Wall", "-Werror"),
+            *("gcc", f"--sysroot={foreign.root}", "-std=gnu11", "-O1", "-g", "-Wall", "-Werror"),
             # gcc looks beside itself first, also for a sysroot.
             *(f"-B{libraries}/", f"-L{libraries}"),
             *("-o", str(program), str(SOURCE), "-lblkio"),

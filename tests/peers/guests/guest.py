@@ -4,6 +4,7 @@
 Invariants:
 
 - A guest is one process group of its own, ended by its id. `close()` returns when it is gone.
+  A test run that is killed takes it along.
 - Everything waited for has a deadline; what comes too late, and a guest that ends by itself, raise
   `GuestError`, which carries the ends of the console, of the job's output and of every other log.
 - Jobs run as root inside the guest and nowhere else.
@@ -27,6 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from tests.peers.guests.process import mortal
 
 TAIL_LINES = 40
 PIECE = 384  # bytes of base64 in a line: less than what a terminal holds for a slow reader
@@ -101,7 +104,7 @@ class Guest:
         far = self._far.fileno()
         with open(self.errors, "wb") as errors, open(self.console, "wb") as console:
             self._process = subprocess.Popen(
-                self.command(far),
+                mortal(self.command(far)),
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=errors,

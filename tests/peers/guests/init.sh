@@ -20,8 +20,8 @@ for module in /lib/modules/*; do insmod "$module"; done
 [ ! -e /proc/sys/kernel/hung_task_timeout_secs ] || echo 20 >/proc/sys/kernel/hung_task_timeout_secs
 echo 1 >/proc/sys/vm/overcommit_memory
 
-exec <"/dev/$CHANNEL" >"/dev/$CHANNEL" 2>&1
-stty raw -echo
+exec <>"/dev/$CHANNEL" >&0 2>&1 # opened once: not every kind of port lets itself be opened twice
+[ ! -t 0 ] || stty raw -echo
 [ -e /~ ] || echo "the guest has too little memory for its initramfs"
 say() { printf '\n%s %s\n' "$TOKEN" "$*"; }
 

@@ -95,6 +95,8 @@ class Qemu(Guest):
 
     name = "qemu"
     boot_seconds = 60.0
+    processor = "qemu64,+rdrand"
+    terminals = ("ttyS0", "ttyS1")  # of the kernel's messages, and of the jobs
 
     def __init__(
         self,
@@ -174,23 +176,39 @@ class Qemu(Guest):
 
     def command(self, channel: int) -> list[str]:
         machine = self.machine
-        kernel = f"console=ttyS0 panic=-1 CHANNEL=ttyS1 TOKEN={self.token} {machine.kernel}"
+        console, jobs = self.terminals
+        kernel = f"console={console} panic=-1 CHANNEL={jobs} TOKEN={self.token} {machine.kernel}"
         return [
-            find_program("qemu-system-x86_64"),
+            *self.program(),
             *("-nodefaults", "-no-user-config", "-display", "none"),
             *([] if machine.reboots else ["-no-reboot"]),
             *(["-incoming", "defer"] if machine.incoming else []),
-            *("-accel", "tcg", "-cpu", "qemu64,+rdrand", "-smp", str(machine.processors)),
+            *("-accel", "tcg", "-cpu", self.processor, "-smp", str(machine.processors)),
             *("-kernel", str(self.boot.kernel), "-initrd", str(self.boot.initramfs)),
             *("-append", kernel.strip()),
-            *("-chardev", f"file,id=console,path={self.console}", "-serial", "chardev:console"),
-            *("-chardev", f"socket,id=jobs,fd={channel}", "-serial", "chardev:jobs"),
+            *("-chardev", f"file,id=console,path={self.console}"),
+            *("-chardev", f"socket,id=jobs,fd={channel}"),
+            *self.terminal_options(),
             *("-chardev", f"socket,id=qmp,fd={self._monitor.fileno()}"),
             *("-mon", "chardev=qmp,mode=control"),
             *machine.arguments,
             *(self.memory_options() if machine.options is None else machine.options),
-            *(self.disk_options(self.disk) if self.disk and machine.options is None else []),
+            *(self.device_options() if machine.options is None else []),
         ]
+
+    # --- for kinds of machines
+
+    def program(self) -> list[str]:
+        """What starts QEMU."""
+        return [find_program("qemu-system-x86_64")]
+
+    def terminal_options(self) -> list[str]:
+        """The devices behind the chardevs "console" and "jobs"."""
+        return ["-serial", "chardev:console", "-serial", "chardev:jobs"]
+
+    def device_options(self) -> list[str]:
+        """What the machine has beside its memory."""
+        return self.disk_options(self.disk) if self.disk else []
 
     def memory_options(self) -> list[str]:
         """The machine type with its memory: one file, to be shared with the server."""

@@ -4,10 +4,10 @@
 Invariants:
 
 - Everything comes from Debian packages that are installed here (scripts/prerequisites.sh lists
-  them), each program with the libraries that ldd names; nothing is downloaded, nothing needs root.
+  them) or unpacked (foreign.py), each program with its libraries; nothing needs root.
 - What is made is in the folder that was asked for, and nowhere else.
 - Modules are loaded in the order of their names: each after those that it depends on, which is what
-  the kernel's own modules.dep says.
+  the kernel's own modules.dep says, or where nobody has made that yet, the modules themselves.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import stat
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from tests.peers.guests.foreign import Foreign
 
 INIT = Path(__file__).with_name("init.sh")
 #: Beside busybox, whose applets would win over a program of the same name. mkfs.ext4 is mke2fs.
@@ -38,20 +40,31 @@ def find_program(name: str) -> str:
     return found
 
 
-def make_root(folder: Path, modules: Sequence[Path]) -> Path:
-    """Fills `folder`, which must not exist yet, with the root of a guest."""
+def make_root(
+    folder: Path,
+    modules: Sequence[Path],
+    *,
+    programs: Sequence[str] = PROGRAMS,
+    busybox: Path | None = None,
+) -> Path:
+    """Fills `folder`, which must not exist yet, with the root of a guest.
+
+    Args:
+        programs: This machine's, in place of busybox's.
+        busybox: Of the guest's architecture; None: this machine's. They are of one version, or what
+            one of them does not have is missing in the guest.
+    """
     for name in FOLDERS:
         (folder / name).mkdir(parents=True)
-    programs = folder / "bin"
-    busybox = find_program("busybox")
-    shutil.copy(busybox, programs / "busybox")
-    listed = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True)
+    ours = find_program("busybox")
+    shutil.copy(busybox or ours, folder / "bin/busybox")
+    listed = subprocess.run([ours, "--list"], capture_output=True, text=True, check=True)
     for applet in listed.stdout.split():
-        if applet != "busybox" and applet not in PROGRAMS:
-            (programs / applet).symlink_to("busybox")
-    for name in PROGRAMS:
+        if applet != "busybox" and applet not in programs:
+            (folder / "bin" / applet).symlink_to("busybox")
+    for name in programs:
         path = find_program(name)
-        shutil.copy(path, programs / name)
+        shutil.copy(path, folder / "bin" / name)
         told = subprocess.run(["ldd", path], capture_output=True, text=True, check=True).stdout
         for library in re.findall(r"(/\S+) \(0x", told):
             copy = folder / library.lstrip("/")
@@ -64,6 +77,16 @@ def make_root(folder: Path, modules: Sequence[Path]) -> Path:
     (folder / "init").chmod(0o755)
     (folder / LAST).touch()
     return folder
+
+
+def add_foreign(folder: Path, foreign: Foreign, program: str) -> None:
+    """Puts an unpacked program and its libraries where its loader looks for them."""
+    path, (loader, *libraries) = foreign.needed(program)
+    (folder / "bin" / program).unlink(missing_ok=True)  # busybox's
+    shutil.copy(path, folder / "bin" / program)
+    for file, place in ((loader, "lib64"), *((file, "lib") for file in libraries)):
+        (folder / place).mkdir(exist_ok=True)
+        shutil.copy(file, folder / place / file.name)
 
 
 def find_modules(tree: Path, names: Sequence[str]) -> list[Path]:
@@ -79,9 +102,12 @@ def find_modules(tree: Path, names: Sequence[str]) -> list[Path]:
         FileNotFoundError: The kernel has no such module.
     """
     needs: dict[str, list[str]] = {}
-    for line in (tree / "modules.dep").read_text().splitlines():
-        path, _, others = line.partition(":")
-        needs[_module_name(path)] = [path, *others.split()]
+    if (tree / "modules.dep").exists():
+        for line in (tree / "modules.dep").read_text().splitlines():
+            path, _, others = line.partition(":")
+            needs[_module_name(path)] = [path, *others.split()]
+    else:
+        needs = _found_needs(tree, names)
     built_in = {_module_name(line) for line in (tree / "modules.builtin").read_text().split()}
     found: dict[Path, None] = {}
     for name in names:
@@ -90,6 +116,23 @@ def find_modules(tree: Path, names: Sequence[str]) -> list[Path]:
         for path in reversed(needs.get(name, [])):
             found[tree / path] = None
     return list(found)
+
+
+def _found_needs(tree: Path, names: Sequence[str]) -> dict[str, list[str]]:
+    """As modules.dep has it for these modules: each one's path, then the paths of all it needs."""
+    paths = {_module_name(path.name): path for path in tree.glob("kernel/**/*.ko")}
+
+    def visit(name: str, seen: dict[str, None]) -> dict[str, None]:
+        path = paths.get(_module_name(name))
+        if path is not None:
+            data = b"\0" + path.read_bytes()
+            told = re.search(rb"\0depends=([^\0]*)\0", data)
+            for other in told[1].decode().split(",") if told and told[1] else ():
+                visit(other, seen)
+            seen[str(path.relative_to(tree))] = None
+        return seen
+
+    return {name: list(reversed(visit(name, {}))) for name in names if _module_name(name) in paths}
 
 
 def _module_name(path: str) -> str:

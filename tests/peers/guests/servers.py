@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The servers of a disk over vhost-user: this project's, and another one to compare it with.
+"""The servers that guests have: this project's, and of a disk another one to compare it with.
 
 Invariants:
 
-- A server is one process that was started here, in a group of its own, and is ended by its id.
+- A server is one process that was started here, in a group of its own, and is ended by its id. A
+  test run that is killed takes it along.
 - `start` returns when the socket can be connected to; a server that ends before that raises
   `ServerError` with what it said.
 """
@@ -23,6 +24,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.peers.guests.guest import tail
+from tests.peers.guests.process import mortal
 from tests.peers.guests.root import find_program
 
 
@@ -47,19 +49,17 @@ class Disk:
     extra: tuple[str, ...] = ()
 
 
-class Server:
-    """One disk on one socket.
+class Process:
+    """A server: one process, one log.
 
     Args:
-        work: A folder for the socket and the log.
+        work: A folder for the log.
+        name: What it is called, in what is said of it.
     """
 
-    name = "server"
-
-    def __init__(self, work: Path, disk: Disk) -> None:
-        self.disk = disk
-        self.socket = work / "vhost.sock"
-        self.log = work / f"{self.name}.log"
+    def __init__(self, work: Path, name: str) -> None:
+        self.name = name
+        self.log = work / f"{name}.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._told = 0
 
@@ -105,7 +105,7 @@ class Server:
         self.prepare()
         with open(self.log, "ab") as log:
             self._process = subprocess.Popen(
-                self.command(),
+                mortal(self.command()),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -147,6 +147,21 @@ class Server:
 
     def failed(self, reason: str) -> ServerError:
         return ServerError(f"{self.name} {reason}\n{tail(self.log)}")
+
+
+class Server(Process):
+    """One disk on one socket.
+
+    Args:
+        work: A folder for the socket and the log.
+    """
+
+    name = "server"
+
+    def __init__(self, work: Path, disk: Disk) -> None:
+        super().__init__(work, self.name)
+        self.disk = disk
+        self.socket = work / "vhost.sock"
 
 
 class Iodma(Server):
