@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.peers.guests.foreign import Foreign
 from tests.peers.guests.qemu import Boot, make_boot
 from tests.peers.guests.uml import make_uml_root
+from tests.peers.vfio_user.machine import make_s390x_boot, make_vfio_boot
+from tests.peers.vfio_user.machine import qemu11 as unpack_qemu11
 
 TOOLS = ("busybox", "fio", "mkfs.ext4", "e2fsck", "debugfs")
 
@@ -48,6 +51,37 @@ def qemu_boot(peer: Callable[[str], str]) -> Iterator[Boot]:
     with tempfile.TemporaryDirectory(prefix="iodma-qemu-") as folder:
         with needed():
             boot = make_boot(Path(folder) / "boot")
+        yield boot
+
+
+@pytest.fixture(scope="session")
+def qemu11(peer: Callable[[str], str]) -> Foreign:
+    """QEMU with vfio-user-pci, unpacked; fetched the first time."""
+    for name in ("mmdebstrap", "setpriv"):
+        peer(name)
+    with needed():
+        found = unpack_qemu11()
+    return found
+
+
+@pytest.fixture(scope="session")
+def vfio_boot(peer: Callable[[str], str]) -> Iterator[Boot]:
+    """What guests with PCI functions are started from; its packages are fetched the first time."""
+    yield from _boot(peer, make_vfio_boot)
+
+
+@pytest.fixture(scope="session")
+def s390x_boot(peer: Callable[[str], str]) -> Iterator[Boot]:
+    """... on a big-endian processor."""
+    yield from _boot(peer, make_s390x_boot)
+
+
+def _boot(peer: Callable[[str], str], make: Callable[[Path], Boot]) -> Iterator[Boot]:
+    for name in ("busybox", "gcc", "make", "mmdebstrap"):
+        peer(name)
+    with tempfile.TemporaryDirectory(prefix="iodma-vfio-") as folder:
+        with needed():
+            boot = make(Path(folder) / "boot")
         yield boot
 
 

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from tests.peers.guests.foreign import Foreign, unpack
-from tests.peers.guests.guest import tail
 from tests.peers.guests.qemu import Boot, Machine, Qemu
 from tests.peers.guests.root import add_foreign, find_modules, make_root, pack, unpack_kernel
 from tests.peers.guests.servers import Process
 from tests.peers.vfio_user.build import Kernel, amd64, compile_module, compile_program, s390x
 
 DEVICES = Path(__file__).with_name("devices.py")
+LADDER = Path(__file__).parents[3] / "examples"
 #: What VFIO needs of the guest's IOMMU, and a guest that takes each mapping away at once.
 IOMMU = "intel-iommu,caching-mode=on"
 STRICT = "intel_iommu=on iommu.strict=1"
@@ -38,12 +38,23 @@ def qemu11() -> Foreign:
     return unpack("trixie-backports", "qemu-system-x86", "qemu-system-s390x", "seabios")
 
 
+def program(qemu: Foreign, name: str) -> list[str]:
+    """What starts one of its programs, with its modules and its firmware."""
+    modules = qemu.one("usr/lib/*-linux-gnu/qemu")
+    firmware = [qemu.root / "usr/share" / place for place in ("qemu", "seabios")]
+    return [
+        *("env", f"QEMU_MODULE_DIR={modules}", *qemu.command(name)),
+        *(word for place in firmware for word in ("-L", str(place))),
+    ]
+
+
 def make_vfio_boot(folder: Path) -> Boot:
     """A kernel and an initramfs with all that drives functions; `folder` must not exist yet."""
     kernel = amd64()
     names = ("vfio_pci", "vfio_iommu_type1", "uio_pci_generic")
     root = make_root(folder / "root", find_modules(kernel.modules, names), programs=())
-    add_foreign(root, kernel.files, "lspci")
+    for name in ("lspci", "setpci"):
+        add_foreign(root, kernel.files, name)
     for program in ("vfio_copy", "uio_copy"):
         compile_program(program, root / "bin")
     return _boot(folder, root, kernel, unpack_kernel(kernel.image, folder / "vmlinux"))
@@ -78,17 +89,28 @@ class Function:
 
 
 class Served(Process):
-    """A device of devices.py, served by `iodma run`."""
+    """A device, served by `iodma run`.
 
-    def __init__(self, work: Path, device: str) -> None:
-        super().__init__(work, device)
-        self.device = device
-        self.socket = work / f"{device}.sock"
-        self.function = Function(device, self.socket)
+    Args:
+        work: a folder for its socket and its log.
+        target: a class of devices.py, or a file of the ladder.
+        id: what the guest's machine calls it; None: as the class or the file.
+        engine: "auto", "uring" or "threads".
+    """
+
+    def __init__(
+        self, work: Path, target: str, *, id: str | None = None, engine: str = "auto"
+    ) -> None:
+        name = id or target.removesuffix(".py")
+        super().__init__(work, name)
+        self.target = str(LADDER / target) if target.endswith(".py") else f"{DEVICES}:{target}"
+        self.engine = engine
+        self.socket = work / f"{name}.sock"
+        self.function = Function(name, self.socket)
 
     def command(self) -> Sequence[str]:
-        target = f"{DEVICES}:{self.device}"
-        return [sys.executable, "-m", "iodma", "run", target, "--socket-path", str(self.socket)]
+        run = [sys.executable, "-m", "iodma", "run", self.target]
+        return [*run, "--engine", self.engine, "--socket-path", str(self.socket)]
 
     def ready(self) -> bool:
         return " is served at " in self.said()
@@ -118,24 +140,14 @@ class VfioQemu(Qemu):
         self.files, self.devices = qemu, devices
 
     def program(self) -> list[str]:
-        modules = next(self.files.root.glob("usr/lib/*-linux-gnu/qemu"))
-        firmware = [self.files.root / "usr/share" / name for name in ("qemu", "seabios")]
-        return [
-            *("env", f"QEMU_MODULE_DIR={modules}"),
-            *self.files.command(self.binary),
-            *(word for place in firmware for word in ("-L", str(place))),
-        ]
+        return program(self.files, self.binary)
 
     def device_options(self) -> list[str]:
-        words = []
+        words: list[str] = []
         for place, device in enumerate(self.devices, 1):
             words += ["-device", f"pcie-root-port,id=port{place},chassis={place}"]
             words += ["-device", device.function.option(bus=f"port{place}")]
         return words
-
-    def said(self) -> str:
-        """QEMU's own errors, and the end of the kernel's messages."""
-        return tail(self.errors) + tail(self.console)
 
 
 class S390x(VfioQemu):
@@ -159,7 +171,7 @@ class S390x(VfioQemu):
         ]
 
     def device_options(self) -> list[str]:
-        words = []
+        words: list[str] = []
         for number, device in enumerate(self.devices, 1):
             words += ["-device", f"zpci,uid={number},fid={number},target={device.function.id}"]
             words += ["-device", device.function.option()]

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""QEMU without a processor: its machine is driven over the qtest protocol, a line for each access.
+
+Invariants:
+
+- The machine runs, and nothing in it does but what the test asks for: no firmware, no kernel.
+- Each answer has a deadline. The process is ended by its id, and dies with the run.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import subprocess
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.peers.guests.foreign import Foreign
+from tests.peers.guests.guest import tail
+from tests.peers.guests.process import mortal
+from tests.peers.vfio_user.machine import Function, program
+
+#: I/O ports of the configuration mechanism (PCI 3.0, section 3.2.2.3.2).
+ADDRESS, DATA = 0xCF8, 0xCFC
+COMMAND, BAR0 = 0x04, 0x10
+MEMORY, MASTER = 2, 4
+#: Where `Qtest.enable` puts BAR 0.
+BAR_AT = 0xE000_0000
+
+
+class QtestError(AssertionError):
+    """QEMU refused a line, did not answer in time, or is gone; with what it said."""
+
+
+class Qtest:
+    """A q35 whose only function is served over vfio-user, at 00:04.0.
+
+    Args:
+        work: a folder for the log.
+        shared: is its memory, of 64 MiB, a file that is shared?
+    """
+
+    def __init__(
+        self, work: Path, qemu: Foreign, function: Function, *, shared: bool = True
+    ) -> None:
+        self.log = work / "qtest.log"
+        self._stream, far = socket.socketpair()
+        share = "on" if shared else "off"
+        words = [
+            *program(qemu, "qemu-system-x86_64"),
+            *("-nodefaults", "-no-user-config", "-display", "none", "-accel", "qtest"),
+            *("-m", "64M", "-object", f"memory-backend-memfd,id=ram,size=64M,share={share}"),
+            *("-M", "q35,memory-backend=ram"),
+            *("-chardev", f"socket,id=qtest,fd={far.fileno()}", "-qtest", "chardev:qtest"),
+            *("-qtest-log", "/dev/null"),
+            *("-device", function.option(bus="pcie.0", addr="4")),
+        ]
+        with open(self.log, "wb") as log:
+            self._process = subprocess.Popen(
+                mortal(words),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[far.fileno()],
+            )
+        far.close()
+        self._received = b""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL, at any time."""
+        self._process.kill()
+        self._process.wait()
+        self._stream.close()
+
+    def __call__(self, *words: str | int, seconds: float = 20) -> str:
+        """Sends a line, and gives what is behind OK in the answer."""
+        line = " ".join(f"{word:#x}" if isinstance(word, int) else word for word in words)
+        try:
+            self._stream.sendall(line.encode() + b"\n")
+        except OSError as error:
+            raise self.failed(f"{line}: {error}") from error
+        deadline = time.monotonic() + seconds
+        while True:
+            while b"\n" not in self._received:
+                left = max(0, deadline - time.monotonic())
+                if not select.select([self._stream], [], [], left)[0]:
+                    raise self.failed(f"{line}: nothing came in time")
+                data = self._stream.recv(1 << 16)
+                if not data:
+                    raise self.failed(f"{line}: QEMU is gone")
+                self._received += data
+            answer, _, self._received = self._received.partition(b"\n")
+            outcome, _, rest = answer.decode().partition(" ")
+            if outcome == "OK":
+                return rest
+            if outcome != "IRQ":
+                raise self.failed(f"{line}: {answer.decode()}")
+
+    def failed(self, reason: str) -> QtestError:
+        return QtestError(f"{reason}\n{tail(self.log)}")
+
+    # --- the function -----------------------------------------------------------------------------
+
+    def config_read(self, offset: int, size: int = 4) -> int:
+        """Of the function's configuration space: `size` is 1, 2 or 4 bytes."""
+        self("outl", ADDRESS, 0x8000_2000 | (offset & ~3))
+        return int(self("in" + " bw l"[size], DATA + offset % 4), 0)
+
+    def config_write(self, offset: int, value: int, size: int = 4) -> None:
+        self("outl", ADDRESS, 0x8000_2000 | (offset & ~3))
+        self("out" + " bw l"[size], DATA + offset % 4, value)
+
+    def enable(self, *, master: bool = True) -> None:
+        """BAR 0 is at `BAR_AT`."""
+        self.config_write(BAR0, BAR_AT)
+        self.config_write(COMMAND, MEMORY | (MASTER if master else 0), 2)
+
+    def read(self, offset: int, size: int = 4) -> int:
+        """A register in BAR 0; `size` is 4 or 8 bytes."""
+        return int(self("readq" if size == 8 else "readl", BAR_AT + offset), 0)
+
+    def write(self, offset: int, value: int, size: int = 4) -> None:
+        self("writeq" if size == 8 else "writel", BAR_AT + offset, value)
+
+    def store(self, address: int, data: bytes) -> None:
+        """Into guest memory, as its processor would."""
+        self("write", address, len(data), "0x" + data.hex())
+
+    def load(self, address: int, size: int) -> bytes:
+        return bytes.fromhex(self("read", address, size).removeprefix("0x"))
