@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from iodma._core import Region, Revocation, Wait, file_of
 from iodma.engine import Engine
@@ -86,6 +86,7 @@ class DmaTable:
         remote: who asks the client for bytes that it does not share.
         name: what the log calls it.
         most: regions at once.
+        seen: called with device and inode of each file that is mapped.
 
     Attributes:
         memory: it.
@@ -99,6 +100,7 @@ class DmaTable:
         name: str = "dma",
         *,
         most: int = MOST_REGIONS,
+        seen: Callable[[tuple[int, int]], None] | None = None,
     ) -> None:
         self.memory = memory
         self.name = name
@@ -106,7 +108,7 @@ class DmaTable:
         self._remote = remote
         self._most = most
         self._parts: dict[int, _Part] = {}
-        self._mappings = Mappings(engine)
+        self._mappings = Mappings(engine, seen)
         #: Where transfers held on beyond the deadline.
         self._stuck: list[tuple[_Part, Revocation]] = []
         self._log_page = 0

@@ -81,7 +81,9 @@ class Handlers:
         self.client = Client(0)
         self.remote = Remote(self._ask)
         memory = None if function.slot is None else function.slot.memory
-        self.table = None if memory is None else DmaTable(engine, memory, self.remote)
+        self.table = (
+            None if memory is None else DmaTable(engine, memory, self.remote, name, seen=self._seen)
+        )
         self.regions = Regions(function)
         self.irqs = Irqs(engine, function.interrupts)
         self._doorbells = Doorbells(engine, function)
@@ -91,6 +93,9 @@ class Handlers:
             for command, kind in COMMANDS.items()
             if command != Command.VERSION
         }
+
+    def _seen(self, file: tuple[int, int]) -> None:
+        """A file of the client's is mapped for the first time."""
 
     def _ask(self, id: int, command: int, payload: bytes) -> None:
         raise NotImplementedError

@@ -18,7 +18,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from iodma._core import Region, file_of
 from iodma.engine import Engine
@@ -61,10 +61,15 @@ class Mapping:
 
 
 class Mappings:
-    """The mappings of one session."""
+    """The mappings of one session.
 
-    def __init__(self, engine: Engine) -> None:
+    Args:
+        seen: called with each file that is mapped.
+    """
+
+    def __init__(self, engine: Engine, seen: Callable[[File], None] | None = None) -> None:
         self._engine = engine
+        self._seen = seen
         self._writable: dict[File, Mapping] = {}
         self._read_only: dict[File, Mapping] = {}
         self._all: set[Mapping] = set()
@@ -136,6 +141,8 @@ class Mappings:
             except OSError as what:
                 error = what
                 continue
+            if self._seen is not None:
+                self._seen(file)
             return self._use(Mapping(file, writable, region, first), old)
         why = f"{size:#x} bytes at {offset:#x} of the file cannot be mapped"
         if error is None:

@@ -32,6 +32,7 @@ from iodma.log import GuestLog
 from iodma.pci import Function
 from iodma.transports.descriptors import Descriptor, close_all
 from iodma.transports.refusal import Refusal as AnyRefusal
+from iodma.transports.sharing import SHARE, is_private, peer_of
 from iodma.transports.vfio_user import messages as wire
 from iodma.transports.vfio_user import version
 from iodma.transports.vfio_user.channel import Channel, EndOfStream, Message
@@ -94,7 +95,13 @@ class Session(Handlers):
         self._ending = False
         self.over = Event(engine)
         self._twin: Channel | None = None
+        self._peer = peer_of(sock)
         self._channel = Channel(engine, sock, self._readable, self.end)
+
+    def _seen(self, file: tuple[int, int]) -> None:
+        if is_private(self._peer, file):
+            log.warning("%s: the device sees nothing of the client's memory: %s", self.name, SHARE)
+            self._peer = 0  # once is enough
 
     # --- messages ---------------------------------------------------------------------------------
 

@@ -24,13 +24,14 @@ from iodma.engine.timers import Timer
 from iodma.errors import Error
 from iodma.log import GuestLog
 from iodma.transports.descriptors import Descriptor, is_our_front_end
+from iodma.transports.sharing import SHARE
 from iodma.transports.vhost_user import messages as wire
 from iodma.transports.vhost_user.backend import BackendChannel
 from iodma.transports.vhost_user.channel import Message
 from iodma.transports.vhost_user.inflight import Inflight, make_area
 from iodma.transports.vhost_user.iotlb import PAGE, Iotlb, IotlbType
 from iodma.transports.vhost_user.log import DirtyLog
-from iodma.transports.vhost_user.memory import MOST_SLOTS, SHARE, MemoryTable
+from iodma.transports.vhost_user.memory import MOST_SLOTS, MemoryTable
 from iodma.transports.vhost_user.messages import ProtocolFeature, Refusal
 from iodma.transports.vhost_user.rings import Ring
 from iodma.transports.vhost_user.silence import Silence

@@ -23,18 +23,14 @@ from iodma.errors import AddressRangeError, ArgumentError
 from iodma.lease import Revocation
 from iodma.memory import Memory, Ram
 from iodma.transports.descriptors import Descriptor
+from iodma.transports.sharing import SHARE
 from iodma.transports.vhost_user.log import DirtyLog
 from iodma.transports.vhost_user.messages import LEAST_SLOTS, MemoryRegion, Refusal
 
-__all__ = ["MOST_SLOTS", "SHARE", "MemoryTable"]
+__all__ = ["MOST_SLOTS", "MemoryTable"]
 
 #: Regions that ADD_MEM_REG can make: as many as there are slots for memory in other back-ends.
 MOST_SLOTS = 509
-#: What to do about memory that is not shared.
-SHARE = (
-    "guest memory must be shared with this process: QEMU needs -object"
-    " memory-backend-memfd,id=mem,size=...,share=on -machine memory-backend=mem"
-)
 _PAGE = 4096
 _TOP = 1 << 64
 #: Device and inode.
