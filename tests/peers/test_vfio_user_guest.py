@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Debian's kernel drives functions without an IOMMU: by its own tools, from user space, by a module.
+"""Debian's kernel drives functions, without an IOMMU: its tools, user space, and a module of it.
 
 Bus addresses are physical ones. What is needed comes as test_vfio_user_qtest.py says.
 """

@@ -131,25 +131,31 @@ def test_machines_come_and_go(work: Path, qemu11: Foreign) -> None:
 
 @pytest.mark.parametrize("how", ["killed", "ended"])
 def test_a_server_that_goes_under_load(work: Path, qemu11: Foreign, how: str) -> None:
-    """Registers of a device that is gone read all-ones, at once; the machine goes on."""
-    with Served(work, "rung3_copy_engine.py") as server:
-        with Qtest(work, qemu11, server.function) as machine:
-            machine.enable()
-            set_up(machine)
-            for index in range(SLOTS - 1):
-                describe(machine, index, SOURCE, TARGET, 1 << 20)
-            machine.write(TAIL, SLOTS - 1)
-            if how == "killed":
-                server.kill()
-            else:
-                server.stop()
-            begin = time.monotonic()
-            wait(machine, STATUS, GONE, GONE)
-            machine.write(TAIL, 0)
-            assert machine.read(HEAD) == GONE
-            assert time.monotonic() - begin < 20
-            machine.store(TARGET, b"the machine goes on")
-            assert machine.load(TARGET, 19) == b"the machine goes on"
+    """Registers of a device that is gone read all-ones, at once; the machine goes on.
+
+    No message is under way then: QEMU 11.1 aborts by itself when what it has sent was not read.
+    """
+    with (
+        Served(work, "rung3_copy_engine.py") as server,
+        Qtest(work, qemu11, server.function) as machine,
+    ):
+        machine.enable()
+        set_up(machine)
+        for index in range(SLOTS - 1):
+            describe(machine, index, SOURCE, TARGET, 1 << 20)
+        machine.write(TAIL, SLOTS - 1)
+        assert machine.read(HEAD) < SLOTS - 1
+        if how == "killed":
+            server.kill()
+        else:
+            server.stop()
+        begin = time.monotonic()
+        wait(machine, STATUS, GONE, GONE)
+        machine.write(TAIL, 0)
+        assert machine.read(HEAD) == GONE
+        assert time.monotonic() - begin < 20
+        machine.store(TARGET, b"the machine goes on")
+        assert machine.load(TARGET, 19) == b"the machine goes on"
 
 
 def test_memory_that_is_not_shared(work: Path, qemu11: Foreign) -> None:

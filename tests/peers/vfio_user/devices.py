@@ -7,6 +7,7 @@ import importlib.util
 from pathlib import Path
 
 import iodma
+from iodma.pci import Capability
 
 LADDER = Path(__file__).parents[3] / "examples"
 _spec = importlib.util.spec_from_file_location("copy_engine", LADDER / "rung3_copy_engine.py")
@@ -40,6 +41,6 @@ class AllKinds(_rung3.CopyEngine):  # type: ignore[misc, name-defined]
         msi=2,
         msix=2,
         capabilities=(
-            iodma.Capability.vendor_specific(b"iodma\0\0\0\0", writable=bytes(5) + b"\xff\x0f"),
+            Capability.vendor_specific(b"iodma\0\0\0\0", writable=bytes(5) + b"\xff\x0f"),
         ),
     )
