@@ -64,17 +64,17 @@ def test_without_an_iommu(work: Path, qemu11: Foreign, vfio_boot: Boot) -> None:
     try:
         with VfioQemu(work, vfio_boot, qemu11, devices, Machine(memory=256)) as guest:
             guest.start()
-            said = guest.run("lspci -vv -s 01:00.0 2>/dev/null").output
+            said = guest.run("lspci -vv -s 01:00.0 2>/dev/null", seconds=60).output
             for pattern in DECLARED:
                 assert re.search(pattern, said, re.MULTILINE), f"{pattern} is not in\n{said}"
-            listed = guest.run("lspci 2>/dev/null").output
+            listed = guest.run("lspci 2>/dev/null", seconds=60).output
             assert "02:00.0 Class 0880: Device f1da:0001" in listed
             assert "03:00.0 Class 0880: Device f1da:0003" in listed
 
             # Of a vendor's own capability the one byte and four bits can be written that may.
-            setpci = "setpci -s 01:00.0 CAP09+3.L=ffffffff CAP09+8.L=ffffffff; setpci -s 01:00.0"
-            told = guest.run(f"{setpci} CAP09+3.L CAP09+8.L").output.split()
-            assert told == ["6d646f69", "00000fff"], told
+            setpci = "setpci -s 01:00.0 CAP09+4.L=ffffffff CAP09+8.L=ffffffff; setpci -s 01:00.0"
+            told = guest.run(f"{setpci} CAP09+4.L CAP09+8.L", seconds=60).output.split()
+            assert told == ["616d646f", "00000fff"], told  # "odma"
 
             guest.run(f"echo uio_pci_generic >{DEVICE}/driver_override")
             guest.run("echo 0000:01:00.0 >/sys/bus/pci/drivers_probe")
@@ -83,12 +83,11 @@ def test_without_an_iommu(work: Path, qemu11: Foreign, vfio_boot: Boot) -> None:
             guest.run(f"echo 0000:01:00.0 >{DEVICE}/driver/unbind; echo >{DEVICE}/driver_override")
 
             used(guest.run(use("intx"), seconds=60).output, "intx", 1)
-            used(guest.run(use("msi"), seconds=60).output, "msi", 2)
+            used(guest.run(use("msi"), seconds=60).output, "msi", 1)  # more need an IOMMU
             used(guest.run(use("msix"), seconds=60).output, "msix", 2)
             no_trouble(guest)
             guest.power_off()
         for device in devices:
-            device.wait_said("the client is gone")
             device.stop()
     finally:
         for device in devices:

@@ -31,6 +31,7 @@
 #define RING_ENTRIES 128
 #define MOST_DEPTH 64
 #define PATIENCE (5 * HZ)
+#define UNMAPPED_BYTES (4 * PAGE_SIZE) /* from where whole pages come from */
 
 static char *irq = "msix";
 module_param(irq, charp, 0444);
@@ -322,12 +323,12 @@ static ssize_t unmapped_show(struct device *device, struct device_attribute *att
 	int error;
 
 	mutex_lock(&engine->lock);
-	error = allocate_buffers(engine, PAGE_SIZE, 1);
+	error = allocate_buffers(engine, UNMAPPED_BYTES, 1);
 	if (!error)
-		error = map(engine, buffer, PAGE_SIZE);
+		error = map(engine, buffer, UNMAPPED_BYTES);
 	if (!error) {
-		unmap(engine, buffer, PAGE_SIZE);
-		index = describe(engine, buffer->from, buffer->to, PAGE_SIZE, FLAG_INTERRUPT);
+		unmap(engine, buffer, UNMAPPED_BYTES);
+		index = describe(engine, buffer->from, buffer->to, UNMAPPED_BYTES, FLAG_INTERRUPT);
 		error = go(engine, index);
 	}
 	size = error ? error

@@ -49,6 +49,7 @@ static void unmap(uint64_t address, uint64_t size) {
 static void *memory(size_t size) {
     void *mapped = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     CHECK(mapped != MAP_FAILED);
+    memset(mapped, 1, size); /* or what is mapped for reading is the page of zeros */
     return mapped;
 }
 
