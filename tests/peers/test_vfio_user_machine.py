@@ -14,7 +14,7 @@ import pytest
 from tests.peers.guests.foreign import Foreign
 from tests.peers.guests.jobs import MIB
 from tests.peers.guests.qemu import Boot, Machine
-from tests.peers.vfio_user.load import DEVICE, begin, end, is_over, is_refused
+from tests.peers.vfio_user.load import DEVICE, begin, end, is_over
 from tests.peers.vfio_user.machine import Served, VfioQemu
 
 SECOND = "/sys/bus/pci/devices/0000:02:00.0"
@@ -90,27 +90,3 @@ def test_hot_plug_reboot_and_servers_that_go(work: Path, qemu11: Foreign, vfio_b
             assert "No such device" in is_over(guest, name)
         guest.run("rmmod copy_engine", seconds=60)
         guest.power_off()
-
-
-@pytest.mark.limit(300)
-def test_a_big_endian_guest(work: Path, qemu11: Foreign, s390x_boot: Boot) -> None:
-    """The ladder's copy engine on s390x: registers, DMA, both interrupts, its IOMMU's faults."""
-    from tests.peers.vfio_user.machine import S390x
-
-    device = "$(echo /sys/bus/pci/devices/*)"
-    machine = Machine(memory=256, kernel="s390_iommu=strict")
-    with (
-        Served(work, "rung3_copy_engine.py") as server,
-        S390x(work, s390x_boot, qemu11, [server], machine) as guest,
-    ):
-        guest.start()
-        assert "s390x" in guest.run("uname -m").output
-        guest.run("insmod /drivers/copy_engine.ko")
-        guest.run(f"echo 50 4096 1 >{device}/copy; echo 20 65536 16 >{device}/copy", seconds=60)
-        assert is_refused(guest, device)
-        kind, vectors, done, failed = guest.run(f"cat {device}/state").output.split()
-        assert (kind, int(vectors), int(failed)) == ("msix", 2, 1)
-        assert 60 <= int(done) <= 70
-        guest.run("rmmod copy_engine")
-        guest.power_off()
-        server.stop()
