@@ -137,12 +137,12 @@ static unsigned int describe(struct copy_engine *engine, dma_addr_t from, dma_ad
 	return index;
 }
 
-/* Until the descriptor says that it is done: an interrupt says when to look. */
+/* Until an interrupt has come and the descriptor says that it is done. */
 static int wait_for(struct copy_engine *engine, unsigned int index)
 {
 	unsigned long deadline = jiffies + PATIENCE;
 
-	while (!(le32_to_cpu(READ_ONCE(engine->ring[index].result)) & RESULT_DONE)) {
+	do {
 		long left = deadline - jiffies;
 
 		if (left <= 0 || !wait_for_completion_timeout(&engine->signal, left)) {
@@ -153,7 +153,7 @@ static int wait_for(struct copy_engine *engine, unsigned int index)
 				engine->tail, readl(engine->bar + IRQ));
 			return -ETIMEDOUT;
 		}
-	}
+	} while (!(le32_to_cpu(READ_ONCE(engine->ring[index].result)) & RESULT_DONE));
 	dma_rmb();
 	return 0;
 }

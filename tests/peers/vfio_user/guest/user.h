@@ -104,12 +104,14 @@ static inline uint32_t describe(struct engine *engine, uint64_t from, uint64_t t
     return index;
 }
 
-/* Tells the engine of what was described, and waits until `index` is done; gives its result. */
+/* Tells the engine of what was described, and waits for an interrupt, and until `index` is done;
+ * gives its result. */
 static inline uint32_t go(struct engine *engine, uint32_t index) {
     __sync_synchronize();
     put(engine, TAIL, engine->tail);
-    while (!(le32toh(engine->ring[index].result) & RESULT_DONE))
+    do
         interrupted(engine);
+    while (!(le32toh(engine->ring[index].result) & RESULT_DONE));
     __sync_synchronize();
     return le32toh(engine->ring[index].result);
 }
