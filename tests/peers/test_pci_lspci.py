@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import iodma
 from iodma.pci import Capability, Function
@@ -134,6 +136,70 @@ def test_capabilities_of_ones_own(decode: Decode) -> None:
     assert "[100 v1] Device Serial Number 07-06-05-04-03-02-01-00" in text
     assert "[10c v1] Vendor Specific Information: ID=001a Rev=1 Len=00d" in text
     assert "[11c v1] Vendor Specific Information: ID=001b Rev=2 Len=014" in text
+
+
+memory = st.integers(4, 31).map(lambda bits: iodma.Bar(1 << bits))
+# From 2^32 on the lower half of the address is 0, and lspci takes the upper half for another BAR.
+wide = st.builds(
+    lambda bits, prefetchable: iodma.Bar(1 << bits, kind="memory64", prefetchable=prefetchable),
+    st.integers(4, 31),
+    st.booleans(),
+)
+ports = st.integers(2, 8).map(lambda bits: iodma.Bar(1 << bits, kind="io"))
+extra = st.one_of(
+    st.binary(min_size=1, max_size=24).map(Capability.vendor_specific),
+    st.binary(min_size=8, max_size=8).map(lambda data: Capability(0x03, data, extended=True)),
+)
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    bars=st.dictionaries(st.sampled_from((0, 2, 4)), st.one_of(memory, wide, ports)),
+    msi=st.sampled_from((0, 1, 8, 32)),
+    msix=st.sampled_from((0, 1, 100, 2048)),
+    intx=st.booleans(),
+    power=st.booleans(),
+    capabilities=st.lists(extra, max_size=3),
+)
+def test_any_function(
+    decode: Decode,
+    bars: dict[int, iodma.Bar],
+    msi: int,
+    msix: int,
+    intx: bool,
+    power: bool,
+    capabilities: list[Capability],
+) -> None:
+    """All that is described is found, and nothing else."""
+
+    class Any(iodma.Device):
+        pci = iodma.Pci(
+            vendor=0xF1DA,
+            device=1,
+            bars=bars,
+            msi=msi,
+            msix=msix,
+            intx=intx,
+            power_management=power,
+            capabilities=tuple(capabilities),
+        )
+
+    function = Function(Any())
+    put(function, 0x04, 7)
+    for index, bar in function.bars.items():
+        put(function, 0x10 + 4 * index, bar.size, 4 + 4 * bar.wide)  # its own size is aligned
+    text = decode(function)
+    for index, bar in function.bars.items():
+        where = "I/O ports at" if bar.io else "Memory at"
+        kind = f"({64 if bar.wide else 32}-bit, {'' if bar.prefetchable else 'non-'}prefetchable)"
+        number = f"{bar.size:0{4 if bar.io else 8}x}"
+        expected = f"Region {index}: {where} {number}" + ("" if bar.io else f" {kind}")
+        assert expected in text, f"no {expected} in\n{text}"
+    assert text.count("Region ") == len(function.bars)
+    assert text.count("Capabilities: [") == power + (msi > 0) + (msix > 0) + 1 + len(capabilities)
+    assert (f"MSI: Enable- Count=1/{msi} " in text) == (msi > 0)
+    assert (f"MSI-X: Enable- Count={msix} " in text) == (msix > 0)
+    assert ("Interrupt: pin A" in text) == intx
 
 
 def test_conventional_pci(decode: Decode) -> None:
