@@ -69,10 +69,10 @@ def compile_program(name: str, folder: Path) -> Path:
     return out
 
 
-def compile_module(name: str, kernel: Kernel, folder: Path) -> Path:
-    """`guest/NAME.c` as a module of this kernel."""
+def compile_module(name: str, kernel: Kernel, folder: Path, sources: Path = SOURCES) -> Path:
+    """NAME.c of a folder that has a Kbuild, as a module of this kernel."""
     build = folder / "build"
-    shutil.copytree(SOURCES, build)
+    shutil.copytree(sources, build)
     headers = _headers(kernel, folder / "headers")
     compiler = ["CC=gcc"]
     environment = dict(os.environ)
