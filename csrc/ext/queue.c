@@ -198,12 +198,9 @@ void ext_queue_settled(Queue *self)
 	}
 }
 
-void ext_queue_release(Queue *self)
+static void end(Queue *self)
 {
 	Engine *engine = self->port->engine;
-	if (self->released)
-		return;
-	Py_INCREF(self);
 	self->released = self->stopped = true;
 	for (uint32_t i = 0; i < engine->queues; i++)
 		if (engine->queue[i] == self) {
@@ -215,6 +212,14 @@ void ext_queue_release(Queue *self)
 	EXT_SET(self->odd, NULL);
 	let_go(self);
 	ext_queue_settled(self);
+}
+
+void ext_queue_release(Queue *self)
+{
+	if (self->released)
+		return;
+	Py_INCREF(self); /* who is told of it may let go of it */
+	end(self);
 	Py_DECREF(self);
 }
 
@@ -225,7 +230,7 @@ static void queue_dealloc(Queue *self)
 		if (self->released)
 			let_go(self); /* of what a failed start has opened */
 		else
-			ext_queue_release(self);
+			end(self);
 	}
 	Py_XDECREF(self->drained);
 	Py_XDECREF(self->route.endpoint);

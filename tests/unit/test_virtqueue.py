@@ -723,6 +723,17 @@ def test_what_a_reset_cancels_is_not_answered() -> None:
         queue.release()
 
 
+def test_a_queue_that_nobody_keeps_is_gone() -> None:
+    with driver() as d, iodma.Null() as null:
+        for _ in range(3):
+            queue = d.queue()  # its port has room for one
+            queue.route(null, to_memory=1)
+            d.read(0, 0)
+            del queue
+            d.engine.pump()
+        assert d.used() == []
+
+
 def test_bad_routes() -> None:
     with driver() as d, iodma.Null() as null:
         queue = d.queue()
