@@ -48,6 +48,7 @@ struct iod_virtq_slot {
 	uint8_t state; /* enum iod_virtq_slot_state */
 	uint8_t direction, trailers;
 	uint16_t descriptors; /* packed: entries it takes in the ring */
+	uint16_t entry;	      /* packed: its first one in the area of chains in flight */
 	uint16_t next;	      /* of those that are answered */
 	uint32_t length;      /* for the used ring */
 	uint64_t payload;     /* bytes to be moved */
@@ -93,7 +94,7 @@ struct iod_virtq_format {
 	bool (*arm)(struct iod_virtq *);
 	void (*disarm)(void *job);
 	bool (*available)(struct iod_virtq *);
-	/* The first look at a ring with an area of chains in flight. NULL: such a ring has none. */
+	/* The first look at a ring with an area of chains in flight. */
 	void (*recover)(struct iod_virtq *);
 	/* What changes as a chain comes, for who spins. */
 	struct iod_watch (*watch)(struct iod_virtq *);
@@ -116,9 +117,10 @@ struct iod_virtq {
 	uint16_t watched; /* packed: the word that a spinning wait looks at, as it was */
 	bool told_valid, armed, missing; /* missing: a translation that it needs is pending */
 	bool next_wrap, used_wrap, told_wrap; /* packed: where the three of them stand in their laps */
-	uint8_t *inflight; /* split: the area in which chains in flight are noted, or NULL; the owner's */
+	uint8_t *inflight; /* the area in which chains in flight are noted, or NULL; the owner's */
 	bool recovered;	   /* ... and what was noted there before was looked at */
 	uint64_t counter;
+	uint16_t saved;	  /* packed: the last entry of the area into which the chain that is read now was copied */
 	uint16_t *replay; /* chains that were in flight before: taken first, oldest first */
 	uint32_t replays, replayed;
 	const char *broken;
@@ -193,5 +195,26 @@ void iod_virtq_inflight_recover(struct iod_virtq *, uint16_t used_idx);
 void iod_virtq_inflight_taken(struct iod_virtq *, uint16_t id);
 void iod_virtq_inflight_before(struct iod_virtq *);
 void iod_virtq_inflight_after(struct iod_virtq *);
+
+/* virtq_inflight_packed.c, likewise; `before` and `after` go around the store of the first flags. */
+struct iod_virtq_entry { /* section 2.8.13 */
+	uint64_t address;
+	uint32_t length;
+	uint16_t id, flags;
+};
+uint64_t iod_packed_inflight_bytes(uint32_t size);
+/* A descriptor of the chain that is read, in its order. False: the queue is broken. */
+bool iod_packed_inflight_save(struct iod_virtq *, bool first, const struct iod_virtq_entry *);
+/* That chain, all of which was saved, is in flight. */
+void iod_packed_inflight_taken(struct iod_virtq *, const struct iod_virtq_chain *);
+/* q->used is about to be seen; the ring will stand there. */
+void iod_packed_inflight_before(struct iod_virtq *, uint16_t used_next, bool used_wrap);
+void iod_packed_inflight_after(struct iod_virtq *);
+/* True: chains were about to be seen, the first of them where the ring stood then. */
+bool iod_packed_inflight_interrupted(struct iod_virtq *, uint16_t *at, bool *wrap);
+/* published: ... and they were.  How many descriptors are in flight, from q->used_next on; -1: the area is new. */
+int64_t iod_packed_inflight_recover(struct iod_virtq *, bool published);
+/* A descriptor of a chain in flight: the first at entry `at`, or the one after that.  Its entry, or UINT16_MAX. */
+uint16_t iod_packed_inflight_read(const struct iod_virtq *, bool first, struct iod_virtq_entry *, uint16_t at);
 
 #endif

@@ -69,20 +69,52 @@ static void look(void *arg)
 static bool available(struct iod_virtq *q)
 {
 	struct iod_virtq_job job = {0};
+	if (q->replayed < q->replays)
+		return true;
 	return iod_virtq_guard(q, look, &job) && job.result;
 }
 
-struct entry {
-	uint64_t address;
-	uint32_t length;
-	uint16_t id, flags;
-};
+/* A descriptor of the chain, the i-th of them from 1 on. */
+static void describe(struct iod_virtq *q, struct iod_virtq_chain *chain, const struct iod_virtq_entry *d, uint32_t i)
+{
+	chain->id = d->id;
+	chain->descriptors = (uint16_t)i;
+	if (d->flags & IOD_DESCRIPTOR_INDIRECT) {
+		if (!(q->flags & IOD_VIRTQ_INDIRECT) || d->flags & IOD_DESCRIPTOR_NEXT || i > 1 || d->length == 0)
+			chain->bad = "an indirect descriptor that may not be";
+		chain->table = d->address;
+		chain->table_bytes = d->length;
+	} else if (!chain->bad) {
+		chain->bad = iod_virtq_add(q, d->address, d->length, d->flags);
+	}
+	if (!(d->flags & IOD_DESCRIPTOR_NEXT) && d->id >= q->size)
+		iod_virtq_break(q, "an available chain has a number that the queue does not have");
+}
+
+/* A chain that was in flight before: the ring may have something else in its place. */
+static void read_again(void *arg)
+{
+	struct iod_virtq_job *job = arg;
+	struct iod_virtq *q = job->q;
+	struct iod_virtq_entry d;
+	uint16_t at = q->replay[q->replayed];
+	for (uint32_t i = 1; i <= q->size; i++) {
+		at = iod_packed_inflight_read(q, i == 1, &d, at);
+		if (at == UINT16_MAX)
+			break;
+		describe(q, job->chain, &d, i);
+		if (!(d.flags & IOD_DESCRIPTOR_NEXT)) {
+			job->result = true;
+			return;
+		}
+	}
+	iod_virtq_break(q, "a chain that was in flight has no end");
+}
 
 static void read_chain(void *arg)
 {
 	struct iod_virtq_job *job = arg;
 	struct iod_virtq *q = job->q;
-	struct iod_virtq_chain *chain = job->chain;
 	uint16_t at = q->next;
 	bool lap = q->next_wrap;
 
@@ -90,7 +122,7 @@ static void read_chain(void *arg)
 	if (!job->result)
 		return;
 	for (uint32_t i = 1; i <= q->size; i++) {
-		struct entry d;
+		struct iod_virtq_entry d;
 		const void *from = iod_virtq_at(&q->part[IOD_VIRTQ_TABLE], at * (uint64_t)ENTRY, ENTRY);
 		if (!from) {
 			iod_virtq_break(q, "a descriptor is cut in two");
@@ -99,21 +131,11 @@ static void read_chain(void *arg)
 		memcpy(&d, from, sizeof d);
 		__asm__ volatile("" ::: "memory"); /* it is read here, and never again */
 		advance(q, &at, &lap, 1);
-		chain->id = d.id;
-		chain->descriptors = (uint16_t)i;
-		if (d.flags & IOD_DESCRIPTOR_INDIRECT) {
-			if (!(q->flags & IOD_VIRTQ_INDIRECT) || d.flags & IOD_DESCRIPTOR_NEXT || i > 1 || d.length == 0)
-				chain->bad = "an indirect descriptor that may not be";
-			chain->table = d.address;
-			chain->table_bytes = d.length;
-		} else if (!chain->bad) {
-			chain->bad = iod_virtq_add(q, d.address, d.length, d.flags);
-		}
-		if (!(d.flags & IOD_DESCRIPTOR_NEXT)) {
-			if (d.id >= q->size)
-				iod_virtq_break(q, "an available chain has a number that the queue does not have");
+		describe(q, job->chain, &d, i);
+		if (q->inflight && !iod_packed_inflight_save(q, i == 1, &d))
 			return;
-		}
+		if (!(d.flags & IOD_DESCRIPTOR_NEXT))
+			return;
 	}
 	iod_virtq_break(q, "a chain has no end");
 }
@@ -121,14 +143,52 @@ static void read_chain(void *arg)
 static int fetch(struct iod_virtq *q, struct iod_virtq_chain *chain)
 {
 	struct iod_virtq_job job = {.chain = chain};
-	if (!iod_virtq_guard(q, read_chain, &job) || q->broken)
+	if (!iod_virtq_guard(q, q->replayed < q->replays ? read_again : read_chain, &job) || q->broken)
 		return -EPIPE;
 	return job.result;
 }
 
+static void do_note(void *arg)
+{
+	struct iod_virtq_job *job = arg;
+	iod_packed_inflight_taken(job->q, job->chain);
+}
+
 static void consume(struct iod_virtq *q, const struct iod_virtq_chain *chain)
 {
+	struct iod_virtq_job job = {.chain = (struct iod_virtq_chain *)(uintptr_t)chain};
+	if (q->replayed < q->replays) {
+		q->slot[chain->id].entry = q->replay[q->replayed++];
+		return;
+	}
+	if (q->inflight)
+		iod_virtq_guard(q, do_note, &job);
 	advance(q, &q->next, &q->next_wrap, chain->descriptors);
+}
+
+static void do_recover(void *arg)
+{
+	struct iod_virtq *q = ((struct iod_virtq_job *)arg)->q;
+	uint16_t at;
+	bool lap, published = false;
+	if (iod_packed_inflight_interrupted(q, &at, &lap)) {
+		const uint16_t *flags = iod_virtq_word(q, IOD_VIRTQ_TABLE, at * (uint64_t)ENTRY + FLAGS);
+		if (!flags)
+			return;
+		published = !is_available(__atomic_load_n(flags, __ATOMIC_ACQUIRE), lap);
+	}
+	int64_t taken = q->broken ? -1 : iod_packed_inflight_recover(q, published);
+	if (taken >= 0 && !q->broken) { /* what the front-end says of it is from before */
+		q->next = q->used_next;
+		q->next_wrap = q->used_wrap;
+		advance(q, &q->next, &q->next_wrap, (uint32_t)taken);
+	}
+}
+
+static void recover(struct iod_virtq *q)
+{
+	struct iod_virtq_job job = {0};
+	iod_virtq_guard(q, do_recover, &job);
 }
 
 /* ---- used ---- */
@@ -156,19 +216,21 @@ static void write_used(void *arg)
 	struct iod_virtq_part *ring = &q->part[IOD_VIRTQ_TABLE];
 	uint16_t *first = NULL, first_flags = 0;
 	uint64_t first_at = 0;
+	uint16_t next = q->used_next;
+	bool wrap = q->used_wrap;
 
 	for (uint32_t i = 0; i < q->used_count; i++) {
 		const struct iod_virtq_used *used = &q->used[i];
-		uint64_t at = q->used_next * (uint64_t)ENTRY;
+		uint64_t at = next * (uint64_t)ENTRY;
 		uint8_t *to = iod_virtq_at(ring, at, ENTRY);
 		uint16_t *to_flags = iod_virtq_word(q, IOD_VIRTQ_TABLE, at + FLAGS);
 		if (!to || !to_flags) {
 			iod_virtq_break(q, "a descriptor is cut in two");
 			return;
 		}
-		struct entry entry = {.length = used->length, .id = used->id};
+		struct iod_virtq_entry entry = {.length = used->length, .id = used->id};
 		memcpy(to + LEN, &entry.length, FLAGS - LEN);
-		uint16_t flags = (uint16_t)((q->used_wrap ? AVAIL | USED : 0) | (used->length ? IOD_DESCRIPTOR_WRITE : 0));
+		uint16_t flags = (uint16_t)((wrap ? AVAIL | USED : 0) | (used->length ? IOD_DESCRIPTOR_WRITE : 0));
 		if (i) {
 			__atomic_store_n(to_flags, flags, __ATOMIC_RELEASE);
 		} else {
@@ -177,9 +239,17 @@ static void write_used(void *arg)
 			first_at = at;
 		}
 		iod_virtq_dirty(ring, at, ENTRY);
-		advance(q, &q->used_next, &q->used_wrap, used->descriptors);
+		advance(q, &next, &wrap, used->descriptors);
 	}
+	if (q->inflight)
+		iod_packed_inflight_before(q, next, wrap);
+	if (q->broken)
+		return;
 	__atomic_store_n(first, first_flags, __ATOMIC_RELEASE);
+	q->used_next = next;
+	q->used_wrap = wrap;
+	if (q->inflight)
+		iod_packed_inflight_after(q);
 	iod_virtq_dirty(ring, first_at, ENTRY);
 	/* Either the driver sees the flags, or what it wants is seen here: section 2.8.21.3. */
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
@@ -220,6 +290,8 @@ static void do_arm(void *arg)
 static bool arm(struct iod_virtq *q)
 {
 	struct iod_virtq_job job = {0};
+	if (q->replayed < q->replays)
+		return true;
 	q->armed = true;
 	return iod_virtq_guard(q, do_arm, &job) && job.result;
 }
@@ -258,4 +330,5 @@ const struct iod_virtq_format iod_virtq_packed = {.layout = layout,
 						  .arm = arm,
 						  .disarm = disarm,
 						  .available = available,
+						  .recover = recover,
 						  .watch = watch};

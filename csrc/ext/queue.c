@@ -122,11 +122,11 @@ static PyObject *queue_new(PyTypeObject *type, PyObject *args, PyObject *kw)
 	if (inflight && !PyObject_TypeCheck(inflight, RegionType))
 		return PyErr_Format(ArgumentTypeErrorType, "inflight is %R; a Ram would be right", inflight);
 	struct iod_region *area = inflight ? ((Region *)inflight)->region : NULL;
-	uint64_t need = iod_virtq_inflight_bytes(size <= IOD_VIRTQ_LARGEST ? size : 0);
-	if (area && (area->kind != IOD_RAM || inflight_at % 8 || inflight_at > area->size || need > area->size - inflight_at ||
-		     flags & IOD_VIRTQ_PACKED))
+	uint32_t entries = size <= IOD_VIRTQ_LARGEST ? size : 0;
+	uint64_t need = flags & IOD_VIRTQ_PACKED ? iod_packed_inflight_bytes(entries) : iod_virtq_inflight_bytes(entries);
+	if (area && (area->kind != IOD_RAM || inflight_at % 8 || inflight_at > area->size || need > area->size - inflight_at))
 		return PyErr_Format(AddressRangeErrorType,
-				    "chains in flight of a split queue of %u entries take %llu bytes of RAM, at a multiple of "
+				    "chains in flight of a queue of %u entries take %llu bytes of RAM, at a multiple of "
 				    "8; at %llu of %R there is no such place",
 				    size, (unsigned long long)need, inflight_at, inflight);
 	Queue *self = (Queue *)PyType_GenericAlloc(type, 0);

@@ -7,6 +7,7 @@
  *  - Pop gives each chain once until it was answered, within the room of the batch, with segments that add up to the payload
  *    that it tells.
  *  - Memory that is not the guest's, or that it may not write, is as it was.
+ *  - After a death, whatever became of the area of chains in flight, all of this holds again.
  *  - What was popped can be answered, once; when all is answered and every translation is there, nothing is in flight.
  *  - At the end nothing is left allocated. */
 #include "fuzz.h"
@@ -25,6 +26,8 @@ struct world {
 	struct iod_virtq q;
 	bool open, packed;
 	uint16_t available, lap; /* the driver's */
+	uint8_t *area; /* of chains in flight */
+	uint64_t area_bytes;
 	uint32_t outstanding[IOD_VIRTQ_LARGEST / 64 + 1];
 	uint16_t waiting[4096];
 	uint32_t waits;
@@ -33,7 +36,7 @@ struct world {
 };
 
 static struct {
-	uint64_t popped, malformed, broken, missed, answered, indirect;
+	uint64_t popped, malformed, broken, missed, answered, indirect, deaths, replayed;
 } reached;
 
 static uint8_t byte(struct world *w)
@@ -225,9 +228,26 @@ static void open_queue(struct world *w)
 	}
 	memset(w->ram.host, 0, RING_BYTES);
 	put(w, RAM_BASE + 2 * PAGE + 2, &w->available, w->packed ? 0 : 2);
+	if (below(w, 2)) {
+		w->area_bytes = w->packed ? iod_packed_inflight_bytes(q->size) : iod_virtq_inflight_bytes(q->size);
+		w->area = calloc(1, w->area_bytes); /* on its own, too */
+		MUST(w->area);
+		q->inflight = w->area;
+	}
 	w->open = iod_virtq_open(q) == 0;
+	if (!w->open) {
+		free(w->area);
+		w->area = NULL;
+	}
 	memset(w->outstanding, 0, sizeof w->outstanding);
 	w->waits = 0;
+}
+
+/* The front-end writes into the area, of which the version and the size stay. */
+static void scribble_area(struct world *w)
+{
+	for (uint32_t n = below(w, 6); n; n--)
+		w->area[12 + ((uint64_t)byte(w) << 8 | byte(w)) % (w->area_bytes - 12)] = byte(w);
 }
 
 static void close_queue(struct world *w)
@@ -237,8 +257,31 @@ static void close_queue(struct world *w)
 	reached.popped += w->q.popped;
 	reached.malformed += w->q.malformed;
 	reached.broken += w->q.broken != NULL;
+	reached.replayed += w->q.replays;
 	iod_virtq_close(&w->q);
 	w->open = false;
+	free(w->area);
+	w->area = NULL;
+}
+
+/* Another process goes on with the ring, from what the front-end remembers of it. */
+static void die(struct world *w)
+{
+	struct iod_virtq was = w->q, *q = &w->q;
+	reached.deaths++;
+	reached.replayed += q->replays;
+	iod_virtq_close(q);
+	*q = (struct iod_virtq){.space = was.space, .size = was.size, .flags = was.flags, .header = was.header,
+				.trailer = was.trailer, .position_at = was.position_at, .inflight = w->area,
+				.call_fd = -1, .kick_fd = -1, .error_fd = -1};
+	for (int i = 0; i < IOD_VIRTQ_PARTS; i++)
+		q->part[i].address = was.part[i].address;
+	q->next = q->used_next = w->packed ? 0x8000 : w->available;
+	if (w->area && below(w, 3) == 0)
+		scribble_area(w);
+	MUST(iod_virtq_open(q) == 0);
+	memset(w->outstanding, 0, sizeof w->outstanding);
+	w->waits = 0;
 }
 
 static bool flip(struct world *w, uint64_t id)
@@ -317,6 +360,8 @@ static void act(struct world *w)
 	case 11:
 		if (below(w, 4) == 0)
 			scribble(w);
+		if (w->area && below(w, 8) == 0)
+			scribble_area(w);
 		return;
 	case 12:
 		if (iod_virtq_arm(&w->q))
@@ -339,7 +384,9 @@ static void act(struct world *w)
 		}
 		return;
 	default:
-		if (below(w, 8) == 0)
+		if (below(w, 4) == 0)
+			die(w);
+		else if (below(w, 8) == 0)
 			close_queue(w);
 	}
 }
@@ -357,6 +404,7 @@ static void end(struct world *w)
 	}
 	for (uint32_t i = 0; i < PAGE; i++)
 		MUST(w->rom.host[i] == 0x55);
+	free(w->area);
 	iod_map_clear(&w->memory.map);
 	iod_map_clear(&w->iommu.map);
 	free(w->ram.host);
@@ -380,8 +428,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 const char fuzz_name[] = "fuzz_virtq";
 void fuzz_report(void)
 {
-	printf("fuzz_virtq: %llu chains, %llu malformed, %llu indirect, %llu queues broken, %llu misses, %llu answers\n",
+	printf("fuzz_virtq: %llu chains, %llu malformed, %llu indirect, %llu queues broken, %llu misses, %llu answers, "
+	       "%llu deaths, %llu chains in flight at them\n",
 	       (unsigned long long)reached.popped, (unsigned long long)reached.malformed,
 	       (unsigned long long)reached.indirect, (unsigned long long)reached.broken, (unsigned long long)reached.missed,
-	       (unsigned long long)reached.answered);
+	       (unsigned long long)reached.answered, (unsigned long long)reached.deaths,
+	       (unsigned long long)reached.replayed);
 }

@@ -17,11 +17,12 @@ TIMES = 100 if os.environ.get("IODMA_SOAK") == "1" else 3
 
 
 @pytest.mark.limit(180 if TIMES < 100 else 1800)
+@pytest.mark.parametrize("device", ["", "packed=on"], ids=["split", "packed"])
 @pytest.mark.parametrize("queues", [1, pytest.param(4, marks=pytest.mark.soak)])
-def test_killed_under_load(work: Path, qemu_boot: Boot, queues: int) -> None:
+def test_killed_under_load(work: Path, qemu_boot: Boot, queues: int, device: str) -> None:
     """SIGKILL, and the same socket again; QEMU connects again after a second."""
     image = make_image(work / "disk.img", 64 * MIB)
-    machine = Machine(queues=queues, processors=queues, reconnect=1)
+    machine = Machine(queues=queues, processors=queues, reconnect=1, device=device)
     with (
         Iodma(work, Disk(image, queues=queues)) as server,
         Qemu(work, qemu_boot, server.socket, machine, logs=[server.log]) as guest,

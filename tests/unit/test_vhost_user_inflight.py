@@ -53,6 +53,32 @@ def test_memory_is_made_and_used(made: Bench, front: FrontEnd) -> None:
         assert setup.inflight_at == index * stride
 
 
+def test_packed_rings_have_larger_areas(made: Bench) -> None:
+    front = made.connect()
+    protocol = (fe.MQ, fe.REPLY_ACK, fe.INFLIGHT, fe.BACKEND_REQ)
+    front.negotiate(protocol, fe.PACKED)
+    front.share_memory()
+    described, fd = give(front)
+    stride = 32 + 32 * 64 + 32
+    assert described == fe.area(2 * stride, 0, 2, 64)
+    assert front.tell(fe.SET_INFLIGHT_FD, described, [fd]) == 0
+    for index in range(2):
+        front.start_ring(index, next=0x8000_8000)
+        setup = made.queue.setup
+        assert setup.inflight is not None and setup.inflight.size == 2 * stride
+        assert setup.inflight_at == index * stride
+
+
+def test_an_area_for_split_rings_is_too_small_for_packed_ones(made: Bench) -> None:
+    front = made.connect()
+    described, fd = give(front)
+    front.tell(fe.SET_INFLIGHT_FD, described, [fd])
+    front.negotiate((fe.MQ, fe.REPLY_ACK, fe.INFLIGHT, fe.BACKEND_REQ), fe.PACKED)
+    front.share_memory()
+    front.set_up_ring(next=0x8000_8000)
+    front.refused(fe.SET_VRING_ENABLE, fe.state(0, 1))
+
+
 def test_it_may_lie_anywhere_in_its_file(made: Bench, front: FrontEnd) -> None:
     fd = front.own(os.memfd_create("inflight", os.MFD_CLOEXEC))
     os.ftruncate(fd, 1 << 16)

@@ -27,6 +27,7 @@ class Driver:
     """A packed ring in guest memory, written by hand."""
 
     def __init__(self, engine: iodma.Engine, ram: iodma.Ram, flags: int, size: int):
+        self.ram = ram
         self.view = ram.view()
         self.engine, self.flags, self.size = engine, flags | PACKED, size
         self.port = engine.port(iodma.Memory({BASE: ram}))

@@ -271,11 +271,9 @@ class Handlers:
 
     # --- what is in flight ------------------------------------------------------------------------
 
-    def _get_inflight_fd(self, message: Message) -> Answer | bytes:
+    def _get_inflight_fd(self, message: Message) -> Answer:
         asked = wire.parse_inflight(message.payload)
-        if self._packed:  # of such rings nothing is noted: there is no area
-            return wire.inflight(asked._replace(size=0), len(message.payload))
-        area, descriptor = make_area(asked, len(self.rings), self.device.queue_max)
+        area, descriptor = make_area(asked, len(self.rings), self.device.queue_max, self._packed)
         return Answer(wire.inflight(area, len(message.payload)), descriptor)
 
     def _set_inflight_fd(self, message: Message) -> None:
@@ -283,7 +281,7 @@ class Handlers:
             raise Refusal("what is in flight changes while rings run")
         area = wire.parse_inflight(message.payload)
         (descriptor,) = message.descriptors
-        new = Inflight(area, descriptor, len(self.rings), self.device.queue_max)
+        new = Inflight(area, descriptor, len(self.rings), self.device.queue_max, self._packed)
         if self._inflight is not None:
             self._inflight.close()
         self._inflight = new
@@ -466,8 +464,8 @@ class Handlers:
 
     def _start(self, ring: Ring) -> None:
         setup = ring.make_setup(self.ring_address, self._packed)
-        if self._inflight is not None and not self._packed:
-            at = self._inflight.at(ring.index, ring.size)
+        if self._inflight is not None:
+            at = self._inflight.at(ring.index, ring.size, self._packed)
             if at is not None:
                 setup = replace(setup, inflight=self._inflight.ram, inflight_at=at)
         self.device.start_queue(setup, self.space(ring.index))
