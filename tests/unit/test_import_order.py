@@ -42,7 +42,7 @@ SEPARATE = {"endpoints", "packets", "stages", "devices", "transports"}
 # The files of devices/ that are no device.
 DEVICE_BASE = {
     *("__init__", "accesses", "base", "doorbell", "handlers", "host", "interrupt"),
-    *("registers", "regmap", "scope", "state"),
+    *("lasting", "registers", "regmap", "scope", "state"),
 }
 
 

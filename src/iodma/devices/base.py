@@ -37,7 +37,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Generator
-from functools import cached_property
 from itertools import count
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeGuard, TypeVar, cast
@@ -45,6 +44,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeGuard, TypeVar, cast
 from iodma.devices.doorbell import Bell
 from iodma.devices.host import EngineLike, PortLike, TaskLike
 from iodma.devices.interrupt import Interrupt
+from iodma.devices.lasting import Lasting
 from iodma.devices.registers import ones
 from iodma.devices.regmap import RegisterMap
 from iodma.devices.scope import Scope
@@ -155,7 +155,7 @@ class Device:
 
     # --- for the device's own code ----------------------------------------------------------------
 
-    @cached_property
+    @Lasting
     def port(self) -> Port:
         """The port. Raises `Error` if the device was made without one."""
         port: Port | None = self._port
@@ -163,7 +163,7 @@ class Device:
             raise Error(f"{self.name} has no port: give it one, as in Device(engine.port(memory))")
         return port
 
-    @cached_property
+    @Lasting
     def engine(self) -> Engine:
         """The engine. Raises `Error` if the device is not attached to one."""
         engine: Any = self._scope.engine
