@@ -292,7 +292,7 @@ static PyObject *engine_spawn(Engine *self, PyObject *const *args, Py_ssize_t n)
 	if ((PyObject *)Py_TYPE(coroutine) != CoroutineType &&
 	    (!PyObject_HasAttrString(coroutine, "send") || !PyObject_HasAttrString(coroutine, "throw")))
 		return PyErr_Format(ArgumentTypeErrorType, "%R is not a coroutine; call an `async def` for one", coroutine);
-	Task *task = ext_check(self) ? NULL : (Task *)PyType_GenericAlloc(TaskType, 0);
+	Task *task = ext_check(self) ? NULL : ext_task_new(self);
 	if (!task) { /* it will never run: no warning about that beside the error */
 		PyObject *type, *value, *trace;
 		PyErr_Fetch(&type, &value, &trace);
@@ -301,8 +301,6 @@ static PyObject *engine_spawn(Engine *self, PyObject *const *args, Py_ssize_t n)
 		PyErr_Restore(type, value, trace);
 		return NULL;
 	}
-	ext_wait_init(&task->wait, self);
-	task->wait.is_task = true;
 	Py_INCREF(coroutine);
 	task->coroutine = coroutine;
 	if (args[1] != Py_None) {

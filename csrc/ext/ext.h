@@ -246,6 +246,8 @@ void ext_completed_cut(const Columns *, struct ext_completed *);
 
 /* tasks.c */
 void ext_wait_init(Wait *, Engine *);
+Task *ext_task_new(Engine *);
+Transfer *ext_transfer_new(Engine *);
 void ext_wait_done(Wait *, PyObject *value, bool failed); /* steals value */
 void ext_wait_clear(Wait *);
 void ext_task_ready(Task *);

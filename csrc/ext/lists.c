@@ -38,6 +38,11 @@ int ext_list_get(PyObject *object, struct ext_list *out)
 {
 	out->heap = NULL;
 	out->hold = NULL;
+	if (PyTuple_Check(object) && PyTuple_Size(object) == 2 && PyLong_Check(PyTuple_GetItem(object, 0))) {
+		out->list = out->few;
+		out->count = 1;
+		return segment_of(object, out->few);
+	}
 	if (Py_TYPE(object) == ScatterListType || PyObject_TypeCheck(object, ScatterListType)) {
 		ScatterList *list = (ScatterList *)object;
 		out->list = list->list;
@@ -45,11 +50,6 @@ int ext_list_get(PyObject *object, struct ext_list *out)
 		Py_INCREF(object);
 		out->hold = object;
 		return 0;
-	}
-	out->list = out->few;
-	if (PyTuple_Check(object) && PyTuple_Size(object) == 2 && PyLong_Check(PyTuple_GetItem(object, 0))) {
-		out->count = 1;
-		return segment_of(object, out->few);
 	}
 	PyObject *sequence = PySequence_List(object);
 	if (!sequence) {

@@ -159,11 +159,9 @@ static int submit_failed(Port *self, int error)
 PyObject *ext_transfer(Port *self, const struct iod_request *given, PyObject *convert, PyObject *payload)
 {
 	struct iod_request request = *given;
-	Transfer *transfer = (Transfer *)PyType_GenericAlloc(TransferType, 0);
+	Transfer *transfer = ext_transfer_new(self->engine);
 	if (!transfer)
 		return NULL;
-	ext_wait_init(&transfer->wait, self->engine);
-	transfer->wait.is_transfer = true;
 	transfer->kind = request.kind;
 	Py_XINCREF(convert);
 	Py_XINCREF(payload);
@@ -189,39 +187,68 @@ PyObject *ext_transfer(Port *self, const struct iod_request *given, PyObject *co
 
 static int target_of(Port *self, PyObject *object, Target **out)
 {
-	if (!object || !PyObject_TypeCheck(object, TargetType)) {
+	static PyTypeObject *known; /* referenced: a type that was found to be a target's */
+	if (!object || (Py_TYPE(object) != known && !PyObject_TypeCheck(object, TargetType))) {
 		PyErr_Format(ArgumentTypeErrorType, "%R is not an endpoint; a File, Socket, Buffer or Null would be",
 			     object ? object : Py_None);
 		return -1;
+	}
+	if (Py_TYPE(object) != known) {
+		Py_XDECREF(known);
+		known = Py_TYPE(object);
+		Py_INCREF(known);
 	}
 	*out = (Target *)object;
 	return ext_target_use(*out, self->engine);
 }
 
-/* Keyword arguments by name, without a dictionary. */
-struct keyword {
-	const char *name;
-	PyObject *value;
+/* Keyword arguments by name, without a dictionary.  A call that is compiled names them by interned strings. */
+#define MOST_NAMES 6
+struct names {
+	const char *text[MOST_NAMES + 1];
+	PyObject *interned[MOST_NAMES];
 };
-static int keywords(PyObject *const *args, Py_ssize_t positional, Py_ssize_t most, PyObject *names, struct keyword *known)
+
+static int intern(struct names *known)
+{
+	for (int k = 0; known->text[k]; k++)
+		if (!known->interned[k] && !(known->interned[k] = PyUnicode_InternFromString(known->text[k])))
+			return -1;
+	return 0;
+}
+
+static int index_of(const struct names *known, PyObject *name)
+{
+	for (int k = 0; known->text[k]; k++)
+		if (known->interned[k] == name)
+			return k;
+	for (int k = 0; known->text[k]; k++)
+		if (!PyUnicode_CompareWithASCIIString(name, known->text[k]))
+			return k;
+	return -1;
+}
+
+/* value[k]: what is called known->text[k], of which the first `most` may be positional; NULL: it was not given. */
+static int keywords(struct names *known, PyObject *const *args, Py_ssize_t positional, Py_ssize_t most, PyObject *names,
+		    PyObject **value)
 {
 	Py_ssize_t n = names ? PyTuple_Size(names) : 0;
 	if (positional > most) {
 		PyErr_Format(PyExc_TypeError, "at most %zd positional arguments, not %zd", most, positional);
 		return -1;
 	}
+	if (!known->interned[0] && intern(known))
+		return -1;
 	for (Py_ssize_t i = 0; i < positional; i++)
-		known[i].value = args[i];
+		value[i] = args[i];
 	for (Py_ssize_t i = 0; i < n; i++) {
 		PyObject *name = PyTuple_GetItem(names, i);
-		struct keyword *k = known;
-		while (k->name && PyUnicode_CompareWithASCIIString(name, k->name))
-			k++;
-		if (!k->name || k->value) {
-			PyErr_Format(PyExc_TypeError, k->name ? "argument %R was given twice" : "unexpected argument %R", name);
+		int k = index_of(known, name);
+		if (k < 0 || value[k]) {
+			PyErr_Format(PyExc_TypeError, k < 0 ? "unexpected argument %R" : "argument %R was given twice", name);
 			return -1;
 		}
-		k->value = args[positional + i];
+		value[k] = args[positional + i];
 	}
 	return 0;
 }
@@ -261,33 +288,36 @@ static PyObject *transfer(Port *self, PyObject *list_object, PyObject *target_ob
 
 static PyObject *port_from_memory(Port *self, PyObject *const *args, Py_ssize_t n, PyObject *names)
 {
-	struct keyword k[] = {{"segments", NULL}, {"to", NULL}, {"offset", NULL}, {NULL, NULL}};
-	if (keywords(args, n, 1, names, k))
+	static struct names known = {.text = {"segments", "to", "offset"}};
+	PyObject *value[MOST_NAMES] = {NULL};
+	if (keywords(&known, args, n, 1, names, value))
 		return NULL;
-	return transfer(self, k[0].value, k[1].value, k[2].value, NULL, IOD_FROM_MEMORY);
+	return transfer(self, value[0], value[1], value[2], NULL, IOD_FROM_MEMORY);
 }
 
 static PyObject *port_to_memory(Port *self, PyObject *const *args, Py_ssize_t n, PyObject *names)
 {
-	struct keyword k[] = {{"segments", NULL}, {"source", NULL}, {"offset", NULL}, {"minimum", NULL}, {NULL, NULL}};
-	if (keywords(args, n, 1, names, k))
+	static struct names known = {.text = {"segments", "source", "offset", "minimum"}};
+	PyObject *value[MOST_NAMES] = {NULL};
+	if (keywords(&known, args, n, 1, names, value))
 		return NULL;
-	return transfer(self, k[0].value, k[1].value, k[2].value, k[3].value, IOD_TO_MEMORY);
+	return transfer(self, value[0], value[1], value[2], value[3], IOD_TO_MEMORY);
 }
 
 static PyObject *port_copy(Port *self, PyObject *const *args, Py_ssize_t n, PyObject *names)
 {
-	struct keyword k[] = {{"source", NULL}, {"target", NULL}, {NULL, NULL}};
+	static struct names known = {.text = {"source", "target"}};
+	PyObject *value[MOST_NAMES] = {NULL};
 	struct ext_list from, to;
-	if (keywords(args, n, 2, names, k) || may_submit(self))
+	if (keywords(&known, args, n, 2, names, value) || may_submit(self))
 		return NULL;
-	if (!k[0].value || !k[1].value) {
+	if (!value[0] || !value[1]) {
 		PyErr_SetString(PyExc_TypeError, "copy takes two scatter lists");
 		return NULL;
 	}
-	if (ext_list_get(k[0].value, &from))
+	if (ext_list_get(value[0], &from))
 		return NULL;
-	if (ext_list_get(k[1].value, &to)) {
+	if (ext_list_get(value[1], &to)) {
 		ext_list_put(&from);
 		return NULL;
 	}
@@ -309,13 +339,11 @@ static PyObject *done_at_once(Port *self, PyObject *value, bool failed)
 {
 	if (!value)
 		return NULL;
-	Transfer *transfer = (Transfer *)PyType_GenericAlloc(TransferType, 0);
+	Transfer *transfer = ext_transfer_new(self->engine);
 	if (!transfer) {
 		Py_DECREF(value);
 		return NULL;
 	}
-	ext_wait_init(&transfer->wait, self->engine);
-	transfer->wait.is_transfer = true;
 	transfer->wait.done = failed ? 2 : 1;
 	transfer->wait.value = value;
 	return (PyObject *)transfer;
@@ -504,33 +532,33 @@ static PyObject *submit_batch(Port *self, Columns *columns, PyObject *endpoint, 
 
 static PyObject *port_submit(Port *self, PyObject *const *args, Py_ssize_t n, PyObject *names)
 {
-	struct keyword k[] = {{"batch", NULL}, {"endpoint", NULL}, {"position", NULL}, {"unit", NULL}, {"rows", NULL},
-			      {"end", NULL}, {NULL, NULL}};
+	static struct names known = {.text = {"batch", "endpoint", "position", "unit", "rows", "end"}};
+	PyObject *value[MOST_NAMES] = {NULL};
 	Py_buffer rows = {0}, positions = {0};
 	PyObject *result = NULL;
 	uint64_t unit = 1, end = 0, position;
 
-	if (keywords(args, n, 3, names, k) || may_submit(self))
+	if (keywords(&known, args, n, 3, names, value) || may_submit(self))
 		return NULL;
-	if (!k[0].value || !PyObject_TypeCheck(k[0].value, ColumnsType))
-		return PyErr_Format(ArgumentTypeErrorType, "%R is not a Batch", k[0].value ? k[0].value : Py_None);
-	if (k[3].value && ext_u64(k[3].value, "unit", &unit))
+	if (!value[0] || !PyObject_TypeCheck(value[0], ColumnsType))
+		return PyErr_Format(ArgumentTypeErrorType, "%R is not a Batch", value[0] ? value[0] : Py_None);
+	if (value[3] && ext_u64(value[3], "unit", &unit))
 		return NULL;
-	bool bounded = k[5].value && k[5].value != Py_None;
-	if (bounded && ext_u64(k[5].value, "end", &end))
+	bool bounded = value[5] && value[5] != Py_None;
+	if (bounded && ext_u64(value[5], "end", &end))
 		return NULL;
 	if (bounded && !unit)
 		return PyErr_Format(ArgumentErrorType, "unit is 0; with an end it must be 1 or more");
-	Columns *columns = (Columns *)k[0].value;
+	Columns *columns = (Columns *)value[0];
 	Py_ssize_t count = columns->n;
 	uint64_t *which = NULL;
-	if (k[4].value && PyObject_TypeCheck(k[4].value, CompletedType)) { /* what finished, again */
+	if (value[4] && PyObject_TypeCheck(value[4], CompletedType)) { /* what finished, again */
 		struct ext_completed done;
-		ext_completed_cut((Columns *)k[4].value, &done);
+		ext_completed_cut((Columns *)value[4], &done);
 		which = done.id;
-		count = ((Columns *)k[4].value)->n;
-	} else if (k[4].value && k[4].value != Py_None) {
-		if (words_of(k[4].value, "rows", 0, &rows))
+		count = ((Columns *)value[4])->n;
+	} else if (value[4] && value[4] != Py_None) {
+		if (words_of(value[4], "rows", 0, &rows))
 			return NULL;
 		count = rows.len / 8;
 		struct ext_batch b;
@@ -542,13 +570,13 @@ static PyObject *port_submit(Port *self, PyObject *const *args, Py_ssize_t n, Py
 		}
 		which = rows.buf;
 	}
-	if (k[2].value && PyLong_Check(k[2].value)) {
+	if (value[2] && PyLong_Check(value[2])) {
 		if (count != 1)
 			PyErr_Format(ArgumentErrorType, "position is one number, and there are %zd requests", count);
-		else if (!ext_u64(k[2].value, "position", &position))
-			result = submit_batch(self, columns, k[1].value, &position, unit, bounded ? &end : NULL, which, 1);
-	} else if (!k[2].value || k[2].value == Py_None || !words_of(k[2].value, "position", count, &positions)) {
-		result = submit_batch(self, columns, k[1].value, positions.buf, unit, bounded ? &end : NULL, which, count);
+		else if (!ext_u64(value[2], "position", &position))
+			result = submit_batch(self, columns, value[1], &position, unit, bounded ? &end : NULL, which, 1);
+	} else if (!value[2] || value[2] == Py_None || !words_of(value[2], "position", count, &positions)) {
+		result = submit_batch(self, columns, value[1], positions.buf, unit, bounded ? &end : NULL, which, count);
 	}
 	if (positions.obj)
 		PyBuffer_Release(&positions);

@@ -7,11 +7,10 @@
  *  - A task that failed keeps its exception, whose traceback may know the task: so tasks take part in the garbage
  *    collection.  A transfer raises a new exception to each that waits for it, and need not.
  *  - A task that was cancelled is thrown Cancelled once for each time, at the place where it waits or waits next. */
-#include "ext.h"
-
-#include <string.h>
+#include "spare.h"
 
 PyTypeObject *TaskType;
+static struct ext_spares tasks;
 
 void ext_task_ready(Task *task)
 {
@@ -28,6 +27,19 @@ void ext_task_ready(Task *task)
 	engine->ready_tail = task;
 	engine->ready_count++;
 	ext_poke(engine);
+}
+
+Task *ext_task_new(Engine *engine)
+{
+	bool again = tasks.count > 0;
+	Task *self = (Task *)ext_spare_take(&tasks, TaskType, sizeof *self);
+	if (!self)
+		return NULL;
+	ext_wait_init(&self->wait, engine);
+	self->wait.is_task = true;
+	if (again)
+		PyObject_GC_Track(self);
+	return self;
 }
 
 /* Take it off what it waits for. */
@@ -187,7 +199,7 @@ static void task_step(Task *task)
 		task_over(task, NULL);
 		return;
 	}
-	if (PyObject_TypeCheck(result, WaitType)) {
+	if (Py_TYPE(result) == TransferType || PyObject_TypeCheck(result, WaitType)) {
 		Wait *wait = (Wait *)result;
 		if (task->throwing || wait->done) { /* cancelled itself, or only had to let others run */
 			Py_DECREF(result);
@@ -274,7 +286,6 @@ static int task_clear(Task *self)
 
 static void task_dealloc(Task *self)
 {
-	PyTypeObject *type = Py_TYPE(self);
 	PyObject_GC_UnTrack(self);
 	ext_wait_clear(&self->wait);
 	Py_XDECREF(self->coroutine);
@@ -283,9 +294,7 @@ static void task_dealloc(Task *self)
 	Py_XDECREF(self->ended);
 	Py_XDECREF(self->throwing);
 	Py_XDECREF(self->waiting);
-	freefunc release = PyType_GetSlot(type, Py_tp_free);
-	release(self);
-	Py_DECREF(type);
+	ext_spare_give(&tasks, (PyObject *)self);
 }
 
 static PyObject *task_get(Task *self, void *what)

@@ -6,19 +6,20 @@
  *  - A wait is done once.  Whoever waits for it is made ready then, never resumed.
  *  - A coroutine that awaits what is done goes on without a turn, but not more than MOST_IMMEDIATE times in one step, so
  *    that no device can keep the engine from the others. */
-#include "ext.h"
+#include "spare.h"
 
 #include <string.h>
 
 #define MOST_IMMEDIATE 256
 
 PyTypeObject *WaitType, *TransferType, *CompletionType;
+static struct ext_spares transfers, completions;
 
 /* ---- Completion ---- */
 
 PyObject *ext_completion_make(enum iod_status status, uint64_t moved, const struct iod_fault *fault)
 {
-	Completion *self = (Completion *)PyType_GenericAlloc(CompletionType, 0);
+	Completion *self = (Completion *)ext_spare_take(&completions, CompletionType, sizeof *self);
 	if (!self)
 		return NULL;
 	self->status = (uint8_t)status;
@@ -44,11 +45,8 @@ PyObject *ext_completion(const struct iod_row *row)
 
 static void completion_dealloc(Completion *self)
 {
-	PyTypeObject *type = Py_TYPE(self);
 	Py_XDECREF(self->stage);
-	freefunc release = PyType_GetSlot(type, Py_tp_free);
-	release(self);
-	Py_DECREF(type);
+	ext_spare_give(&completions, (PyObject *)self);
 }
 
 static PyObject *completion_get(Completion *self, void *what)
@@ -350,15 +348,22 @@ static PyType_Spec wait_spec = {"iodma._core.Wait", sizeof(Wait), 0, Py_TPFLAGS_
 
 /* ---- Transfer ---- */
 
+Transfer *ext_transfer_new(Engine *engine)
+{
+	Transfer *self = (Transfer *)ext_spare_take(&transfers, TransferType, sizeof *self);
+	if (self) {
+		ext_wait_init(&self->wait, engine);
+		self->wait.is_transfer = true;
+	}
+	return self;
+}
+
 static void transfer_dealloc(Transfer *self)
 {
-	PyTypeObject *type = Py_TYPE(self);
 	ext_wait_clear(&self->wait);
 	Py_XDECREF(self->convert);
 	Py_XDECREF(self->payload);
-	freefunc release = PyType_GetSlot(type, Py_tp_free);
-	release(self);
-	Py_DECREF(type);
+	ext_spare_give(&transfers, (PyObject *)self);
 }
 
 static PyObject *transfer_cancel(Transfer *self, PyObject *unused)
