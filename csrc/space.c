@@ -397,33 +397,51 @@ __attribute__((noinline)) static size_t walk_range(struct iod_space *space, size
 	return i;
 }
 
-/* The most usual list of all: one segment in one range of host memory.  False: nothing was written. */
-static inline bool walk_one(struct iod_space *space, const struct iod_segment *segment, uint8_t access,
-			    struct iod_translation *out)
+/* Of a memory: the range of host memory that holds all of it and may be accessed so, or -1. */
+static inline ptrdiff_t one_range(struct iod_space *space, uint64_t address, uint64_t length, uint8_t access)
 {
 	struct iod_map *map = &space->map;
-	uint64_t address = segment->address;
 	size_t at = map->hint;
 
 	if (at >= map->count || address < map->first[at] || address > map->range[at].last) {
 		ptrdiff_t floor = iod_map_floor(map, address);
 		if (floor < 0)
-			return false;
+			return -1;
 		map->hint = at = (size_t)floor;
 	}
 	const struct iod_range *range = &map->range[at];
-	struct iod_region *region = range->region;
 	/* length 0 wraps, and is too long for anything */
-	if (address > range->last || segment->length - 1 > range->last - address || !range->host ||
-	    (range->access & access) != access || region->closed || region->quarantined || !out->room ||
-	    out->extents == out->extents_room)
+	if (address > range->last || length - 1 > range->last - address || !range->host ||
+	    (range->access & access) != access || range->region->closed || range->region->quarantined)
+		return -1;
+	return (ptrdiff_t)at;
+}
+
+/* The most usual list of all: one segment in one range of host memory.  False: nothing was written. */
+static inline bool walk_one(struct iod_space *space, const struct iod_segment *segment, uint8_t access,
+			    struct iod_translation *out)
+{
+	ptrdiff_t at = one_range(space, segment->address, segment->length, access);
+	if (at < 0 || !out->room || out->extents == out->extents_room)
 		return false;
-	out->iov[0] = (struct iovec){range->host + (address - map->first[at]), segment->length};
-	out->piece[0] = (struct iod_piece){region, 0, 0};
-	out->extent[out->extents++] = (struct iod_extent){space, map->first[at], range->last};
+	const struct iod_range *range = &space->map.range[at];
+	uint64_t first = space->map.first[at];
+	out->iov[0] = (struct iovec){range->host + (segment->address - first), segment->length};
+	out->piece[0] = (struct iod_piece){range->region, 0, 0};
+	out->extent[out->extents++] = (struct iod_extent){space, first, range->last};
 	out->count = 1;
-	out->only = region;
+	out->only = range->region;
 	return true;
+}
+
+uint8_t *iod_space_host(struct iod_space *space, uint64_t address, uint64_t length, uint8_t access,
+			struct iod_region **region)
+{
+	ptrdiff_t at = space->kind == IOD_MEMORY ? one_range(space, address, length, access) : -1;
+	if (at < 0)
+		return NULL;
+	*region = space->map.range[at].region;
+	return space->map.range[at].host + (address - space->map.first[at]);
 }
 
 #define NARROW 4

@@ -166,6 +166,10 @@ enum iod_walk_result { IOD_WALK_OK, IOD_WALK_FAULT, IOD_WALK_PENDING, IOD_WALK_N
 enum iod_walk_result iod_walk(struct iod_space *top, const struct iod_segment *list, size_t count, uint64_t skip,
 			      uint8_t access, struct iod_translation *out, struct iod_fault *fault);
 
+/* Where that is, when it lies in one range of host memory of a memory: good until anything of the map changes.  NULL: a
+ * walk says more. */
+uint8_t *iod_space_host(struct iod_space *, uint64_t address, uint64_t length, uint8_t access, struct iod_region **);
+
 /* Whether a walk that goes through it is just asking a hook: its map must stay as it is. */
 bool iod_space_is_asked(const struct iod_space *);
 

@@ -149,6 +149,8 @@ uint16_t *iod_virtq_word(struct iod_virtq *q, int part, uint64_t offset)
 
 void iod_virtq_dirty(const struct iod_virtq_part *part, uint64_t offset, uint64_t bytes)
 {
+	if (part->t.only && !part->t.only->dirty)
+		return;
 	for (uint32_t i = piece_of(part, &offset); bytes && i < part->t.count; i++) {
 		uint64_t n = iod_min64(bytes, part->t.iov[i].iov_len - offset);
 		struct iod_region *region = part->t.piece[i].region;
@@ -225,9 +227,15 @@ const char *iod_virtq_add(struct iod_virtq *q, uint64_t address, uint32_t length
 }
 
 /* Copy `n` bytes of guest memory that a list holds, in whatever pieces: 0, -EAGAIN, -EFAULT. */
-static int load(struct iod_virtq *q, const struct iod_segment *list, uint32_t count, void *to, size_t n)
+static int load(struct iod_virtq *q, const struct iod_segment *list, uint32_t count, void *to, size_t n,
+		const uint8_t **last)
 {
+	struct iod_region *region;
 	size_t done;
+	uint8_t *host = count == 1 ? iod_space_host(q->space, list->address, list->length, IOD_READ, &region) : NULL;
+	*last = host;
+	if (host)
+		return iod_copy(to, host, n, &done);
 	switch (iod_walk(q->space, list, count, 0, IOD_READ, &q->t, &q->fault)) {
 	case IOD_WALK_OK:
 		break;
@@ -257,7 +265,7 @@ static int load_table(struct iod_virtq *q, struct iod_virtq_chain *chain)
 		chain->bad = "an indirect table is longer than the queue";
 		return 0;
 	}
-	int error = load(q, &list, 1, q->table, chain->table_bytes);
+	int error = load(q, &list, 1, q->table, chain->table_bytes, &q->slot[chain->id].last_table);
 	if (error == -EAGAIN)
 		return error;
 	if (error) {
@@ -396,7 +404,8 @@ static int describe(struct iod_virtq *q, struct iod_virtq_chain *chain, struct i
 			int error = -EFAULT; /* in crumbs */
 			if (n >= q->header) {
 				skip = take_front(q->segment, q->header, head, &heads);
-				error = load(q, head, heads, out->header + (size_t)row * q->header, q->header);
+				error = load(q, head, heads, out->header + (size_t)row * q->header, q->header,
+					     &slot->last_header);
 			}
 			if (error == -EAGAIN)
 				return error;
@@ -414,6 +423,13 @@ static int describe(struct iod_virtq *q, struct iod_virtq_chain *chain, struct i
 	if (chain->bad) {
 		answer_bad(q, chain);
 		return 0;
+	}
+	if (slot->trailers == 1) {
+		const struct iod_segment *last = &slot->trailer[0];
+		struct iod_region *region;
+		const uint8_t *host = iod_space_host(q->space, last->address, last->length, IOD_WRITE, &region);
+		if (host)
+			iod_virtq_fetch_to_write(host);
 	}
 	readable -= q->header;
 	writable -= q->trailer;
@@ -468,18 +484,18 @@ int iod_virtq_pop(struct iod_virtq *q, struct iod_chains *out, uint32_t limit)
 		return -EAGAIN;
 	q->missing = false;
 	int error = refresh(q);
-	if (!error && q->armed)
-		disarm(q);
 	if (limit > out->requests)
 		limit = out->requests;
 	while (!error && out->n < limit && out->bytes < IOD_VIRTQ_POP_BYTES) {
-		struct iod_virtq_chain chain = {0};
+		struct iod_virtq_chain chain = {.known = out->n > 0};
 		q->segments = q->readable = 0;
 		int got = q->format->fetch(q, &chain);
 		if (got <= 0) {
 			error = got;
 			break;
 		}
+		if (q->armed)
+			disarm(q);
 		if (q->slot[chain.id].state != IOD_VIRTQ_FREE) {
 			iod_virtq_break(q, "a chain was made available again before it was used");
 			error = -EPIPE;

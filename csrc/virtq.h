@@ -54,6 +54,9 @@ struct iod_virtq_slot {
 	uint64_t payload;     /* bytes to be moved */
 	struct iod_segment trailer[IOD_VIRTQ_TRAILER_SEGMENTS];
 	uint8_t few[8], *data; /* the trailer's bytes */
+	/* Where the indirect table and the header were when a chain of this number was last read.  Drivers use them again,
+	 * and these are only ever prefetched: nothing is read there, and the memory may be gone. */
+	const uint8_t *last_table, *last_header;
 };
 
 struct iod_virtq_used {
@@ -67,6 +70,7 @@ struct iod_virtq_chain {
 	uint64_t table; /* of an indirect table */
 	uint32_t table_bytes;
 	const char *bad; /* why it makes no sense */
+	bool known;	 /* only if it was seen to be there already */
 };
 
 /* Where pop puts chains: the columns of a batch and what is known of each.  A row's segments: readable, then writable. */
@@ -179,6 +183,20 @@ void *iod_virtq_at(const struct iod_virtq_part *, uint64_t offset, uint64_t byte
  * and the queue is broken. */
 uint16_t *iod_virtq_word(struct iod_virtq *, int part, uint64_t offset);
 void iod_virtq_dirty(const struct iod_virtq_part *, uint64_t offset, uint64_t bytes);
+/* The driver had it last: it comes while something else is done.  Memory that is gone does no harm here. */
+static inline void iod_virtq_fetch_to_read(const void *at)
+{
+	if (at)
+		__builtin_prefetch(at, 0);
+}
+static inline void iod_virtq_fetch_to_write(const void *at)
+{
+#if defined(__x86_64__)
+	__asm__ volatile("prefetchw %0" : : "m"(*(const uint8_t *)at)); /* GCC's own is for reading, by default */
+#else
+	__builtin_prefetch(at, 1);
+#endif
+}
 const char *iod_virtq_add(struct iod_virtq *, uint64_t address, uint32_t length, uint16_t flags); /* NULL, or what is wrong */
 void iod_virtq_break(struct iod_virtq *, const char *why);
 /* What touches the ring runs so: false when the ring's memory is gone, and the queue with it. */

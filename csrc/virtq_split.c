@@ -91,6 +91,8 @@ static void read_chain(void *arg)
 		return;
 	}
 	chain->id = (uint16_t)at;
+	iod_virtq_fetch_to_read(q->slot[at].last_table); /* while the descriptor comes, which says whether it is there */
+	iod_virtq_fetch_to_read(q->slot[at].last_header);
 	for (uint32_t i = 0;; i++) {
 		struct iod_descriptor d;
 		const void *from = iod_virtq_at(&q->part[IOD_VIRTQ_TABLE], at * sizeof d, sizeof d);
@@ -122,18 +124,25 @@ static void read_chain(void *arg)
 	}
 }
 
+static void read_next(void *arg)
+{
+	struct iod_virtq_job *job = arg;
+	struct iod_virtq *q = job->q;
+	job->result = q->seen != q->next || q->replayed < q->replays;
+	if (!job->result)
+		look(arg);
+	if (job->result)
+		read_chain(arg);
+}
+
 static int fetch(struct iod_virtq *q, struct iod_virtq_chain *chain)
 {
 	struct iod_virtq_job job = {.chain = chain};
-	if (q->seen == q->next && q->replayed == q->replays) {
-		if (!iod_virtq_guard(q, look, &job) || q->broken)
-			return -EPIPE;
-		if (!job.result)
-			return 0;
-	}
-	if (!iod_virtq_guard(q, read_chain, &job) || q->broken)
+	if (chain->known && q->seen == q->next && q->replayed == q->replays)
+		return 0;
+	if (!iod_virtq_guard(q, read_next, &job) || q->broken)
 		return -EPIPE;
-	return 1;
+	return job.result;
 }
 
 static void do_note(void *arg)
@@ -151,6 +160,11 @@ static void consume(struct iod_virtq *q, const struct iod_virtq_chain *chain)
 		q->replayed++;
 	else
 		q->next++;
+	/* Where it will be given back, if those in flight are before it. */
+	uint16_t at = (uint16_t)(q->used_next + q->in_flight - 1);
+	const void *element = iod_virtq_at(&q->part[IOD_VIRTQ_DEVICE], RING + 8 * (uint64_t)(at & (q->size - 1)), 8);
+	if (element)
+		iod_virtq_fetch_to_write(element);
 }
 
 /* ---- used ---- */

@@ -235,6 +235,7 @@ static void queue_dealloc(Queue *self)
 	Py_XDECREF(self->drained);
 	Py_XDECREF(self->route.endpoint);
 	Py_XDECREF(self->odd);
+	Py_XDECREF((PyObject *)self->unseen);
 	Py_XDECREF((PyObject *)self->port);
 	Py_XDECREF(self->factory);
 	Py_XDECREF(self->pool);
@@ -255,7 +256,7 @@ int ext_queue_usable(Queue *self)
 
 /* ---- popping ---- */
 
-Chains *ext_queue_pop(Queue *self, uint32_t limit, struct iod_chains *out)
+static Chains *room_for_chains(Queue *self)
 {
 	Columns *columns = ext_columns_from(self->pool, self->factory, self->q.segment_room);
 	if (!columns)
@@ -267,15 +268,42 @@ Chains *ext_queue_pop(Queue *self, uint32_t limit, struct iod_chains *out)
 		Py_DECREF(columns);
 		return NULL;
 	}
-	cut(chains, out);
-	self->popped_turn = self->port->engine->turns;
+	return chains;
+}
+
+static void pop(Queue *self, Chains *chains, uint32_t limit, struct iod_chains *out)
+{
 	int n = iod_virtq_pop(&self->q, out, limit);
-	columns->n = n > 0 ? n : 0;
+	chains->columns.n = n > 0 ? n : 0;
 	chains->to_memory = out->to_memory;
 	chains->from_memory = out->from_memory;
 	chains->other = out->other;
 	if (self->q.broken || self->stopped)
 		ext_queue_settled(self);
+}
+
+Chains *ext_queue_pop(Queue *self, uint32_t limit, struct iod_chains *out)
+{
+	Chains *chains = room_for_chains(self);
+	if (chains) {
+		cut(chains, out);
+		self->popped_turn = self->port->engine->turns;
+		pop(self, chains, limit, out);
+	}
+	return chains;
+}
+
+Chains *ext_queue_pop_unseen(Queue *self, uint32_t limit, struct iod_chains **out)
+{
+	Chains *chains = self->unseen;
+	if (!chains) {
+		if (!(chains = room_for_chains(self)))
+			return NULL;
+		cut(chains, &self->cut);
+		self->unseen = chains;
+	}
+	*out = &self->cut;
+	pop(self, chains, limit, &self->cut);
 	return chains;
 }
 

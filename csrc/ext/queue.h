@@ -30,6 +30,8 @@ typedef struct Queue {
 	struct iod_region *inflight; /* or NULL */
 	struct ext_route route;
 	PyObject *odd; /* Chains that the route does not cover, until the reader takes them */
+	struct Chains *unseen; /* what the route pops into: Python has never had it since it was free, or NULL */
+	struct iod_chains cut; /* ... and its columns */
 	uint32_t index;
 	uint64_t popped_turn;
 	bool stopped, released;
@@ -42,7 +44,7 @@ typedef struct Batches {
 } Batches;
 
 /* A batch that holds chains: the columns of a Batch, then those that only chains have; see virtio/chains.py. */
-typedef struct {
+typedef struct Chains {
 	Columns columns;
 	uint64_t to_memory, from_memory, other;
 	uint32_t header;
@@ -51,6 +53,8 @@ typedef struct {
 bool ext_batches_ready(Batches *);
 int ext_queue_usable(Queue *);
 Chains *ext_queue_pop(Queue *, uint32_t limit, struct iod_chains *out); /* its columns are in `out`, too */
+/* The same into one that the queue keeps, until self->unseen is taken from it. */
+Chains *ext_queue_pop_unseen(Queue *, uint32_t limit, struct iod_chains **out);
 void ext_queue_settled(Queue *);
 void ext_queue_release(Queue *);
 

@@ -52,7 +52,8 @@ static uint32_t submit(Queue *self, const struct iod_chains *c)
 	struct iod_core *core = &port->engine->core;
 	Target *target = (Target *)route->endpoint;
 	bool can = !port->port.closed && !port->port.resetting && !ext_target_use(target, port->engine);
-	PyErr_Clear(); /* an endpoint that is closed: the requests end in errors */
+	if (!can)
+		PyErr_Clear(); /* an endpoint that is closed: the requests end in errors */
 	struct iod_request request = {.kind = IOD_R_TRANSFER, .port = &port->port, .target = &target->target,
 				      .minimum = UINT64_MAX, .end = route->end, .unit = route->bounded ? route->unit : 0};
 	uint32_t before = ext_port_begin(port), odd = 0;
@@ -95,25 +96,27 @@ static uint32_t submit(Queue *self, const struct iod_chains *c)
 
 bool ext_route_pop(Queue *self)
 {
-	struct iod_chains out;
-	if (self->odd || self->stopped || self->q.broken || self->popped_turn == self->port->engine->turns ||
-	    !iod_virtq_available(&self->q))
+	struct iod_chains *out;
+	if (self->odd || self->stopped || self->q.broken || self->popped_turn == self->port->engine->turns)
 		return false;
-	Chains *chains = ext_queue_pop(self, ROUTE_LIMIT, &out);
+	Chains *chains = ext_queue_pop_unseen(self, ROUTE_LIMIT, &out);
 	if (!chains) {
 		PyErr_WriteUnraisable((PyObject *)self);
 		self->stopped = true;
 		return false;
 	}
-	uint32_t odd = submit(self, &out);
+	if (!out->n)
+		return false;
+	uint32_t n = out->n, odd = submit(self, out);
+	self->popped_turn = self->port->engine->turns;
 	chains->columns.n = odd;
 	chains->to_memory &= ~self->route.to_memory;
 	chains->from_memory &= ~self->route.from_memory;
-	if (odd)
+	if (odd) {
 		self->odd = (PyObject *)chains;
-	else
-		Py_DECREF(chains);
-	return odd < out.n;
+		self->unseen = NULL;
+	}
+	return odd < n;
 }
 
 /* What the port has completed of batches is answered. */
