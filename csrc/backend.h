@@ -79,6 +79,9 @@ struct iod_backend_ops {
 	uint32_t (*room)(struct iod_backend *);
 	/* 0, or -EAGAIN when there is no room (flush or reap, then again). */
 	int (*queue)(struct iod_backend *, const struct iod_op *);
+	/* Does the op at once, if that is cheaper, nothing is queued, and there is nothing to wait for: its result, or -EAGAIN
+	 * (queue it).  NULL: never. */
+	int (*now)(struct iod_backend *, const struct iod_op *);
 	/* Ask that the op with this user_data ends soon.  Its own completion says how it ended. -EAGAIN: no room, again. */
 	int (*cancel)(struct iod_backend *, uint64_t user_data);
 	/* Hand over what is queued.  0 or -errno. */
@@ -113,11 +116,13 @@ struct iod_backend {
 	struct iod_backend_stats stats;
 	const struct iod_watch *watch; /* the owner's; looked at by `wait` only, under the SIGBUS guard */
 	uint32_t watches;
+	bool watched; /* that is what ended the last wait */
+	uint8_t vain; /* how often, in a row, nobody wanted the processor that a spin offered: iod_offer */
 	uint32_t max_inflight; /* ops that may be queued and not yet reaped, all in all (completion room) */
 };
 
-/* For backends: one of the watched words has changed. */
-bool iod_watch_changed(const struct iod_backend *);
+/* One of the watched words has changed: looks that often, with a pause after each, unless one has before. */
+bool iod_watch_changed(struct iod_backend *, int looks);
 
 #define IOD_MAX_FILES 256
 #define IOD_MAX_BUFFERS 256

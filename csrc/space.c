@@ -437,6 +437,8 @@ static inline bool walk_one(struct iod_space *space, const struct iod_segment *s
 uint8_t *iod_space_host(struct iod_space *space, uint64_t address, uint64_t length, uint8_t access,
 			struct iod_region **region)
 {
+	while (space->kind == IOD_GATE && !space->shut)
+		space = space->next;
 	ptrdiff_t at = space->kind == IOD_MEMORY ? one_range(space, address, length, access) : -1;
 	if (at < 0)
 		return NULL;

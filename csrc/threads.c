@@ -270,23 +270,24 @@ static bool enough(const struct iod_threads *t, uint32_t least)
 
 static bool spin(struct iod_threads *t, uint32_t least, int64_t until)
 {
+	int step = t->base.watches ? IOD_LOOKS : 1;
 	t->base.stats.spins++;
 	do {
-		for (int i = 0; i < IOD_SPINS_PER_CLOCK; i++) {
+		for (int i = 0; i < IOD_SPINS_PER_CLOCK << t->base.vain; i += step) {
 			if (enough(t, least)) {
 				t->base.stats.spin_hits++;
 				return true;
 			}
 			if (__atomic_load_n(&t->wake_flag, __ATOMIC_RELAXED))
 				return take_wake(t);
-			if (t->base.watches && iod_watch_changed(&t->base)) {
+			if (!t->base.watches) {
+				iod_pause();
+			} else if (iod_watch_changed(&t->base, IOD_LOOKS)) {
 				t->base.stats.spin_hits++;
 				return true;
 			}
-			iod_pause();
 		}
-		sched_yield(); /* the worker may have been woken on this very processor */
-	} while (iod_now_ns() < until);
+	} while (iod_offer(&t->base.vain, until)); /* a worker may have been woken on this very processor */
 	return false;
 }
 

@@ -57,15 +57,6 @@ struct iod_uring {
 	struct iod_cqe *local;
 	uint32_t local_head, local_count;
 
-	/* The last op, if it is one that the page cache may answer. */
-	struct {
-		uint32_t at; /* its sq_tail, or another number than that of any pending one */
-		int fd;
-		uint32_t niov;
-		const struct iovec *iov;
-		uint64_t offset, user_data;
-		size_t bytes;
-	} cached;
 	int never_cached; /* a descriptor that refused RWF_NOWAIT, or -1 */
 
 	struct uring_poll *polls;

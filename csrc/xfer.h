@@ -279,6 +279,7 @@ struct iod_core {
 	bool unlocked;		  /* the glue's lock is not held */
 	bool cancel_again;	  /* a cancel found no room in the ring */
 	bool budget_again;	  /* bounce pieces came back */
+	bool done_now;		  /* a step has completed what it has read; the glue's, to clear */
 	uint64_t queued_bytes, work_bytes; /* since the last flush, and on `work` */
 	uint32_t small[2];     /* bytes a segment below which copying is cheaper, by direction */
 	uint64_t now;	       /* the time of this turn, ns */

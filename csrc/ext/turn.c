@@ -9,7 +9,6 @@
  *  - What becomes ready in a turn is resumed in it or the next, never before all completions of the turn are delivered. */
 #include "engine.h"
 #include "queue.h"
-#include "../spin.h"
 
 #include <errno.h>
 #include <string.h>
@@ -82,6 +81,9 @@ void ext_deliver(Engine *engine)
 	}
 	for (uint32_t i = 0; i < engine->ports; i++) {
 		Port *port = engine->port[i];
+		if (!port->port.resetting && !(port->stream && port->stream->wait.waiter) &&
+		    !(port->queue && port->port.done.head))
+			continue;
 		Py_INCREF(port); /* its rows, or a callback, may have been the last to hold it */
 		if (port->port.resetting && port->port.busy == 0) {
 			while ((row = iod_take_batch(&engine->core, &port->port)))
@@ -166,19 +168,16 @@ static void adapt(Engine *engine, uint64_t spin, uint64_t hits)
 
 /* The beginning of a spin, for which giving the lock up and taking it again would cost more than it gives to others. */
 #define HELD_NS 1500
-#define LOOKS 8
+#define LOOKS 16
 
 static int spin_only(Engine *engine, uint64_t spin)
 {
 	struct iod_backend *backend = engine->backend;
 	/* The next request is often there before a wait could have begun. */
-	for (int i = 0; i < LOOKS && !engine->core.with_backend; i++) {
-		if (iod_watch_changed(backend)) {
-			backend->stats.spins++;
-			backend->stats.spin_hits++;
-			return 0;
-		}
-		iod_pause();
+	if (!engine->core.with_backend && iod_watch_changed(backend, backend->vain ? 2 * LOOKS : LOOKS)) {
+		backend->stats.spins++;
+		backend->stats.spin_hits++;
+		return 0;
 	}
 	uint64_t held = spin < HELD_NS ? spin : HELD_NS;
 	int error = backend->ops->wait(backend, 1, (int64_t)held, held);
@@ -198,6 +197,7 @@ static void sleep_for_completions(Engine *engine, int64_t timeout)
 	struct iod_core *core = &engine->core;
 	backend->watches = engine->queues ? ext_queues_watch(engine) : 0;
 	backend->watch = engine->watch;
+	backend->watched = false;
 	if ((core->driven || engine->drivers_armed) && ext_drivers_arm(engine))
 		return;
 	bool worth = core->with_backend || core->with_drivers || backend->watches || engine->watch_armed;
@@ -276,6 +276,10 @@ static uint32_t move(Engine *engine)
 	if (core->ready.head || core->ring.head || core->cancel_again || core->budget_again || core->driven)
 		iod_core_step(core);
 	engine->in_step = false;
+	if (core->done_now) { /* whoever waits for it gets it before the rest of the turn */
+		core->done_now = false;
+		ext_deliver(engine);
+	}
 	if (core->arena.peak && !engine->arena_tried)
 		register_arena(engine);
 	if (core->glue.head)
@@ -318,6 +322,7 @@ static uint32_t look(Engine *engine)
 }
 
 #define ROUNDS 64 /* until signals are looked for */
+#define SLACK_NS 10000000 /* of the coarse clock, and of rounds that do not read it: less than the longest spin each */
 
 static int turn(Engine *engine, int64_t timeout, uint32_t limit)
 {
@@ -336,17 +341,23 @@ static int turn(Engine *engine, int64_t timeout, uint32_t limit)
 	uint32_t got = move(engine);
 	got += look(engine);
 	bool again = !got && timeout != 0;
+	uint64_t begin = core->now;
+	int64_t left = timeout;
 	/* Whoever is watched for is Python's, and is not watched for again before Python was told. */
 	for (int round = 0; again && !ext_has_work(engine) && !engine->stop && !engine->woken && !engine->watch_result;
 	     round++) {
-		sleep_for_completions(engine, timeout);
-		core->now = coarse_clock();
+		sleep_for_completions(engine, left);
+		if (!engine->backend->watched) { /* else there is a chain, and the rest comes after it */
+			core->now = coarse_clock();
+			reap(engine);
+			ext_deliver(engine);
+		}
 		engine->step_started = core->now;
-		reap(engine);
-		ext_deliver(engine);
 		look(engine);
 		/* What went by a route was nobody's business but the core's: there is nobody to return to. */
-		again = engine->routed && timeout < 0 && round < ROUNDS && !core->trace;
+		if (timeout >= 0)
+			left = timeout - (int64_t)(core->now - begin) - SLACK_NS;
+		again = engine->routed && (timeout < 0 || left > 0) && round < ROUNDS && !core->trace;
 		engine->turns += again;
 	}
 	ext_run_ready(engine, limit);

@@ -118,6 +118,32 @@ static void partly_cached_files(struct iod_backend *b)
 	close(fd);
 }
 
+/* Some file systems cannot say whether a read would wait; then it is never done at once. */
+static void reads_at_once(struct iod_backend *b)
+{
+	int fd = temporary_file(4 * PAGE);
+	struct iovec two[2] = {vec(bytes, 100), vec(bytes + PAGE, PAGE)};
+	struct iod_op op = rw(IOD_OP_READV, fd, two, 2, PAGE), nop = {.code = IOD_OP_NOP, .user_data = 7};
+	struct iod_cqe c;
+	if (!b->ops->now)
+		return;
+	CHECK_EQ(run_op(b, op), PAGE + 100); /* it is cached, and what a flush adds is handed over */
+	CHECK_EQ(b->ops->now(b, &op), -EAGAIN); /* nobody said that it may be */
+	op.flags = IOD_OP_CACHED;
+	memset(bytes, 0, 2 * PAGE);
+	int r = b->ops->now(b, &op);
+	CHECK(r == PAGE + 100 || r == -EAGAIN);
+	CHECK(r == -EAGAIN || (bytes[99] == 2 && bytes[100] == 0 && bytes[PAGE] == 2 && bytes[2 * PAGE - 1] == 3));
+	queue_op(b, nop);
+	CHECK_EQ(b->ops->now(b, &op), -EAGAIN); /* not alone */
+	CHECK_EQ(wait_for(b, 1, -1, 0), 0);
+	CHECK_EQ(b->ops->reap(b, &c, 1), 1);
+	op.offset = 3 * PAGE;
+	CHECK_EQ(b->ops->now(b, &op), -EAGAIN); /* the file ends in the middle */
+	CHECK(quiet(b));
+	close(fd);
+}
+
 static void many_files_ops_at_once(struct iod_backend *b)
 {
 	int fd = temporary_file(64 * PAGE);
@@ -541,6 +567,7 @@ static const struct test tests[] = {
 	TEST(room_is_bounded, 64, 5),
 	TEST(files, 8, 8),
 	TEST(partly_cached_files, 8, 8),
+	TEST(reads_at_once, 8, 8),
 	TEST(many_files_ops_at_once, 128, 64),
 	TEST(memory_that_is_gone, 8, 8),
 	TEST(timeouts, 8, 8),
