@@ -242,6 +242,45 @@ def test_a_watcher_is_told_of_each_write_once() -> None:
     assert told == [("a", 0x100, 0x100, 0xFF00), ("b", 0, 0, 0xDDEE), ("a", 0x100, 0x112, 0x12)]
 
 
+def test_message_control_is_written_in_the_ways_that_clients_do() -> None:
+    """Those of libvfio-user's tests: a word, a word that begins in the middle, and one behind."""
+    made = Function(Lines())
+    control = capability(made, 0x11) + 2
+    size = made.description.msix - 1
+    put(made, control, 0xFFFF)
+    assert word(made, control) == 0xC000 | size
+    put(made, control, 0)
+    assert word(made, control) == size
+    table = made.config_read(control + 2, 8)
+    made.config_write(control + 1, b"\xc0\xff")
+    assert word(made, control) == 0xC000 | size and made.config_read(control + 2, 8) == table
+    put(made, control, 0x8000)
+    made.config_write(control + 2, b"\0")
+    assert word(made, control) == 0x8000 | size
+    msi = capability(made, 0x05)
+    put(made, msi + 2, 0x21)
+    made.config_write(msi + 2, bytes(22))
+    assert made.config_read(msi + 2, 22) == b"\x84\x01" + bytes(20)
+
+
+def test_what_is_read_only_of_capabilities_stays() -> None:
+    """Headers, what they can do, and what is for bridges: writes are dropped, not refused."""
+    made = Function(Lines())
+    power, express = capability(made, 0x01), capability(made, 0x10)
+    made.config_write(power, b"\xff" * 4)
+    made.config_write(power + 5, b"\xff" * 3)
+    assert made.config_read(power, 8).hex() == f"01{capability(made, 0x05):02x}030008000000"
+    before = made.config_read(express, 0x3C)
+    made.config_write(express, b"\xff" * 8)  # up to Device Control
+    made.config_write(express + 0x0C, b"\xff" * 4)
+    made.config_write(express + 0x12, b"\xff" * 0x16)
+    made.config_write(express + 0x2C, b"\xff" * 16)
+    assert made.config_read(express, 0x3C) == before
+    put(made, express + 0x10, 0xFFFF)
+    put(made, express + 0x28, 0xFFFF)
+    assert word(made, express + 0x10) == 0x00CB and word(made, express + 0x28) == 0x0010
+
+
 def test_power_states_that_are_not_there_are_not_entered() -> None:
     made = Function(Lines())
     control = capability(made, 0x01) + 4
