@@ -1,122 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The core's virtqueue, driven by a ring that the test writes.
-
-Each test is a driver: it writes descriptors, makes chains available, and looks at the used ring.
-"""
+"""The core's virtqueue, driven by a ring that the test writes: chains, notifications, misses."""
 
 from __future__ import annotations
 
 import os
-import random
-import socket
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 
 import pytest
 
 import iodma
 from iodma import _core
-from iodma.testing import Answer, ScriptedEndpoint
 from iodma.virtio.chains import Chains
-from iodma.virtio.queue import Virtqueue
-
-SIZE = 8
-BASE = 0x1000
-TABLE, AVAILABLE, USED, BUFFERS = 0, 0x1000, 0x2000, 0x4000
-NEXT, WRITE, INDIRECT = 1, 2, 4
-EVENT_IDX, INDIRECT_DESC = 1, 2
-
-
-class Driver:
-    """A split ring in guest memory, written by hand."""
-
-    def __init__(self, engine: iodma.Engine, ram: iodma.Ram, memory: iodma.Memory, flags: int):
-        self.ram = ram
-        self.view = ram.view()
-        self.engine = engine
-        self.flags = flags
-        self.port = engine.port(memory)
-        self.kick = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self.call = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self.error = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self.available = self.seen = 0
-
-    def queue(self, **more: Any) -> Virtqueue:
-        return Virtqueue(
-            self.port,
-            SIZE,
-            BASE + TABLE,
-            BASE + AVAILABLE,
-            BASE + USED,
-            **{"header": 16, "trailer": 1, "position_at": 8, **more},
-            flags=self.flags,
-            kick=self.kick,
-            call=self.call,
-            error=self.error,
-            chains=lambda segments: Chains(16, segments, more.get("header", 16)),
-        )
-
-    def describe(
-        self, index: int, address: int, length: int, flags: int = 0, next: int = 0
-    ) -> None:
-        struct.pack_into("<QIHH", self.view, TABLE + 16 * index, address, length, flags, next)
-
-    def offer(self, head: int) -> None:
-        struct.pack_into("<H", self.view, AVAILABLE + 4 + 2 * (self.available % SIZE), head)
-        self.available = (self.available + 1) & 0xFFFF
-        struct.pack_into("<H", self.view, AVAILABLE + 2, self.available)
-
-    def read(self, slot: int, sector: int, length: int = 512) -> None:
-        """A read as virtio-blk has it: header, buffer, status; three descriptors from 3 * slot."""
-        at = BUFFERS + 0x1000 * slot
-        struct.pack_into("<IIQ", self.view, at, 0, 0, sector)
-        self.view[at + 16] = 0xFF
-        first = 3 * slot
-        self.describe(first, BASE + at, 16, NEXT, first + 1)
-        self.describe(first + 1, BASE + at + 0x200, length, NEXT | WRITE, first + 2)
-        self.describe(first + 2, BASE + at + 16, 1, WRITE)
-        self.offer(first)
-
-    def status(self, slot: int) -> int:
-        return self.view[BUFFERS + 0x1000 * slot + 16]
-
-    def used(self) -> list[tuple[int, int]]:
-        """(head, length) of what was used since the last look."""
-        (index,) = struct.unpack_from("<H", self.view, USED + 2)
-        found = []
-        while self.seen != index:
-            found.append(struct.unpack_from("<II", self.view, USED + 4 + 8 * (self.seen % SIZE)))
-            self.seen = (self.seen + 1) & 0xFFFF
-        return found
-
-    def close(self) -> None:
-        self.port.close()
-        self.view.release()
-        for fd in (self.kick, self.call, self.error):
-            os.close(fd)
-
-
-@contextmanager
-def driver(flags: int = 0) -> Iterator[Driver]:
-    with iodma.Engine(strict=True) as engine, iodma.Ram(1 << 20) as ram:
-        made = Driver(engine, ram, iodma.Memory({BASE: ram}), flags)
-        try:
-            yield made
-        finally:
-            made.close()
-
-
-def signalled(fd: int) -> bool:
-    try:
-        return os.eventfd_read(fd) > 0
-    except BlockingIOError:
-        return False
+from tests.unit.ringdriver import (
+    BASE,
+    BUFFERS,
+    EVENT_IDX,
+    INDIRECT,
+    INDIRECT_DESC,
+    NEXT,
+    WRITE,
+    SplitDriver,
+    signalled,
+    split_driver,
+)
 
 
 def test_a_batch_of_chains() -> None:
-    with driver() as d:
+    with split_driver() as d:
         queue = d.queue()
         d.read(0, 5, 1024)
         d.read(1, 7)
@@ -139,7 +49,7 @@ def test_a_batch_of_chains() -> None:
 
 
 def test_completions_answer_chains() -> None:
-    with driver() as d, iodma.Ram(4096) as ram, iodma.Buffer(ram) as disk:
+    with split_driver() as d, iodma.Ram(4096) as ram, iodma.Buffer(ram) as disk:
         with ram.view() as view:
             view[:] = b"\xab" * 4096
         queue = d.queue()
@@ -161,10 +71,10 @@ def test_completions_answer_chains() -> None:
 
 
 def test_answers_that_nobody_waits_for() -> None:
-    with driver() as d:
+    with split_driver() as d:
         queue = d.queue()
         d.read(0, 1)
-        for wrong in (0, SIZE, 1 << 40):
+        for wrong in (0, d.size, 1 << 40):
             with pytest.raises(iodma.ArgumentError, match="no chain"):
                 queue.finish(wrong, 0, b"")
         assert queue.pop(1) is not None
@@ -179,36 +89,36 @@ def test_answers_that_nobody_waits_for() -> None:
             queue.pop(1)
 
 
-def outside(d: Driver) -> None:
+def outside(d: SplitDriver) -> None:
     d.describe(1, 1 << 40, 512, NEXT | WRITE, 2)  # payload: the port's to refuse
 
 
-def header_outside(d: Driver) -> None:
+def header_outside(d: SplitDriver) -> None:
     d.describe(0, 1 << 40, 16, NEXT, 1)
 
 
-def header_short(d: Driver) -> None:
+def header_short(d: SplitDriver) -> None:
     d.describe(0, BASE + BUFFERS, 15, NEXT, 1)
 
 
-def readable_after_writable(d: Driver) -> None:
+def readable_after_writable(d: SplitDriver) -> None:
     d.describe(2, BASE + BUFFERS + 16, 1)
 
 
-def loop(d: Driver) -> None:
+def loop(d: SplitDriver) -> None:
     d.describe(1, BASE + BUFFERS + 0x200, 512, NEXT | WRITE, 1)
 
 
-def leads_outside(d: Driver) -> None:
-    d.describe(1, BASE + BUFFERS + 0x200, 512, NEXT | WRITE, SIZE)
+def leads_outside(d: SplitDriver) -> None:
+    d.describe(1, BASE + BUFFERS + 0x200, 512, NEXT | WRITE, d.size)
 
 
-def no_trailer(d: Driver) -> None:
+def no_trailer(d: SplitDriver) -> None:
     d.describe(1, BASE + BUFFERS + 0x200, 0, NEXT, 2)
     d.describe(2, BASE + BUFFERS + 16, 1, 0)
 
 
-def unannounced_indirect(d: Driver) -> None:
+def unannounced_indirect(d: SplitDriver) -> None:
     d.describe(0, BASE + BUFFERS, 48, INDIRECT)
 
 
@@ -225,7 +135,7 @@ def unannounced_indirect(d: Driver) -> None:
     ],
 )
 def test_a_bad_chain_is_answered_and_stalls_no_other(spoil, status: int, length: int) -> None:
-    with driver() as d:
+    with split_driver() as d:
         queue = d.queue()
         d.read(0, 1)
         spoil(d)
@@ -239,7 +149,7 @@ def test_a_bad_chain_is_answered_and_stalls_no_other(spoil, status: int, length:
 
 
 def test_payload_outside_memory_is_the_ports_to_refuse() -> None:
-    with driver() as d, iodma.Null() as null:
+    with split_driver() as d, iodma.Null() as null:
         queue = d.queue()
         d.read(0, 1)
         outside(d)
@@ -258,7 +168,7 @@ def test_payload_outside_memory_is_the_ports_to_refuse() -> None:
 
 
 def test_a_trailer_outside_memory() -> None:
-    with driver() as d:
+    with split_driver() as d:
         queue = d.queue()
         d.read(0, 1)
         d.describe(2, 1 << 40, 1, WRITE)
@@ -269,23 +179,20 @@ def test_a_trailer_outside_memory() -> None:
         queue.release()
 
 
-def jump(d: Driver) -> None:
-    struct.pack_into("<H", d.view, AVAILABLE + 2, SIZE + 2)
+def head_outside(d: SplitDriver) -> None:
+    d.offer(d.size)
 
 
-def head_outside(d: Driver) -> None:
-    d.offer(SIZE)
-
-
-def twice(d: Driver) -> None:
+def twice(d: SplitDriver) -> None:
     d.offer(0)
 
 
 @pytest.mark.parametrize(
-    ("spoil", "why"), [(jump, "more chains"), (head_outside, "outside"), (twice, "again")]
+    ("spoil", "why"),
+    [(SplitDriver.jump, "more chains"), (head_outside, "outside"), (twice, "again")],
 )
 def test_a_ring_that_makes_no_sense_breaks_the_queue(spoil, why: str) -> None:
-    with driver() as d:
+    with split_driver() as d:
         queue = d.queue()
         d.read(0, 1)
         first = queue.pop(1)
@@ -299,17 +206,17 @@ def test_a_ring_that_makes_no_sense_breaks_the_queue(spoil, why: str) -> None:
 
 @pytest.mark.parametrize("part", [0, 1, 2])
 def test_rings_outside_memory(part: int) -> None:
-    with driver() as d:
-        places = [BASE + TABLE, BASE + AVAILABLE, BASE + USED]
+    with split_driver() as d:
+        places = [BASE + SplitDriver.TABLE, BASE + SplitDriver.AVAILABLE, BASE + SplitDriver.USED]
         places[part] = 1 << 40
-        queue = _core.Virtqueue(d.port, SIZE, *places, chains=lambda s: Chains(1, s, 0))
+        queue = _core.Virtqueue(d.port, d.size, *places, chains=lambda s: Chains(1, s, 0))
         assert queue.pop(1) is None
         assert queue.broken is not None and "not in memory" in queue.broken
         queue.release()
 
 
 def indirect(
-    d: Driver, entries: list[tuple[int, int, int, int]], length: int | None = None
+    d: SplitDriver, entries: list[tuple[int, int, int, int]], length: int | None = None
 ) -> None:
     table = BUFFERS + 0x3000
     for i, entry in enumerate(entries):
@@ -319,7 +226,7 @@ def indirect(
 
 
 def test_indirect_tables() -> None:
-    with driver(INDIRECT_DESC) as d:
+    with split_driver(INDIRECT_DESC) as d:
         queue = d.queue()
         at = BASE + BUFFERS
         struct.pack_into("<IIQ", d.view, BUFFERS, 9, 0, 77)
@@ -346,7 +253,7 @@ def test_indirect_tables() -> None:
     ids=["nested", "leads outside", "loop", "no whole entries", "65535 entries", "4 GiB"],
 )
 def test_bad_indirect_tables(entries: list[tuple[int, int, int, int]], length: int | None) -> None:
-    with driver(INDIRECT_DESC) as d:
+    with split_driver(INDIRECT_DESC) as d:
         queue = d.queue()
         indirect(d, entries, length)
         assert queue.pop(1) is None
@@ -355,7 +262,7 @@ def test_bad_indirect_tables(entries: list[tuple[int, int, int, int]], length: i
 
 
 def test_headers_and_trailers_in_pieces() -> None:
-    with driver() as d:
+    with split_driver() as d:
         queue = d.queue(trailer=4)
         at = BASE + BUFFERS
         d.view[BUFFERS : BUFFERS + 24] = bytes(range(24))
@@ -380,7 +287,7 @@ def test_headers_and_trailers_in_pieces() -> None:
 @pytest.mark.parametrize("flags", [0, EVENT_IDX])
 def test_a_driver_that_kicks_when_it_was_asked_to(flags: int) -> None:
     """Every wake-up comes from the ring itself: the driver kicks only when the device wants it."""
-    with driver(flags) as d:
+    with split_driver(flags) as d:
         queue = d.queue()
         served: list[int] = []
 
@@ -392,9 +299,9 @@ def test_a_driver_that_kicks_when_it_was_asked_to(flags: int) -> None:
 
         def wants_kick(before: int) -> bool:
             if flags:
-                (event,) = struct.unpack_from("<H", d.view, USED + 4 + 8 * SIZE)
+                (event,) = struct.unpack_from("<H", d.view, SplitDriver.USED + 4 + 8 * d.size)
                 return int(d.available - event - 1) & 0xFFFF < (d.available - before) & 0xFFFF
-            (ring_flags,) = struct.unpack_from("<H", d.view, USED)
+            (ring_flags,) = struct.unpack_from("<H", d.view, SplitDriver.USED)
             return not int(ring_flags) & 1
 
         async def main() -> None:
@@ -421,7 +328,7 @@ def test_a_driver_that_kicks_when_it_was_asked_to(flags: int) -> None:
 
 
 def test_event_index_says_when_the_driver_is_told() -> None:
-    with driver(EVENT_IDX) as d:
+    with split_driver(EVENT_IDX) as d:
         queue = d.queue()
 
         def answer(slot: int) -> bool:
@@ -432,7 +339,7 @@ def test_event_index_says_when_the_driver_is_told() -> None:
             return signalled(d.call)
 
         def tell_at(index: int) -> None:
-            struct.pack_into("<H", d.view, AVAILABLE + 4 + 2 * SIZE, index)
+            struct.pack_into("<H", d.view, SplitDriver.AVAILABLE + 4 + 2 * d.size, index)
 
         answer(0)  # nothing is known of what it was told before
         tell_at(3)
@@ -441,9 +348,9 @@ def test_event_index_says_when_the_driver_is_told() -> None:
 
 
 def test_no_call_when_the_driver_wants_none() -> None:
-    with driver() as d:
+    with split_driver() as d:
         queue = d.queue()
-        struct.pack_into("<H", d.view, AVAILABLE, 1)
+        struct.pack_into("<H", d.view, SplitDriver.AVAILABLE, 1)
         d.read(0, 0)
         assert queue.pop(1) is not None
         queue.finish(0, 0, b"\0")
@@ -459,7 +366,7 @@ def test_answers_that_take_each_other_s_place_do_not_wait_for_ever() -> None:
         def walk(address: int, access: iodma.Access) -> iodma.Mapping:
             return iodma.Mapping(address, address, 4096, access)
 
-        d = Driver(engine, ram, memory, 0)
+        d = SplitDriver(engine, ram, memory, 0)
         d.port = engine.port(iodma.Iommu(memory, walk=walk))
         queue = d.queue()
 
@@ -493,7 +400,7 @@ def test_misses_wait_and_consume_nothing() -> None:
             asked.append((address, access))
 
         iommu = iodma.Iommu(memory, walk=walk)
-        d = Driver(engine, ram, memory, 0)
+        d = SplitDriver(engine, ram, memory, 0)
         d.port = engine.port(iommu)
         queue = d.queue()
         got: list[int] = []
@@ -515,9 +422,9 @@ def test_misses_wait_and_consume_nothing() -> None:
                     iommu.update(iodma.Mapping(address, address, 4096, iodma.Access.RW))
             # The three parts of the ring; the header to read; its page again, to write the status.
             assert sorted(asked) == [
-                (BASE + TABLE, iodma.Access.READ),
-                (BASE + AVAILABLE, iodma.Access.READ),
-                (BASE + USED, iodma.Access.WRITE),
+                (BASE + SplitDriver.TABLE, iodma.Access.READ),
+                (BASE + SplitDriver.AVAILABLE, iodma.Access.READ),
+                (BASE + SplitDriver.USED, iodma.Access.WRITE),
                 (BASE + BUFFERS, iodma.Access.READ),
                 (BASE + BUFFERS, iodma.Access.WRITE),
             ]
@@ -537,7 +444,7 @@ def test_the_memory_of_the_ring_is_truncated() -> None:
         fd = os.memfd_create("guest", os.MFD_CLOEXEC)
         os.ftruncate(fd, 1 << 20)
         with iodma.Ram.from_fd(fd) as ram:
-            d = Driver(engine, ram, iodma.Memory({BASE: ram}), 0)
+            d = SplitDriver(engine, ram, iodma.Memory({BASE: ram}), 0)
             queue = d.queue()
             d.read(0, 0)
             os.ftruncate(fd, 0)
@@ -549,7 +456,7 @@ def test_the_memory_of_the_ring_is_truncated() -> None:
 
 
 def test_an_idle_queue_is_let_go_with_its_engine() -> None:
-    with driver() as d:
+    with split_driver() as d:
         queue = d.queue()
 
         async def serve() -> None:
@@ -559,244 +466,3 @@ def test_an_idle_queue_is_let_go_with_its_engine() -> None:
         d.engine.start(serve())
         d.engine.pump()
     assert not queue.running
-
-
-INFLIGHT = 0x8000  # of the same memory, for once
-
-
-def recorded(d: Driver) -> tuple[list[int], int]:
-    """The heads that the area has in flight, and its used index."""
-    heads = [i for i in range(SIZE) if d.view[INFLIGHT + 16 + 16 * i]]
-    return heads, struct.unpack_from("<H", d.view, INFLIGHT + 14)[0]
-
-
-def test_chains_in_flight_outlive_the_queue() -> None:
-    with driver() as d:
-        first = d.queue(inflight=d.ram, inflight_at=INFLIGHT)
-        for slot in (1, 0):
-            d.read(slot, slot)
-        assert first.pop(1) is not None and first.pop(1) is not None
-        assert recorded(d) == ([0, 3], 0)
-        d.describe(6, BASE + BUFFERS, 16, NEXT, 7)
-        d.describe(7, BASE + BUFFERS + 16, 1, WRITE)
-        d.offer(6)
-        assert first.pop(4) is not None
-        first.finish(0, 512, b"\0")
-        assert recorded(d) == ([3, 6], 1)
-        first.release()  # as good as dead: two were not answered
-
-        again = d.queue(inflight=d.ram, inflight_at=INFLIGHT, next=1)
-        chains = again.pop(4)
-        assert chains is not None and chains.id.tolist() == [3, 6]  # in the order of old
-        assert again.next == 3
-        again.finish(6, 0, b"\0")
-        again.finish(3, 512, b"\0")
-        assert recorded(d) == ([], 3)
-        assert d.used() == [(0, 513), (6, 1), (3, 513)]
-        d.read(0, 0)
-        chains = again.pop(4)
-        assert chains is not None and chains.id.tolist() == [0]
-        again.release()
-
-
-def test_death_between_the_used_index_and_the_marks() -> None:
-    with driver() as d:
-        first = d.queue(inflight=d.ram, inflight_at=INFLIGHT)
-        d.read(0, 0)
-        d.read(1, 1)
-        assert first.pop(2) is not None
-        first.finish(3, 512, b"\0")
-        first.release()
-        # As if it had died just before it took the mark off.
-        d.view[INFLIGHT + 16 + 16 * 3] = 1
-        struct.pack_into("<H", d.view, INFLIGHT + 14, 0)
-        again = d.queue(inflight=d.ram, inflight_at=INFLIGHT, next=1)
-        chains = again.pop(4)
-        assert chains is not None and chains.id.tolist() == [0]
-        assert recorded(d) == ([0], 1)
-        again.release()
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_an_area_full_of_nonsense(seed: int) -> None:
-    rng = random.Random(seed)
-    with driver() as d:
-        area = bytearray(rng.randbytes(16 + 16 * SIZE))
-        struct.pack_into("<HH", area, 8, 1, SIZE)
-        d.view[INFLIGHT : INFLIGHT + len(area)] = area
-        queue = d.queue(inflight=d.ram, inflight_at=INFLIGHT)
-        d.read(0, 0)
-        for _ in range(4):
-            chains = queue.pop(SIZE)
-            for head in [] if chains is None else chains.id.tolist():
-                queue.finish(head, 0, b"\0")
-        queue.release()
-
-
-def test_an_area_that_is_too_small() -> None:
-    with driver() as d:
-        for at in (4, (1 << 20) - 16, 1 << 40):
-            with pytest.raises(iodma.AddressRangeError, match="in flight"):
-                d.queue(inflight=d.ram, inflight_at=at)
-
-
-async def until_used(d: Driver, count: int) -> list[tuple[int, int]]:
-    found: list[tuple[int, int]] = []
-    while len(found) < count:
-        os.eventfd_write(d.kick, 1)
-        await d.engine.sleep(0.0005)
-        found += d.used()
-    return sorted(found)
-
-
-def test_a_route_takes_plain_requests_and_leaves_the_others() -> None:
-    with driver() as d, iodma.Ram(4096) as ram, iodma.Buffer(ram) as disk:
-        with ram.view() as view:
-            view[:] = bytes(range(256)) * 16
-        queue = d.queue()
-        queue.route(disk, to_memory=1 << 0, unit=512, end=2048, ok=0, error=9)
-        odd: list[tuple[int, int]] = []
-
-        async def serve() -> None:
-            async for chains in queue.batches():
-                for row in range(chains.n):
-                    odd.append((int(chains.id[row]), int(chains.opcode[row])))
-                    assert chains.ops_to_memory == 1 << 5 and not chains.ops_other
-                    queue.finish(int(chains.id[row]), 0, b"\3")
-
-        async def main() -> None:
-            task = d.engine.start(serve())
-            d.read(0, 1)
-            d.read(1, 0)
-            struct.pack_into("<I", d.view, BUFFERS + 0x1000, 5)  # another opcode
-            assert await until_used(d, 2) == [(0, 513), (3, 1)]
-            assert (d.status(0), d.status(1)) == (0, 3)
-            assert bytes(d.view[BUFFERS + 0x200 : BUFFERS + 0x400]) == bytes(range(256)) * 2
-            d.read(0, 4)  # ends beyond the end
-            d.read(1, 1 << 60)
-            assert await until_used(d, 2) == [(0, 1), (3, 1)]
-            assert (d.status(0), d.status(1)) == (9, 9)
-            queue.route(disk, to_memory=1 << 0, unit=512, end=4096)
-            d.read(0, 4)
-            assert await until_used(d, 1) == [(0, 513)]
-            disk.close()
-            d.read(0, 1)
-            assert await until_used(d, 1) == [(0, 1)] and d.status(0) == 1
-            queue.stop()
-            await queue.drained()
-            await task
-
-        d.engine.run(main())
-        assert odd == [(3, 5)]
-        queue.release()
-
-
-def test_a_route_needs_no_reader() -> None:
-    with driver() as d, iodma.Ram(4096) as ram, iodma.Buffer(ram) as disk:
-        queue = d.queue()
-        queue.route(disk, to_memory=1 << 0, unit=512)
-
-        async def main() -> None:
-            for sector in range(50):
-                d.read(sector % 2, sector % 8)
-                assert await until_used(d, 1) == [(3 * (sector % 2), 513)]
-
-        d.engine.run(main())
-        assert queue.popped == queue.pushed == 50
-        queue.release()
-
-
-def test_what_a_reset_cancels_is_not_answered() -> None:
-    with driver() as d, ScriptedEndpoint(1 << 20, script=lambda request: Answer.hold()) as disk:
-        queue = d.queue()
-        queue.route(disk, to_memory=1 << 0, unit=512)
-
-        async def main() -> None:
-            d.read(0, 0)
-            os.eventfd_write(d.kick, 1)
-            while not d.port.in_flight:
-                await d.engine.sleep(0.0005)
-            await d.port.reset()
-            assert d.used() == [] and d.status(0) == 0xFF
-
-        d.engine.run(main())
-        queue.release()
-
-
-def test_a_queue_that_nobody_keeps_is_gone() -> None:
-    with driver() as d, iodma.Null() as null:
-        for _ in range(3):
-            queue = d.queue()  # its port has room for one
-            queue.route(null, to_memory=1)
-            d.read(0, 0)
-            del queue
-            d.engine.pump()
-        assert d.used() == []
-
-
-def test_bad_routes() -> None:
-    with driver() as d, iodma.Null() as null:
-        queue = d.queue()
-        with pytest.raises(iodma.ArgumentTypeError, match="not an endpoint"):
-            queue.route(7)  # type: ignore[arg-type]
-        with pytest.raises(iodma.ArgumentError, match="unit is 0"):
-            queue.route(null, unit=0)
-        queue.route(None)
-        queue.release()
-        with pytest.raises(iodma.ClosedError):
-            queue.route(null)
-
-
-def test_one_port_for_one_queue() -> None:
-    with driver() as d:
-        queue = d.queue()
-        with pytest.raises(iodma.Error, match="has a queue already"):
-            d.queue()
-        queue.release()
-        d.queue().release()
-
-
-@pytest.mark.parametrize("kind", ["pipe", "socket"])
-def test_kicks_over_a_pipe_or_a_socket_do_not_fill_it(kind: str) -> None:
-    with driver() as d, iodma.Buffer(4096) as disk:
-        queue = d.queue()
-        if kind == "pipe":
-            ours, theirs = os.pipe()
-        else:
-            one, other = socket.socketpair()
-            ours, theirs = one.detach(), other.detach()
-        os.set_blocking(theirs, False)
-        queue.set_kick(ours)
-        queue.route(disk, to_memory=1 << 0, unit=512)
-
-        async def main() -> None:
-            kicks = 0
-            while kicks < 20_000:  # each of 8 bytes: far more than either holds
-                for _ in range(100):
-                    os.write(theirs, bytes(8))
-                kicks += 100
-                d.read(0, 0)
-                found: list[tuple[int, int]] = []
-                while not found:
-                    await d.engine.sleep(0.0005)
-                    found = d.used()
-
-        d.engine.run(main())
-        queue.release()
-        os.close(ours)
-        os.close(theirs)
-
-
-def test_a_notifier_that_is_full_and_blocks_holds_nothing_up() -> None:
-    with driver() as d:
-        queue = d.queue()
-        for fd in (d.call, d.error):
-            os.eventfd_write(fd, 0xFFFF_FFFF_FFFF_FFFE)
-            os.set_blocking(fd, True)
-        d.read(0, 0)
-        assert queue.pop(1) is not None
-        queue.finish(0, 0, b"\0")
-        assert d.used() == [(0, 1)]
-        jump(d)
-        assert queue.pop(1) is None and queue.broken is not None
-        queue.release()

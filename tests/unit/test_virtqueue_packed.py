@@ -6,112 +6,31 @@ from __future__ import annotations
 import os
 import random
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 import iodma
-from iodma import _core
-from iodma.virtio.chains import Chains
+from tests.unit.ringdriver import (
+    BASE,
+    BUFFERS,
+    EVENT_IDX,
+    INDIRECT,
+    INDIRECT_DESC,
+    NEXT,
+    WRITE,
+    PackedDriver,
+    packed_driver,
+    signalled,
+)
 
-BASE = 0x1000
-RING, DRIVER_EVENT, DEVICE_EVENT, BUFFERS = 0, 0x1000, 0x1800, 0x4000
-NEXT, WRITE, INDIRECT, AVAIL, USED = 1, 2, 4, 1 << 7, 1 << 15
-EVENT_IDX, INDIRECT_DESC, PACKED = 1, 2, 4
 ENABLE, DISABLE, DESC = 0, 1, 2
-
-
-class Driver:
-    """A packed ring in guest memory, written by hand."""
-
-    def __init__(self, engine: iodma.Engine, ram: iodma.Ram, flags: int, size: int):
-        self.ram = ram
-        self.view = ram.view()
-        self.engine, self.flags, self.size = engine, flags | PACKED, size
-        self.port = engine.port(iodma.Memory({BASE: ram}))
-        self.kick = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self.call = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self.error = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self.at, self.lap = 0, True
-        self.used_at, self.used_lap = 0, True
-        self.lengths: dict[int, int] = {}
-
-    def queue(self, **more: Any) -> _core.Virtqueue[Chains]:
-        return _core.Virtqueue(
-            self.port,
-            self.size,
-            BASE + RING,
-            BASE + DRIVER_EVENT,
-            BASE + DEVICE_EVENT,
-            **{"header": 16, "trailer": 1, "position_at": 8, "next": 0x8000_8000, **more},
-            flags=self.flags,
-            kick=self.kick,
-            call=self.call,
-            error=self.error,
-            chains=lambda segments: Chains(16, segments, more.get("header", 16)),
-        )
-
-    def offer(self, id: int, descriptors: list[tuple[int, int, int]]) -> None:
-        """A chain of (address, length, flags); its first descriptor's flags are written last."""
-        todo = []
-        self.lengths[id] = len(descriptors)
-        for i, (address, length, flags) in enumerate(descriptors):
-            flags |= NEXT if i + 1 < len(descriptors) else 0
-            flags |= AVAIL if self.lap else USED
-            todo.append((self.at, address, length, flags))
-            self.at += 1
-            if self.at == self.size:
-                self.at, self.lap = 0, not self.lap
-        for at, address, length, flags in reversed(todo):
-            struct.pack_into("<QIHH", self.view, RING + 16 * at, address, length, id, flags)
-
-    def read(self, id: int, sector: int, length: int = 512) -> None:
-        at = BUFFERS + 0x1000 * id
-        struct.pack_into("<IIQ", self.view, at, 0, 0, sector)
-        self.view[at + 16] = 0xFF
-        where = BASE + at
-        self.offer(id, [(where, 16, 0), (where + 0x200, length, WRITE), (where + 16, 1, WRITE)])
-
-    def used(self) -> list[tuple[int, int]]:
-        found: list[tuple[int, int]] = []
-        while True:
-            _, length, id, flags = struct.unpack_from("<QIHH", self.view, RING + 16 * self.used_at)
-            if bool(flags & AVAIL) != self.used_lap or bool(flags & USED) != self.used_lap:
-                return found
-            found.append((id, length))
-            self.used_at += self.lengths.pop(id)
-            if self.used_at >= self.size:
-                self.used_at, self.used_lap = self.used_at - self.size, not self.used_lap
-
-    def signalled(self, fd: int) -> bool:
-        try:
-            return os.eventfd_read(fd) > 0
-        except BlockingIOError:
-            return False
-
-    def close(self) -> None:
-        self.port.close()
-        self.view.release()
-        for fd in (self.kick, self.call, self.error):
-            os.close(fd)
-
-
-@contextmanager
-def driver(flags: int = 0, size: int = 8) -> Iterator[Driver]:
-    with iodma.Engine(strict=True) as engine, iodma.Ram(1 << 20) as ram:
-        made = Driver(engine, ram, flags, size)
-        try:
-            yield made
-        finally:
-            made.close()
 
 
 def test_chains_over_many_laps() -> None:
     """Chains of random length, answered out of order, in a ring whose size is no power of two."""
     rng = random.Random(7)
-    with driver(size=11) as d:
+    with packed_driver(size=11) as d:
         queue = d.queue()
         waiting: list[int] = []
         free = list(range(d.size))
@@ -137,7 +56,7 @@ def test_chains_over_many_laps() -> None:
 
 
 def test_it_goes_on_where_it_was_stopped() -> None:
-    with driver(size=8) as d:
+    with packed_driver(size=8) as d:
         queue = d.queue()
         for step in range(7):
             d.read(step % 2, step)
@@ -151,7 +70,7 @@ def test_it_goes_on_where_it_was_stopped() -> None:
 
 
 def test_several_that_are_used_together() -> None:
-    with driver(size=16) as d, iodma.Ram(8192) as ram, iodma.Buffer(ram) as disk:
+    with packed_driver(size=16) as d, iodma.Ram(8192) as ram, iodma.Buffer(ram) as disk:
         queue = d.queue()
 
         async def main() -> None:
@@ -170,7 +89,7 @@ def test_several_that_are_used_together() -> None:
 
 
 def test_indirect_tables_are_in_order() -> None:
-    with driver(INDIRECT_DESC) as d:
+    with packed_driver(INDIRECT_DESC) as d:
         queue = d.queue()
         at = BASE + BUFFERS
         table = BUFFERS + 0x800
@@ -190,7 +109,7 @@ def test_indirect_tables_are_in_order() -> None:
 
 
 def test_a_bad_chain_is_answered_and_stalls_no_other() -> None:
-    with driver() as d:
+    with packed_driver() as d:
         queue = d.queue()
         d.offer(3, [(BASE + BUFFERS, 4, 0), (BASE + BUFFERS + 16, 1, WRITE)])  # a short header
         d.read(1, 2)
@@ -210,17 +129,17 @@ def test_a_bad_chain_is_answered_and_stalls_no_other() -> None:
     ],
 )
 def test_a_ring_that_makes_no_sense(descriptors: Any, id: int, why: str) -> None:
-    with driver() as d:
+    with packed_driver() as d:
         queue = d.queue()
         d.offer(id, descriptors)
         assert queue.pop(1) is None
-        assert queue.broken is not None and why in queue.broken and d.signalled(d.error)
+        assert queue.broken is not None and why in queue.broken and signalled(d.error)
         queue.release()
 
 
 @pytest.mark.parametrize("flags", [0, EVENT_IDX])
 def test_a_driver_that_kicks_when_it_was_asked_to(flags: int) -> None:
-    with driver(flags) as d:
+    with packed_driver(flags) as d:
         queue = d.queue()
         served: list[int] = []
 
@@ -231,7 +150,7 @@ def test_a_driver_that_kicks_when_it_was_asked_to(flags: int) -> None:
                     queue.finish(id, 0, b"\0")
 
         def wants_kick(before: int) -> bool:
-            desc, how = struct.unpack_from("<HH", d.view, DEVICE_EVENT)
+            desc, how = struct.unpack_from("<HH", d.view, PackedDriver.DEVICE_EVENT)
             if how != DESC:
                 return bool(how == ENABLE)
             event = int(desc) & 0x7FFF
@@ -264,7 +183,7 @@ def test_a_driver_that_kicks_when_it_was_asked_to(flags: int) -> None:
 
 
 def test_the_driver_is_told_at_the_descriptor_that_it_named() -> None:
-    with driver(EVENT_IDX, size=9) as d:
+    with packed_driver(EVENT_IDX, size=9) as d:
         queue = d.queue()
 
         def answer(id: int) -> bool:
@@ -272,16 +191,16 @@ def test_the_driver_is_told_at_the_descriptor_that_it_named() -> None:
             assert queue.pop(1) is not None
             queue.finish(id, 0, b"\0")
             d.used()
-            return d.signalled(d.call)
+            return signalled(d.call)
 
         def tell_at(offset: int, lap: bool) -> None:
-            struct.pack_into("<HH", d.view, DRIVER_EVENT, offset | lap << 15, DESC)
+            struct.pack_into("<HH", d.view, PackedDriver.DRIVER_EVENT, offset | lap << 15, DESC)
 
         answer(0)  # nothing is known of what it was told before; now at 3 of 9
         tell_at(0, False)  # the third from here ends the lap; the fourth crosses it
         assert [answer(i % 2) for i in range(3)] == [False, False, True]
-        struct.pack_into("<HH", d.view, DRIVER_EVENT, 0, DISABLE)
+        struct.pack_into("<HH", d.view, PackedDriver.DRIVER_EVENT, 0, DISABLE)
         assert not answer(0)
-        struct.pack_into("<HH", d.view, DRIVER_EVENT, 0, ENABLE)
+        struct.pack_into("<HH", d.view, PackedDriver.DRIVER_EVENT, 0, ENABLE)
         assert answer(0)
         queue.release()

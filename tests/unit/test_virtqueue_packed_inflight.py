@@ -14,17 +14,8 @@ import struct
 import pytest
 
 import iodma
-from iodma import _core
-from iodma.virtio.chains import Chains
-from tests.unit.test_virtqueue_packed import (
-    AVAIL,
-    BASE,
-    BUFFERS,
-    RING,
-    WRITE,
-    Driver,
-    driver,
-)
+from iodma.virtio.queue import Virtqueue
+from tests.unit.ringdriver import AVAIL, BASE, BUFFERS, WRITE, PackedDriver, packed_driver
 
 AREA = 0x20000  # of the same memory, for once
 HEAD, ENTRY = 32, 32
@@ -34,19 +25,19 @@ SIZE = 8
 STALE = 0x8000_8000
 
 
-def queue(d: Driver, next: int = STALE) -> _core.Virtqueue[Chains]:
+def queue(d: PackedDriver, next: int = STALE) -> Virtqueue:
     return d.queue(inflight=d.ram, inflight_at=AREA, next=next)
 
 
-def area(d: Driver) -> bytes:
+def area(d: PackedDriver) -> bytes:
     return bytes(d.view[AREA : AREA + HEAD + ENTRY * d.size])
 
 
-def put(d: Driver, at: int, data: bytes) -> None:
+def put(d: PackedDriver, at: int, data: bytes) -> None:
     d.view[at : at + len(data)] = data
 
 
-def recorded(d: Driver) -> list[int]:
+def recorded(d: PackedDriver) -> list[int]:
     """The numbers of the chains that the area has in flight, by age."""
     found = []
     for i in range(d.size):
@@ -60,7 +51,7 @@ def recorded(d: Driver) -> list[int]:
 
 
 def test_the_area_is_as_the_specification_has_it() -> None:
-    with driver(size=SIZE) as d:
+    with packed_driver(size=SIZE) as d:
         first = queue(d)
         d.read(5, 77)
         assert first.pop(1) is not None
@@ -79,7 +70,7 @@ def test_the_area_is_as_the_specification_has_it() -> None:
 
 def test_deaths_at_any_time(rng: random.Random) -> None:
     """A driver and a device, which is killed now and then, over many laps."""
-    with driver(size=11) as d:
+    with packed_driver(size=11) as d:
         device = queue(d)
         made: list[int] = []  # available; the first of them were taken, once or more
         taken: list[int] = []  # by the device that lives
@@ -119,7 +110,7 @@ def test_deaths_at_any_time(rng: random.Random) -> None:
 
 
 def test_indirect_tables_and_chains_that_make_no_sense() -> None:
-    with driver(size=SIZE, flags=2) as d:
+    with packed_driver(size=SIZE, flags=2) as d:
         table = BASE + BUFFERS + 0x800
         at = BASE + BUFFERS
         for i, (address, length, flags) in enumerate(
@@ -145,13 +136,13 @@ def test_indirect_tables_and_chains_that_make_no_sense() -> None:
 @pytest.mark.parametrize("died", ["before", "seen", "unmarked", "freed"])
 def test_death_as_chains_are_used(died: str) -> None:
     """Until the driver can see the first of them, none was used; from then on all were."""
-    with driver(size=SIZE) as d:
+    with packed_driver(size=SIZE) as d:
         first = queue(d)
         d.read(1, 1)
         d.read(2, 2)
         assert first.pop(2) is not None
         before = area(d)
-        ring = bytes(d.view[RING : RING + 16 * d.size])
+        ring = bytes(d.view[PackedDriver.RING : PackedDriver.RING + 16 * d.size])
         first.finish(2, 512, b"\0")
         first.release()
         half = bytearray(area(d))
@@ -164,7 +155,7 @@ def test_death_as_chains_are_used(died: str) -> None:
             half[HEAD + ENTRY * 3] = 1
         put(d, AREA, bytes(half))
         if died == "before":
-            put(d, RING, ring)
+            put(d, PackedDriver.RING, ring)
         if died != "before":
             assert d.used() == [(2, 513)]
         again = queue(d)
@@ -184,7 +175,7 @@ def test_death_as_chains_are_used(died: str) -> None:
 
 def test_death_as_a_chain_is_taken() -> None:
     """Marked, and still on the free list: it is in the ring, and taken from there."""
-    with driver(size=SIZE) as d:
+    with packed_driver(size=SIZE) as d:
         first = queue(d)
         d.read(1, 1)
         assert first.pop(0) is None
@@ -207,7 +198,7 @@ def test_death_as_a_chain_is_taken() -> None:
 def test_an_area_full_of_nonsense(seed: int) -> None:
     """Whatever a front-end leaves there, at most the queue breaks."""
     rng = random.Random(seed)
-    with driver(size=SIZE) as d:
+    with packed_driver(size=SIZE) as d:
         if seed % 2:  # a good one, but for a few bytes
             first = queue(d)
             for id in (1, 2):
@@ -228,7 +219,7 @@ def test_an_area_full_of_nonsense(seed: int) -> None:
 
 
 def test_an_area_that_leads_round_in_a_circle_breaks_the_queue() -> None:
-    with driver(size=SIZE) as d:
+    with packed_driver(size=SIZE) as d:
         queue(d).pop(1)  # nothing, and it is gone
         struct.pack_into("<H", d.view, AREA + HEAD + ENTRY * 2 + 2, 1)
         again = queue(d)
@@ -239,7 +230,7 @@ def test_an_area_that_leads_round_in_a_circle_breaks_the_queue() -> None:
 
 def test_more_descriptors_than_the_ring_has() -> None:
     """A driver that overwrites descriptors of chains in flight: there is no entry left for them."""
-    with driver(size=SIZE) as d:
+    with packed_driver(size=SIZE) as d:
         device = queue(d)
         for id in range(4):
             d.read(id, id)
@@ -249,7 +240,7 @@ def test_more_descriptors_than_the_ring_has() -> None:
 
 
 def test_an_area_that_is_too_small() -> None:
-    with driver(size=SIZE) as d:
+    with packed_driver(size=SIZE) as d:
         most = (1 << 20) - HEAD - ENTRY * SIZE
         d.queue(inflight=d.ram, inflight_at=most).release()
         with pytest.raises(iodma.AddressRangeError, match="in flight"):

@@ -11,7 +11,7 @@ import threading
 import pytest
 
 import iodma
-from tests.unit.test_virtqueue import driver
+from tests.unit.ringdriver import split_driver
 
 PATIENCE_S = 10.0
 
@@ -20,7 +20,7 @@ PATIENCE_S = 10.0
 def test_a_route_that_has_work_keeps_no_reader_waiting(first: str) -> None:
     """A descriptor that becomes readable with a kick is its reader's, with no further kick."""
     near, far = socket.socketpair()
-    with driver() as d, iodma.Buffer(4096) as disk, near, far:
+    with split_driver() as d, iodma.Buffer(4096) as disk, near, far:
         queue = d.queue()
         queue.route(disk, to_memory=1 << 0, unit=512)
         heard = threading.Event()
