@@ -78,6 +78,7 @@ int iod_submit(struct iod_core *core, const struct iod_request *request, uint64_
 	row->holds = NULL;
 	row->riders = NULL;
 	row->bounce = NULL;
+	row->remote = NULL;
 	if (request->kind != IOD_R_TRANSFER) {
 		row->length = request->length;
 		row->data = request->data;

@@ -121,7 +121,7 @@ int iod_map_insert(struct iod_map *map, uint64_t first, uint64_t last, uint64_t 
 	map_open(map, at);
 	map->first[at] = first;
 	map->range[at] = (struct iod_range){.last = last, .base = base, .region = region, .access = access,
-					   .host = region && region->kind != IOD_DEVICE ? region->host + base : NULL};
+					   .host = region && iod_region_is_host(region) ? region->host + base : NULL};
 	if (region)
 		iod_region_get(region);
 	return 0;

@@ -60,8 +60,8 @@ static int message(struct iod_core *core, struct iod_row *row, struct iod_region
 }
 
 /* At most n bytes of a piece that is a device window, from `skip` bytes into it. */
-static int device_piece(struct iod_core *core, struct iod_row *row, const struct iod_translation *t, uint32_t cursor,
-			uint64_t skip, uint8_t *flat, uint64_t n, bool write, uint64_t *done)
+int iod_device_piece(struct iod_core *core, struct iod_row *row, const struct iod_translation *t, uint32_t cursor,
+		     uint64_t skip, uint8_t *flat, uint64_t n, bool write, uint64_t *done)
 {
 	const struct iod_piece *piece = &t->piece[cursor];
 	uint64_t base = (uint64_t)(uintptr_t)t->iov[cursor].iov_base, size = t->iov[cursor].iov_len;
@@ -89,37 +89,50 @@ static int device_piece(struct iod_core *core, struct iod_row *row, const struct
 	return 0;
 }
 
-static void refused(struct iod_row *row, const struct iod_translation *t, uint64_t offset, bool write)
+void iod_row_refused(struct iod_row *row, const struct iod_translation *t, uint64_t offset, bool write, enum iod_cause cause)
 {
 	row->fault = (struct iod_fault){.offset = offset,
 					.address = t == &row->t ? iod_bus_address(row->list, row->count, offset)
 								: iod_bus_address(row->list2, row->count2, offset),
 					.space = row->port->space,
 					.access = write ? IOD_WRITE : IOD_READ,
-					.cause = IOD_C_MESSAGE};
+					.cause = (uint8_t)cause};
 }
 
-static int move(struct iod_core *core, struct iod_row *row, struct iod_translation *t, uint32_t cursor, uint64_t skip,
-		uint8_t *flat, uint64_t n, bool write, uint64_t *done)
+uint32_t iod_memory_run(struct iod_translation *t, uint32_t cursor, uint64_t skip, uint8_t *flat, uint64_t n, bool write,
+			uint64_t *done, int *error)
 {
+	uint32_t count = 1;
+
+	while (count < RUN && cursor + count < t->count && iod_region_is_host(t->piece[cursor + count].region))
+		count++;
+	*error = memory_run(t, cursor, count, skip, false, flat, n, write, done);
+	return count;
+}
+
+static int move(struct iod_core *core, struct iod_row *row, struct iod_translation *t, uint8_t *flat, uint64_t n,
+		bool write, uint64_t *done, iod_then *then)
+{
+	uint32_t cursor = t == &row->t ? row->cursor : row->cursor2;
+	uint64_t skip = t == &row->t ? row->skip : row->skip2;
+
 	*done = 0;
 	row->fault.space = NULL;
 	if (t->plain)
 		return memory_run(t, cursor, t->count - cursor, skip, true, flat, n, write, done);
+	if (t->remote)
+		return iod_remote_move(core, row, t, flat, n, write, done, then);
 	while (n && cursor < t->count) {
 		uint64_t moved = 0;
 		uint32_t count = 1;
 		int error;
 		if (t->piece[cursor].region->kind == IOD_DEVICE) {
 			uint64_t most = iod_min64(n, t->iov[cursor].iov_len - skip);
-			error = device_piece(core, row, t, cursor, skip, flat + *done, most, write, &moved);
+			error = iod_device_piece(core, row, t, cursor, skip, flat + *done, most, write, &moved);
 			if (error)
-				refused(row, t, row->moved + *done + moved, write);
+				iod_row_refused(row, t, row->moved + *done + moved, write, IOD_C_MESSAGE);
 		} else {
-			while (count < RUN && cursor + count < t->count &&
-			       t->piece[cursor + count].region->kind != IOD_DEVICE)
-				count++;
-			error = memory_run(t, cursor, count, skip, false, flat + *done, n, write, &moved);
+			count = iod_memory_run(t, cursor, skip, flat + *done, n, write, &moved, &error);
 		}
 		*done += moved;
 		n -= moved;
@@ -131,23 +144,32 @@ static int move(struct iod_core *core, struct iod_row *row, struct iod_translati
 	return 0;
 }
 
-int iod_row_gather(struct iod_core *core, struct iod_row *row, uint8_t *to, uint64_t n, uint64_t *done)
+int iod_row_gather(struct iod_core *core, struct iod_row *row, uint8_t *to, uint64_t n, uint64_t *done, iod_then *then)
 {
-	return move(core, row, &row->t, row->cursor, row->skip, to, n, false, done);
+	return move(core, row, &row->t, to, n, false, done, then);
 }
 
-int iod_row_scatter(struct iod_core *core, struct iod_row *row, const uint8_t *from, uint64_t n, uint64_t *done)
+int iod_row_scatter(struct iod_core *core, struct iod_row *row, const uint8_t *from, uint64_t n, uint64_t *done,
+		    iod_then *then)
 {
-	return move(core, row, &row->t, row->cursor, row->skip, (uint8_t *)(uintptr_t)from, n, true, done);
+	return move(core, row, &row->t, (uint8_t *)(uintptr_t)from, n, true, done, then);
 }
 
-int iod_row_scatter2(struct iod_core *core, struct iod_row *row, const uint8_t *from, uint64_t n, uint64_t *done)
+void iod_row_advance2(struct iod_row *row, uint64_t bytes)
 {
-	int error = move(core, row, &row->t2, row->cursor2, row->skip2, (uint8_t *)(uintptr_t)from, n, true, done);
-	uint64_t left = row->skip2 + *done;
+	uint64_t left = row->skip2 + bytes;
 
 	while (row->cursor2 < row->t2.count && left >= row->t2.iov[row->cursor2].iov_len)
 		left -= row->t2.iov[row->cursor2++].iov_len;
 	row->skip2 = left;
+}
+
+int iod_row_scatter2(struct iod_core *core, struct iod_row *row, const uint8_t *from, uint64_t n, uint64_t *done,
+		     iod_then *then)
+{
+	int error = move(core, row, &row->t2, (uint8_t *)(uintptr_t)from, n, true, done, then);
+
+	if (error != -EINPROGRESS)
+		iod_row_advance2(row, *done);
 	return error;
 }

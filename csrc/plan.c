@@ -45,6 +45,8 @@ static bool piece_bounces(const struct iod_row *row, uint32_t i, uint8_t *reason
 	const struct iod_piece *piece = &row->t.piece[i];
 	if (piece->region->kind == IOD_DEVICE)
 		*reason = IOD_BY_NOT_RAM;
+	else if (piece->region->kind == IOD_REMOTE)
+		*reason = IOD_BY_REMOTE;
 	else if (piece->lanes)
 		*reason = IOD_BY_LANES;
 	else
@@ -175,6 +177,36 @@ static enum iod_plan bounce_request(struct iod_core *core, struct iod_row *row, 
 	return IOD_PLAN_REQUEST;
 }
 
+static enum iod_plan end_fill(struct iod_core *core, struct iod_row *row, int failed, uint64_t done, int *error)
+{
+	core->count.copied += done;
+	core->count.bounced[row->reason] += done;
+	core->count.bounces[row->reason]++;
+	row->filled = !failed;
+	if (!failed)
+		return IOD_PLAN_REQUEST;
+	if (row->fault.space)
+		return IOD_PLAN_FAULT;
+	*error = EFAULT;
+	return IOD_PLAN_ERROR;
+}
+
+/* Of messages that the payload came by: then it is there. */
+static void filled(struct iod_core *core, struct iod_row *row, int failed, uint64_t done)
+{
+	int error = 0;
+	enum iod_plan plan = end_fill(core, row, failed, done, &error);
+
+	if (plan == IOD_PLAN_REQUEST && row->cancel_wanted)
+		iod_row_complete(core, row, IOD_CANCELLED, 0);
+	else if (plan == IOD_PLAN_REQUEST)
+		iod_row_continue(core, row);
+	else if (plan == IOD_PLAN_FAULT)
+		iod_row_fault(core, row);
+	else
+		iod_row_gone(core, row);
+}
+
 /* The payload into the arena, behind the `before` bytes. */
 static enum iod_plan fill_bounce(struct iod_core *core, struct iod_row *row, int *error)
 {
@@ -188,18 +220,8 @@ static enum iod_plan fill_bounce(struct iod_core *core, struct iod_row *row, int
 		if (!iod_row_has_room(core, row))
 			return IOD_PLAN_WAIT_RING;
 	}
-	int failed = iod_row_gather(core, row, row->bounce + row->before, row->payload, &done);
-
-	core->count.copied += done;
-	core->count.bounced[row->reason] += done;
-	core->count.bounces[row->reason]++;
-	row->filled = !failed;
-	if (!failed)
-		return IOD_PLAN_REQUEST;
-	if (row->fault.space)
-		return IOD_PLAN_FAULT;
-	*error = EFAULT;
-	return IOD_PLAN_ERROR;
+	int failed = iod_row_gather(core, row, row->bounce + row->before, row->payload, &done, filled);
+	return failed == -EINPROGRESS ? IOD_PLAN_REMOTE : end_fill(core, row, failed, done, error);
 }
 
 static uint64_t blocks_bytes(const struct iod_row *row)
@@ -304,9 +326,14 @@ static bool came_from_device(const struct iod_row *row)
 	return false;
 }
 
+bool iod_plan_must_keep(const struct iod_row *row)
+{
+	return row->filled && came_from_device(row);
+}
+
 void iod_plan_pause(struct iod_core *core, struct iod_row *row)
 {
-	if (!row->filled || !came_from_device(row))
+	if (!iod_plan_must_keep(row))
 		iod_row_give_bounce(core, row);
 }
 
@@ -454,6 +481,44 @@ static inline bool goes_at_once(const struct iod_core *core, const struct iod_ro
 	       (row->t.count == 1 || !iod_plan_is_small(core, row));
 }
 
+/* What a scripted endpoint is to take must be here when it looks. */
+static enum iod_plan script(struct iod_core *core, struct iod_row *row, int *error)
+{
+	row->op_bytes = row->total - row->moved;
+	if (row->direction != IOD_FROM_MEMORY || !row->t.remote)
+		return IOD_PLAN_SCRIPT;
+	if (!row->filled) {
+		size_t most = iod_min64(row->op_bytes, core->arena.most);
+		if (!most) {
+			*error = ENOBUFS;
+			return IOD_PLAN_ERROR;
+		}
+		if (!take_bounce(core, row, most))
+			return IOD_PLAN_WAIT_BUDGET;
+		row->payload = most;
+		row->before = 0;
+		row->reason = IOD_BY_REMOTE;
+		enum iod_plan plan = fill_bounce(core, row, error);
+		if (plan != IOD_PLAN_REQUEST)
+			return plan;
+	}
+	row->op_bytes = row->payload;
+	return IOD_PLAN_SCRIPT;
+}
+
+/* What the core moves itself, messages and all, goes through the arena only where both ends are lists. */
+static enum iod_plan work(struct iod_core *core, struct iod_row *row, int *error)
+{
+	if (row->kind != IOD_R_COPY || !(row->t.remote || row->t2.remote))
+		return IOD_PLAN_WORK;
+	if (!core->arena.most) {
+		*error = ENOBUFS;
+		return IOD_PLAN_ERROR;
+	}
+	return take_bounce(core, row, iod_min64(row->total - row->moved, core->arena.most)) ? IOD_PLAN_WORK
+											    : IOD_PLAN_WAIT_BUDGET;
+}
+
 enum iod_plan iod_plan_next(struct iod_core *core, struct iod_row *row, struct iod_op *op, int *error)
 {
 	struct iod_target *target = row->target;
@@ -467,18 +532,17 @@ enum iod_plan iod_plan_next(struct iod_core *core, struct iod_row *row, struct i
 	if (row->phase == IOD_P_BEFORE)
 		return row->blocks_read ? write_blocks(core, row, op, error) : read_blocks(core, row, op);
 	if (row->kind == IOD_R_COPY || row->kind == IOD_R_LOAD || row->kind == IOD_R_STORE)
-		return IOD_PLAN_WORK;
+		return work(core, row, error);
 	if (row->kind != IOD_R_TRANSFER)
 		return control(row, op, error);
-	if (row->filled) /* it was cut short, or interrupted: what is left of it */
+	if (row->filled && target->kind != IOD_T_SCRIPT) /* it was cut short, or interrupted: what is left of it */
 		return write_filled(core, row, op, error);
 	switch (target->kind) {
 	case IOD_T_BUFFER:
 	case IOD_T_NULL:
 		return IOD_PLAN_WORK;
 	case IOD_T_SCRIPT:
-		row->op_bytes = left;
-		return IOD_PLAN_SCRIPT;
+		return script(core, row, error);
 	case IOD_T_PACKET:
 		/* One packet is one request, whatever it takes. */
 		for (uint32_t i = row->cursor; i < row->t.count; i++)

@@ -75,6 +75,21 @@ static void row_nothing(struct iod_core *core, struct iod_row *row)
 		iod_row_complete(core, row, IOD_OK, 0); /* end of file */
 }
 
+/* What came through the arena is where it belongs, as far as that went. */
+static void scattered(struct iod_core *core, struct iod_row *row, int error, uint64_t done)
+{
+	core->count.copied += done;
+	core->count.bounced[row->reason] += done;
+	core->count.bounces[row->reason]++;
+	iod_row_advance(row, done);
+	if (!error)
+		row_progress(core, row);
+	else if (row->fault.space)
+		iod_row_fault(core, row);
+	else
+		iod_row_gone(core, row);
+}
+
 /* The end of a request through the arena: n bytes of the bounce piece, the `before` ones included. */
 static void bounced(struct iod_core *core, struct iod_row *row, uint64_t n)
 {
@@ -87,22 +102,13 @@ static void bounced(struct iod_core *core, struct iod_row *row, uint64_t n)
 		return;
 	}
 	if (row->direction == IOD_TO_MEMORY) {
-		int error = iod_row_scatter(core, row, row->bounce + row->before, useful, &done);
-		core->count.copied += done;
-		core->count.bounced[row->reason] += done;
-		core->count.bounces[row->reason]++;
-		iod_row_advance(row, done);
-		if (error) {
-			if (row->fault.space)
-				iod_row_fault(core, row);
-			else
-				iod_row_gone(core, row);
-			return;
-		}
-	} else {
-		iod_row_advance(row, useful);
-		iod_plan_took(row, useful);
+		int error = iod_row_scatter(core, row, row->bounce + row->before, useful, &done, scattered);
+		if (error != -EINPROGRESS)
+			scattered(core, row, error, done);
+		return;
 	}
+	iod_row_advance(row, useful);
+	iod_plan_took(row, useful);
 	row_progress(core, row);
 }
 
@@ -313,5 +319,6 @@ void iod_script_done(struct iod_core *core, struct iod_row *row, int32_t result)
 {
 	if (row->phase != IOD_P_SCRIPT)
 		return;
+	row->filled = false;
 	row_result(core, row, result);
 }

@@ -89,6 +89,8 @@ void iod_row_release(struct iod_core *core, struct iod_row *row)
 		if (row->holds)
 			iod_revocation_row_gone(core, row);
 	}
+	if (row->remote) /* the engine is closed under it */
+		iod_remote_drop(row);
 	iod_row_give_bounce(core, row);
 }
 
@@ -176,7 +178,7 @@ static bool source_is_there(const struct iod_row *row)
 	size_t done;
 	const struct iovec *iov = &row->t.iov[row->cursor];
 
-	if (row->cursor >= row->t.count || row->t.piece[row->cursor].region->kind == IOD_DEVICE)
+	if (row->cursor >= row->t.count || !iod_region_is_host(row->t.piece[row->cursor].region))
 		return false;
 	return iod_copy(&byte, (const uint8_t *)iov->iov_base + row->skip, 1, &done) == 0;
 }

@@ -21,6 +21,7 @@ const char *iod_cause_text(enum iod_cause cause)
 		[IOD_C_MESSAGE] = "bus error in a device window",
 		[IOD_C_HOOK] = "refused by the stage",
 		[IOD_C_SHUT] = "it is off: nothing passes",
+		[IOD_C_REMOTE] = "whoever has the memory refused",
 	};
 	return text[cause];
 }
@@ -96,6 +97,7 @@ void iod_translation_clear(struct iod_translation *t)
 	t->bytes = 0;
 	t->only = NULL;
 	t->plain = true;
+	t->remote = false;
 }
 
 void iod_translation_free(struct iod_translation *t)
@@ -184,8 +186,8 @@ static inline bool hold_range(struct iod_translation *t, struct iod_space *space
 static inline bool add_piece(struct iod_translation *t, struct iod_region *region, uint64_t offset, uint64_t length,
 			     uint8_t lanes, uint8_t phase)
 {
-	/* Device windows have no host memory: their offset travels in the pointer and is never followed. */
-	uint8_t *base = region->kind == IOD_DEVICE ? (uint8_t *)(uintptr_t)offset : region->host + offset;
+	/* Where there is no host memory, the offset travels in the pointer, which is never followed. */
+	uint8_t *base = iod_region_is_host(region) ? region->host + offset : (uint8_t *)(uintptr_t)offset;
 	t->bytes += length;
 	if (t->count) {
 		struct iovec *prev = &t->iov[t->count - 1];
@@ -334,8 +336,9 @@ static inline enum iod_walk_result walk_piece(const struct iod_space *top, struc
 	if (!hold_range(out, space, space->map.first[at], range->last) ||
 	    !add_piece(out, region, range->base + (address - space->map.first[at]), n, lanes, phase))
 		return IOD_WALK_NO_MEMORY;
-	if (lanes || region->kind == IOD_DEVICE)
+	if (lanes || !iod_region_is_host(region))
 		out->plain = false;
+	out->remote |= region->kind == IOD_REMOTE;
 	*length = n;
 	return IOD_WALK_OK;
 }

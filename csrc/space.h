@@ -28,9 +28,10 @@ struct iod_dirty {
 	void *owner;		/* the glue's */
 };
 
-enum iod_region_kind { IOD_RAM, IOD_ROM, IOD_DEVICE };
+/* Of the last two there is no host memory: a device's registers, and memory that somebody else has and moves. */
+enum iod_region_kind { IOD_RAM, IOD_ROM, IOD_DEVICE, IOD_REMOTE };
 
-/* Host memory, or a device's registers.  Freed when the last reference is dropped, and references are held by the maps
+/* Host memory, or what leads to a device or to somebody else's memory.  Freed when the last reference is dropped, and references are held by the maps
  * that name it, by the leases of transfers and by the program's own handle. */
 struct iod_region {
 	uint8_t kind;
@@ -41,6 +42,7 @@ struct iod_region {
 	uint32_t references;
 	uint32_t leases; /* pieces of transfers in flight */
 	uint32_t views;	 /* buffers handed out */
+	uint32_t most;	 /* REMOTE: bytes of a message */
 	uint8_t *host;
 	uint64_t size;
 	struct iod_dirty *dirty; /* NULL: nothing is logged */
@@ -48,6 +50,10 @@ struct iod_region {
 	void *owner; /* the glue's handle */
 	void (*free)(struct iod_region *);
 };
+static inline bool iod_region_is_host(const struct iod_region *region)
+{
+	return region->kind <= IOD_ROM;
+}
 void iod_region_get(struct iod_region *);
 void iod_region_put(struct iod_region *);
 /* Nothing new may reach it: its owner let go, or a revocation failed. */
@@ -153,6 +159,7 @@ struct iod_translation {
 	uint64_t bytes;
 	struct iod_region *only; /* the region of all its pieces; NULL: of several */
 	bool plain;		 /* all RAM, no lanes */
+	bool remote;		 /* some of it is */
 	bool heap_pieces, heap_extents;
 };
 void iod_translation_clear(struct iod_translation *);

@@ -99,6 +99,12 @@ void iod_row_continue(struct iod_core *core, struct iod_row *row)
 		if (!hand_over(core, row, &op)) {
 			iod_riders_leave(core, row);
 			iod_plan_end(row);
+			if (row->t.remote && iod_plan_must_keep(row)) { /* there was room before messages were waited for */
+				in_flight(core, row);
+				row->phase = IOD_P_NONE;
+				iod_queue_add(&core->glue, row);
+				return;
+			}
 			iod_row_wait(core, row, IOD_W_RING, iod_room_queue(core, row));
 			return;
 		}
@@ -122,6 +128,9 @@ void iod_row_continue(struct iod_core *core, struct iod_row *row)
 		in_flight(core, row);
 		iod_row_mark(core, row, IOD_M_REQUEST, row->op_bytes);
 		core->hooks.script(core->hooks.context, row);
+		return;
+	case IOD_PLAN_REMOTE:
+		in_flight(core, row);
 		return;
 	case IOD_PLAN_WAIT_BUDGET:
 		iod_row_wait(core, row, IOD_W_BUDGET, &core->budget);
@@ -386,7 +395,8 @@ void iod_core_work(struct iod_core *core, struct iod_queue *queue)
 	for (uint32_t left = queue->count; left > 0 && queue->head; left--) {
 		struct iod_row *row = queue->head;
 		iod_queue_remove(row);
-		iod_row_mark(core, row, IOD_M_RESULT, row->total - row->moved);
+		if (row->phase == IOD_P_WORK)
+			iod_row_mark(core, row, IOD_M_RESULT, row->total - row->moved);
 		row->phase = IOD_P_NONE; /* a cancel from one of its messages finds it under way */
 		iod_row_work(core, row);
 	}

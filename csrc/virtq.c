@@ -246,7 +246,7 @@ static int load(struct iod_virtq *q, const struct iod_segment *list, uint32_t co
 	}
 	if (!q->t.plain)
 		for (uint32_t i = 0; i < q->t.count; i++)
-			if (q->t.piece[i].lanes || q->t.piece[i].region->kind == IOD_DEVICE)
+			if (q->t.piece[i].lanes || !iod_region_is_host(q->t.piece[i].region))
 				return -EFAULT; /* nobody keeps a request's header in registers */
 	return iod_gather(to, q->t.iov, q->t.count, 0, n, NULL, NULL, &done);
 }

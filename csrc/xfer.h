@@ -127,7 +127,7 @@ struct iod_hold { /* a row that a revocation waits for */
 };
 
 enum iod_phase { IOD_P_NONE, IOD_P_DIRECT, IOD_P_BOUNCE, IOD_P_BEFORE, IOD_P_POLL, IOD_P_PLAIN, IOD_P_WORK, IOD_P_SCRIPT,
-		 IOD_P_RIDE, IOD_P_ZERO };
+		 IOD_P_RIDE, IOD_P_ZERO, IOD_P_REMOTE };
 
 #define IOD_INLINE_SEGMENTS 2
 /* In the order of use: a plain transfer of one or two segments lives and dies in the first six cache lines, and what is
@@ -173,6 +173,7 @@ struct iod_row {
 
 	struct iod_piece inline_piece[IOD_INLINE_SEGMENTS];
 	uint8_t *bounce;
+	struct iod_remote *remote; /* remote.c: the move under way, if messages are part of it */
 	bool filled;   /* `payload` bytes were gathered into it and are not written yet */
 	bool notified; /* a zero-copy send's first completion came; its result is in `sent` */
 	uint8_t reason; /* of the bounce */
@@ -244,9 +245,20 @@ struct iod_trace {
 	uint64_t lost;
 };
 
+/* Bytes asked of who has remote memory. */
+struct iod_message {
+	uint64_t ticket, offset, length;
+	uint64_t at;   /* in the row's move */
+	uint8_t lanes; /* of whole units */
+};
+
 struct iod_hooks {
 	/* One register access. 0, or negative: bus error. */
 	int (*device)(void *, struct iod_region *, uint64_t offset, unsigned width, bool write, uint64_t *value);
+	/* A message to who has remote memory: `length` bytes at `offset` of the region, to be written there if `data`, or
+	 * read.  Its answer is one call of iod_remote_answer with the same `ticket`, `at`, `length` and `lanes`, within
+	 * this call or later. */
+	void (*remote)(void *, struct iod_region *, const struct iod_message *, const uint8_t *data);
 	/* A request for a scripted endpoint; it answers with iod_script_done. */
 	void (*script)(void *, struct iod_row *);
 	void (*script_cancel)(void *, struct iod_row *);
@@ -271,7 +283,7 @@ struct iod_core {
 	struct iod_queue ring;	  /* WAITING */
 	struct iod_queue pending; /* PENDING */
 	struct iod_queue moved;	  /* by a move without the glue's lock, to be completed with it */
-	struct iod_queue glue;	  /* as work, but needs the glue's lock: device windows */
+	struct iod_queue glue;	  /* as work, but needs the glue's lock: device windows, remote memory */
 	uint32_t with_backend, most_with_backend; /* rows; the backend has places for what the glue polls besides */
 	uint32_t with_drivers; /* rows */
 	struct iod_target *driven; /* targets with a driver */
@@ -378,7 +390,7 @@ void iod_row_ready(struct iod_core *, struct iod_row *); /* WAITING, PENDING -> 
 
 /* plan.c: the next request of a row that is translated and leased. */
 enum iod_plan { IOD_PLAN_REQUEST, IOD_PLAN_WORK, IOD_PLAN_SCRIPT, IOD_PLAN_WAIT_BUDGET, IOD_PLAN_WAIT_RING, IOD_PLAN_FAULT,
-		IOD_PLAN_ERROR, IOD_PLAN_DONE };
+		IOD_PLAN_ERROR, IOD_PLAN_DONE, IOD_PLAN_REMOTE /* messages come first */ };
 enum iod_plan iod_plan_next(struct iod_core *, struct iod_row *, struct iod_op *, int *error);
 /* More of the blocks around a payload came. False: there may be still more. */
 bool iod_plan_blocks_read(struct iod_row *, uint64_t bytes);
@@ -387,6 +399,7 @@ void iod_plan_took(struct iod_row *, uint64_t bytes); /* of the payload in the a
 /* It waits for its peer, who may never come: its piece of the arena goes back, unless it holds what a device window gave,
  * which cannot be had again. */
 void iod_plan_pause(struct iod_core *, struct iod_row *);
+bool iod_plan_must_keep(const struct iod_row *); /* what is in the arena cannot be had again */
 
 bool iod_plan_is_small(const struct iod_core *, const struct iod_row *); /* a copy is cheaper than the vector */
 
@@ -398,11 +411,31 @@ void iod_riders_leave(struct iod_core *, struct iod_row *host); /* nothing was s
 struct iod_row *iod_riders_share(struct iod_core *, struct iod_row *host, uint64_t bytes);
 
 /* pieces.c: between a row's pieces, from where it is, and flat memory; messages to device windows included.
- * 0, or -EFAULT: row->fault.space is set when a window refused, else the memory was gone.  *done in either case. */
-int iod_row_gather(struct iod_core *, struct iod_row *, uint8_t *to, uint64_t n, uint64_t *done);
-int iod_row_scatter(struct iod_core *, struct iod_row *, const uint8_t *from, uint64_t n, uint64_t *done);
+ * 0, or -EFAULT: row->fault.space is set when a window refused, else the memory was gone.  *done in either case.
+ * -EINPROGRESS: messages to remote memory are not answered; `then` is called with the outcome, in a later turn, unless
+ * the row was cancelled.  The flat memory must be there until then. */
+typedef void iod_then(struct iod_core *, struct iod_row *, int error, uint64_t done);
+int iod_row_gather(struct iod_core *, struct iod_row *, uint8_t *to, uint64_t n, uint64_t *done, iod_then *);
+int iod_row_scatter(struct iod_core *, struct iod_row *, const uint8_t *from, uint64_t n, uint64_t *done, iod_then *);
 /* The same for the second list of a copy, which is advanced by what was written. */
-int iod_row_scatter2(struct iod_core *, struct iod_row *, const uint8_t *from, uint64_t n, uint64_t *done);
+int iod_row_scatter2(struct iod_core *, struct iod_row *, const uint8_t *from, uint64_t n, uint64_t *done, iod_then *);
+
+/* For remote.c: the pieces that it comes to. */
+uint32_t iod_memory_run(struct iod_translation *, uint32_t cursor, uint64_t skip, uint8_t *flat, uint64_t n, bool write,
+			uint64_t *done, int *error); /* the pieces that were tried */
+int iod_device_piece(struct iod_core *, struct iod_row *, const struct iod_translation *, uint32_t cursor, uint64_t skip,
+		     uint8_t *flat, uint64_t n, bool write, uint64_t *done);
+void iod_row_refused(struct iod_row *, const struct iod_translation *, uint64_t offset, bool write, enum iod_cause);
+void iod_row_advance2(struct iod_row *, uint64_t bytes);
+
+/* remote.c */
+int iod_remote_move(struct iod_core *, struct iod_row *, struct iod_translation *, uint8_t *flat, uint64_t n, bool write,
+		    uint64_t *done, iod_then *);
+/* A message is answered: with what was read (writes: anything but NULL), or NULL: it was refused. */
+void iod_remote_answer(struct iod_core *, const struct iod_message *, const uint8_t *data);
+void iod_remote_resume(struct iod_core *, struct iod_row *);
+void iod_remote_own(struct iod_row *, uint8_t *flat); /* of the move under way: to be freed with it */
+void iod_remote_drop(struct iod_row *); /* nobody waits for its answers any more */
 
 /* work.c: transfers that the core moves itself. */
 void iod_row_work(struct iod_core *, struct iod_row *);

@@ -36,7 +36,7 @@ int ext_check(Engine *self)
 /* ---- hooks of the core ---- */
 
 /* A window's handler raised: the engine logs it, or lets it out of run at the end of the turn. */
-static void window_failed(Engine *engine, PyObject *target)
+void ext_window_failed(Engine *engine, PyObject *target)
 {
 	PyObject *type, *value, *trace;
 	for (int told = 0; told < 2; told++) {
@@ -72,7 +72,7 @@ static int hook_device(void *context, struct iod_region *region, uint64_t offset
 	else
 		result = PyObject_CallMethod(target, "read", "KI", (unsigned long long)offset, width);
 	if (!result) {
-		window_failed(engine, target);
+		ext_window_failed(engine, target);
 		return -EFAULT;
 	}
 	int error = 0;
@@ -81,7 +81,7 @@ static int hook_device(void *context, struct iod_region *region, uint64_t offset
 	} else if (!write) {
 		*value = PyLong_AsUnsignedLongLongMask(result);
 		if (PyErr_Occurred()) {
-			window_failed(engine, target);
+			ext_window_failed(engine, target);
 			error = -EFAULT;
 		}
 	}
@@ -95,7 +95,7 @@ static void call_script(PyObject *script, struct iod_row *row)
 		return;
 	PyObject *result = PyObject_CallFunction(script, "KiKKi", (unsigned long long)row->ticket, (int)row->direction,
 						 (unsigned long long)(row->position + row->moved),
-						 (unsigned long long)(row->total - row->moved), (int)row->kind);
+						 (unsigned long long)row->op_bytes, (int)row->kind);
 	if (!result)
 		PyErr_WriteUnraisable(script);
 	Py_XDECREF(result);
@@ -172,7 +172,7 @@ static PyObject *engine_open(Engine *self, PyObject *args)
 		errno = -error;
 		return PyErr_SetFromErrno(PyExc_OSError);
 	}
-	struct iod_hooks hooks = {.device = hook_device, .script = hook_script, .script_cancel = hook_script_cancel,
+	struct iod_hooks hooks = {.device = hook_device, .remote = ext_remote_ask, .script = hook_script, .script_cancel = hook_script_cancel,
 				  .revoked = hook_revoked, .other = other_completion, .context = self};
 	error = iod_core_init(&self->core, self->backend, bounce, &hooks);
 	if (error) {

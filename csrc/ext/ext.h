@@ -188,6 +188,7 @@ typedef struct Engine {
 	Space *spaces; /* those that know this engine's core, borrowed */
 	Revocation *revoked; /* done, to be delivered */
 	Target *idle_targets; /* to be let go of when the lock is held */
+	struct ext_lost *lost; /* messages to remote memory that were dropped unanswered */
 	bool in_step, arena_tried;
 	uint32_t trace_number, trace_ids; /* traces begun; ids given to ports and targets */
 	PyObject *trace_names;		  /* dict: id -> name, of the ports and targets that the trace has met */
@@ -275,6 +276,14 @@ void ext_deliver(Engine *);
 void ext_poke(Engine *); /* there is something to do, and it may be outside a turn */
 uint64_t ext_clock(void);
 void ext_drop_idle(Engine *);
+
+/* A window's handler, or who has remote memory, raised: the engine logs it, or lets it out of run. */
+void ext_window_failed(Engine *, PyObject *target);
+
+/* remote.c */
+void ext_remote_ask(void *engine, struct iod_region *, const struct iod_message *, const uint8_t *data); /* a hook */
+void ext_remote_lost(Engine *);
+int ext_remote_add(PyObject *module);
 
 /* drivers.c: what a target with a driver needs of its engine. */
 int ext_drivers_add(Engine *, struct iod_target *);

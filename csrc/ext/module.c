@@ -182,7 +182,7 @@ static PyObject *completion(PyObject *self, PyObject *args)
 	(void)self;
 	if (!PyArg_ParseTuple(args, "iKi|sKKii", &status, &moved, &error, &stage, &offset, &address, &access, &cause))
 		return NULL;
-	if (status < 0 || status > IOD_PEER_GONE || cause < 0 || cause > IOD_C_SHUT)
+	if (status < 0 || status > IOD_PEER_GONE || cause < 0 || cause > IOD_C_REMOTE)
 		return PyErr_Format(ArgumentErrorType, "no status %d or cause %d", status, cause);
 	PyObject *object = ext_completion_make((enum iod_status)status, moved, NULL);
 	if (!object)
@@ -283,7 +283,7 @@ static int execute(PyObject *module)
 	return ext_engine_add(module) || ext_region_add(module) || ext_space_add(module) || ext_lists_add(module) ||
 			       ext_wait_add(module) || ext_task_add(module) || ext_target_add(module) ||
 			       ext_port_add(module) || ext_stream_add(module) || ext_queue_add(module) ||
-			       ext_frames_add(module)
+			       ext_frames_add(module) || ext_remote_add(module)
 		       ? -1
 		       : 0;
 }

@@ -48,7 +48,7 @@ static void log_set(struct iod_region *region, struct iod_dirty *new)
 
 static void region_free(struct iod_region *region)
 {
-	if (region->kind == IOD_DEVICE)
+	if (!iod_region_is_host(region))
 		Py_XDECREF((PyObject *)region->owner);
 	else if (region->host)
 		munmap(region->host, region->size);
@@ -56,15 +56,17 @@ static void region_free(struct iod_region *region)
 	free(region);
 }
 
-/* Region(kind, fd, offset, size, writable, target) */
+/* Region(kind, fd, offset, size, target, most) */
 static PyObject *region_new(PyTypeObject *type, PyObject *args, PyObject *kw)
 {
-	static char *names[] = {"kind", "fd", "offset", "size", "target", NULL};
+	static char *names[] = {"kind", "fd", "offset", "size", "target", "most", NULL};
 	int kind = 0, fd = -1;
+	unsigned most = 0;
 	PyObject *offset_object = NULL, *size_object = NULL, *target = NULL;
 	uint64_t offset = 0, size = 0;
 
-	if (!PyArg_ParseTupleAndKeywords(args, kw, "iiOO|O", names, &kind, &fd, &offset_object, &size_object, &target))
+	if (!PyArg_ParseTupleAndKeywords(args, kw, "iiOO|OI", names, &kind, &fd, &offset_object, &size_object, &target,
+					 &most))
 		return NULL;
 	if (ext_u64(offset_object, "offset", &offset) || ext_u64(size_object, "size", &size))
 		return NULL;
@@ -72,7 +74,7 @@ static PyObject *region_new(PyTypeObject *type, PyObject *args, PyObject *kw)
 		return PyErr_Format(ArgumentErrorType, "size is %llu bytes; it must be 1 to 2^63 - 1",
 				    (unsigned long long)size);
 	uint8_t *host = NULL;
-	if (kind != IOD_DEVICE) {
+	if (kind <= IOD_ROM) {
 		if (offset % 4096)
 			return PyErr_Format(ArgumentErrorType,
 					    "offset is %p; a mapping's offset must be a multiple of 4096",
@@ -97,8 +99,8 @@ static PyObject *region_new(PyTypeObject *type, PyObject *args, PyObject *kw)
 		return PyErr_NoMemory();
 	}
 	*region = (struct iod_region){.kind = (uint8_t)kind, .buffer_index = -1, .references = 1, .host = host,
-				      .size = size, .free = region_free};
-	if (kind == IOD_DEVICE) {
+				      .size = size, .most = most, .free = region_free};
+	if (kind > IOD_ROM) {
 		Py_INCREF(target);
 		region->owner = target;
 	}
@@ -126,14 +128,14 @@ PyObject *ext_held_regions(PyObject *module, PyObject *unused)
 static int region_traverse(Region *self, visitproc visit, void *arg)
 {
 	Py_VISIT(Py_TYPE(self));
-	if (self->region && self->region->kind == IOD_DEVICE)
+	if (self->region && !iod_region_is_host(self->region))
 		Py_VISIT((PyObject *)self->region->owner);
 	return 0;
 }
 
 static int region_clear(Region *self)
 {
-	if (self->region && self->region->kind == IOD_DEVICE && self->region->owner != Py_None) {
+	if (self->region && !iod_region_is_host(self->region) && self->region->owner != Py_None) {
 		PyObject *target = self->region->owner;
 		Py_INCREF(Py_None);
 		self->region->owner = Py_None;
@@ -215,7 +217,7 @@ static int region_getbuffer(Region *self, Py_buffer *view, int flags)
 	struct iod_region *region = self->region;
 	if (region->closed || !region->host) {
 		PyErr_SetString(region->closed ? ClosedErrorType : UnsupportedErrorType,
-				region->closed ? "the region is closed" : "a device window has no bytes to view");
+				region->closed ? "the region is closed" : "there is no host memory to view");
 		return -1;
 	}
 	if (PyBuffer_FillInfo(view, (PyObject *)self, region->host, (Py_ssize_t)region->size, region->kind == IOD_ROM,

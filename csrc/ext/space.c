@@ -329,7 +329,7 @@ static PyObject *space_translate(Space *self, PyObject *const *args, Py_ssize_t 
 			uintptr_t at = (uintptr_t)t->iov[i].iov_base;
 			PyObject *row = Py_BuildValue(
 				"KKKi", (unsigned long long)at, (unsigned long long)t->iov[i].iov_len,
-				(unsigned long long)(region->kind == IOD_DEVICE ? at : at - (uintptr_t)region->host),
+				(unsigned long long)(iod_region_is_host(region) ? at - (uintptr_t)region->host : at),
 				(int)t->piece[i].lanes);
 			if (!row)
 				Py_CLEAR(out);

@@ -270,7 +270,7 @@ static PyObject *target_peek(Target *self, PyObject *args)
 	struct iod_row *row = scripted(self, ticket);
 	if (!row)
 		return NULL;
-	uint64_t left = row->total - row->moved, done = 0;
+	uint64_t left = row->op_bytes, done = 0;
 	if (iod_is_control(row))
 		left = 0;
 	if (n < 0 || (uint64_t)n > left)
@@ -278,15 +278,56 @@ static PyObject *target_peek(Target *self, PyObject *args)
 	PyObject *bytes = PyBytes_FromStringAndSize(NULL, n);
 	if (!bytes)
 		return NULL;
-	bool in_turn = begin_move(self->engine, row);
-	iod_row_gather(&self->engine->core, row, (uint8_t *)PyBytes_AsString(bytes), (uint64_t)n, &done);
-	end_move(self->engine, row, in_turn);
+	if (row->filled) { /* messages have brought it */
+		memcpy(PyBytes_AsString(bytes), row->bounce, (size_t)n);
+		done = (uint64_t)n;
+	} else {
+		bool in_turn = begin_move(self->engine, row);
+		iod_row_gather(&self->engine->core, row, (uint8_t *)PyBytes_AsString(bytes), (uint64_t)n, &done, NULL);
+		end_move(self->engine, row, in_turn);
+	}
 	self->engine->python_bytes += done;
 	if (done == (uint64_t)n)
 		return bytes;
 	PyObject *fewer = PyBytes_FromStringAndSize(PyBytes_AsString(bytes), (Py_ssize_t)done);
 	Py_DECREF(bytes);
 	return fewer;
+}
+
+static void script_put(struct iod_core *core, struct iod_row *row, int error, uint64_t done)
+{
+	row->phase = IOD_P_SCRIPT;
+	iod_script_done(core, row, error ? -EFAULT : (int32_t)done);
+}
+
+/* What a scripted endpoint gives; messages that take it on may have to be waited for. */
+static int put_script(Engine *engine, struct iod_row *row, const uint8_t *data, uint64_t n)
+{
+	uint64_t done = 0;
+	uint8_t *own = NULL;
+
+	n = iod_min64(n, row->total - row->moved);
+	if (row->t.remote) {
+		if (!(own = malloc(n))) {
+			PyErr_NoMemory();
+			return -1;
+		}
+		memcpy(own, data, n);
+	}
+	bool in_turn = begin_move(engine, row);
+	int error = iod_row_scatter(&engine->core, row, own ? own : data, n, &done, script_put);
+	if (error == -EINPROGRESS) {
+		iod_remote_own(row, own);
+		own = NULL;
+		engine->in_turn = in_turn;
+		ext_poke(engine);
+	} else {
+		end_move(engine, row, in_turn);
+		engine->python_bytes += done;
+		script_put(&engine->core, row, error, done);
+	}
+	free(own);
+	return 0;
 }
 
 /* _finish(ticket, result, data | None): result is bytes or -errno; data is what is read. */
@@ -299,16 +340,10 @@ static PyObject *target_finish(Target *self, PyObject *args)
 		return NULL;
 	struct iod_row *row = scripted(self, ticket);
 	if (row) {
-		if (data.buf && result > 0 && !iod_is_control(row)) {
-			uint64_t done = 0, n = iod_min64((uint64_t)result, (uint64_t)data.len);
-			n = iod_min64(n, row->total - row->moved);
-			bool in_turn = begin_move(self->engine, row);
-			int error = iod_row_scatter(&self->engine->core, row, data.buf, n, &done);
-			end_move(self->engine, row, in_turn);
-			self->engine->python_bytes += done;
-			result = error ? -EFAULT : (int)done;
-		}
-		iod_script_done(&self->engine->core, row, result);
+		if (!data.buf || result <= 0 || iod_is_control(row))
+			iod_script_done(&self->engine->core, row, result);
+		else if (put_script(self->engine, row, data.buf, iod_min64((uint64_t)result, (uint64_t)data.len)))
+			row = NULL;
 		self->engine->backend->ops->wake(self->engine->backend);
 	}
 	if (data.buf)

@@ -144,7 +144,7 @@ bool ext_has_work(const Engine *engine)
 			return true;
 	}
 	return engine->ready_head || core->done.head || core->ready.head || core->work.head || core->glue.head ||
-	       engine->revoked || core->cancel_again || (core->ring.head && !core->with_backend) ||
+	       engine->revoked || engine->lost || core->cancel_again || (core->ring.head && !core->with_backend) ||
 	       (core->budget_again && core->budget.head) || engine->drivers_ready ||
 	       (core->driven && ext_drivers_work(engine));
 }
@@ -272,6 +272,8 @@ static uint32_t move(Engine *engine)
 	struct iod_core *core = &engine->core;
 	struct iod_backend *backend = engine->backend;
 
+	if (engine->lost)
+		ext_remote_lost(engine);
 	engine->in_step = true;
 	if (core->ready.head || core->ring.head || core->cancel_again || core->budget_again || core->driven)
 		iod_core_step(core);

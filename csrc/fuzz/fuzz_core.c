@@ -141,7 +141,7 @@ static void delivered(struct world *w, struct iod_row *row)
 
 	MUST(own->completions++ == 0);
 	MUST(own->ticket == 0 || own->ticket == row->ticket);
-	MUST(row->status <= IOD_PEER_GONE && !row->leased && !row->bounce && !row->holds && !row->with_backend);
+	MUST(row->status <= IOD_PEER_GONE && !row->leased && !row->remote && !row->bounce && !row->holds && !row->with_backend);
 	MUST(row->kind > IOD_R_STORE || row->moved <= own->total);
 	MUST(row->status != IOD_FAULT || (row->fault.space && row->fault.cause));
 	MUST((row->status == IOD_IO_ERROR) <= (row->error > 0));
@@ -219,6 +219,12 @@ static void backend_answers(struct world *w)
 	}
 }
 
+static void script_put(struct iod_core *core, struct iod_row *row, int error, uint64_t done)
+{
+	row->phase = IOD_P_SCRIPT;
+	iod_script_done(core, row, error ? -EFAULT : (int32_t)done);
+}
+
 static void script_answers(struct world *w)
 {
 	if (!w->scripts)
@@ -232,13 +238,24 @@ static void script_answers(struct world *w)
 	int32_t result = w->ending ? 4096 : answer(w, row->cancel_wanted, false);
 	uint64_t left = row->total - row->moved;
 	if (result > 0 && !iod_is_control(row)) {
-		uint8_t data[4096];
-		uint64_t n = iod_min64((uint64_t)result, sizeof data), done = 0;
-		n = iod_min64(n, left);
+		uint64_t n = iod_min64(iod_min64((uint64_t)result, 4096), left), done = 0;
+		uint8_t *data = malloc(4096);
+		int error = 0;
 		memset(data, 0xaa, n);
 		row->phase = IOD_P_NONE;
-		int error = row->direction == IOD_TO_MEMORY ? iod_row_scatter(&w->core, row, data, n, &done)
-							    : iod_row_gather(&w->core, row, data, n, &done);
+		if (row->filled) {
+			done = iod_min64(n, row->payload);
+			memcpy(data, row->bounce, done);
+		} else if (row->direction == IOD_TO_MEMORY) {
+			error = iod_row_scatter(&w->core, row, data, n, &done, script_put);
+		} else {
+			error = iod_row_gather(&w->core, row, data, n, &done, NULL);
+		}
+		if (error == -EINPROGRESS) {
+			iod_remote_own(row, data);
+			return;
+		}
+		free(data);
 		row->phase = IOD_P_SCRIPT;
 		result = error ? -EFAULT : (int32_t)done;
 	}
@@ -362,6 +379,8 @@ static void act(struct world *w)
 		break;
 	case 20:
 		script_answers(w);
+		for (uint32_t n = below(w, 8); n > 0; n--)
+			answer_message(w);
 		break;
 	case 21:
 		iod_resume_pending(&w->core, below(w, 2) ? &w->hook : &w->iommu);
@@ -400,6 +419,8 @@ static void end(struct world *w)
 		iod_core_reap(&w->core, UINT32_MAX);
 		for (uint32_t i = w->scripts; i > 0; i--)
 			script_answers(w);
+		while (w->messages)
+			answer_message(w);
 		iod_resume_pending(&w->core, &w->hook);
 		iod_resume_pending(&w->core, &w->iommu);
 		deliver(w, true);
@@ -431,7 +452,7 @@ void fuzz_report(void)
 			       iod_state_names[iod_edges[i].to], iod_edges[i].why);
 	printf("fuzz_core: %llu transfers, %llu bounces, %llu waited, %llu coalesced, %llu messages, %llu revocations\n",
 	       (unsigned long long)reached->submitted,
-	       (unsigned long long)(reached->bounces[0] + reached->bounces[1] + reached->bounces[2] + reached->bounces[3]),
+	       (unsigned long long)(reached->bounces[0] + reached->bounces[1] + reached->bounces[2] + reached->bounces[3] + reached->bounces[4]),
 	       (unsigned long long)(reached->waits[1] + reached->waits[2] + reached->waits[3] + reached->waits[4]),
 	       (unsigned long long)reached->coalesced, (unsigned long long)reached->messages,
 	       (unsigned long long)reached->revocations);

@@ -36,7 +36,8 @@ struct iod_region *world_region(uint8_t kind, uint64_t size)
 	struct iod_region *region = calloc(1, sizeof *region);
 	*region = (struct iod_region){.kind = kind, .buffer_index = -1, .references = 1, .size = size,
 				      .free = region_free};
-	if (kind != IOD_DEVICE) {
+	region->most = kind == IOD_REMOTE ? 100 : 0;
+	if (iod_region_is_host(region)) {
 		region->host = malloc(size + PAGE); /* not aligned on purpose; see place */
 		MUST(region->host);
 		memset(region->host, 0x55, size + PAGE);
@@ -47,7 +48,7 @@ struct iod_region *world_region(uint8_t kind, uint64_t size)
 
 uint64_t base_of(unsigned i)
 {
-	static const uint64_t bases[REGIONS] = {0, 4 * PAGE, 0x100003, UINT64_MAX - 2 * PAGE + 1, 0x200000};
+	static const uint64_t bases[REGIONS] = {0, 4 * PAGE, 0x100003, UINT64_MAX - 2 * PAGE + 1, 0x200000, 13 * PAGE};
 	return bases[i];
 }
 
@@ -90,6 +91,47 @@ static int device(void *context, struct iod_region *region, uint64_t offset, uns
 		return 0;
 	}
 	return 0;
+}
+
+void answer_message(struct world *w)
+{
+	static uint8_t data[100];
+
+	if (!w->messages)
+		return;
+	uint32_t i = below(w, w->messages);
+	struct iod_message message = w->message[i].message;
+	w->message[i] = w->message[--w->messages];
+	memset(data, 0x33, sizeof data);
+	iod_remote_answer(&w->core, &message, !w->ending && below(w, 16) == 0 ? NULL : data);
+}
+
+static void remote(void *context, struct iod_region *region, const struct iod_message *message, const uint8_t *data)
+{
+	struct world *w = context;
+	uint8_t sum = 0;
+
+	MUST(region->kind == IOD_REMOTE && message->length > 0 && message->length <= region->most);
+	MUST(message->offset <= region->size && message->length <= region->size - message->offset);
+	for (uint64_t i = 0; data && i < message->length; i++)
+		sum ^= data[i];
+	MUST(w->messages < MESSAGES);
+	w->message[w->messages].message = *message;
+	w->message[w->messages++].write = data || sum;
+	switch (w->ending ? 1 : below(w, 24)) {
+	case 0: /* whoever is asked acts */
+		if (w->submits)
+			iod_cancel(&w->core, w->submitted[below(w, w->submits)].ticket);
+		break;
+	case 1: /* at once; perhaps another one */
+	case 2:
+	case 3:
+		answer_message(w);
+		break;
+	case 4:
+		submit(w);
+		break;
+	}
 }
 
 static void script(void *context, struct iod_row *row)
@@ -216,9 +258,9 @@ static void inspect(void *context, const struct fake_op *own)
 
 void world_begin(struct world *w)
 {
-	struct iod_hooks hooks = {.device = device, .script = script, .script_cancel = script_cancel,
+	struct iod_hooks hooks = {.device = device, .remote = remote, .script = script, .script_cancel = script_cancel,
 				  .revoked = revoked, .other = other, .context = w};
-	static const uint64_t sizes[REGIONS] = {4 * PAGE, 8 * PAGE, 5000, 2 * PAGE, 256};
+	static const uint64_t sizes[REGIONS] = {4 * PAGE, 8 * PAGE, 5000, 2 * PAGE, 256, 9000};
 	uint8_t flags = byte(w);
 
 	fake_init(&w->fake, flags & 1 ? FAKE_MOST / 2 : 1 + below(w, 4));
@@ -239,13 +281,13 @@ void world_begin(struct world *w)
 	w->gate = (struct iod_space){.kind = IOD_GATE, .name = "gate", .next = flags & 8 ? &w->memory : &w->window};
 	w->top = below(w, 2) ? &w->gate : w->gate.next;
 	for (unsigned i = 0; i < REGIONS; i++) {
-		w->region[i] = world_region(i == 4 ? IOD_DEVICE : IOD_RAM, sizes[i]);
+		w->region[i] = world_region(i == 4 ? IOD_DEVICE : i == 5 ? IOD_REMOTE : IOD_RAM, sizes[i]);
 		place(w, i);
 	}
 	for (unsigned i = 0; i < IOVAS - 4; i++) {
 		static const uint64_t where[] = {0,	   PAGE,     2 * PAGE, 3 * PAGE, 4 * PAGE, 5 * PAGE,
-						 6 * PAGE, 7 * PAGE, 0x100008, 0x200000, UINT64_MAX - PAGE + 1};
-		map_pages(w, i, 1, where[below(w, 11)], IOD_READ | IOD_WRITE);
+						 6 * PAGE, 7 * PAGE, 0x100008, 0x200000, UINT64_MAX - PAGE + 1, 13 * PAGE, 14 * PAGE};
+		map_pages(w, i, 1, where[below(w, 13)], IOD_READ | IOD_WRITE);
 	}
 	if (below(w, 2)) { /* registered with the kernel */
 		w->region[0]->buffer_index = 0;

@@ -15,7 +15,7 @@
 #include "fuzz.h"
 #include "xfer.h"
 
-enum { REGIONS = 5, TARGETS = 8, PORTS = 2, SUBMITS = 512, REVOCATIONS = 64, PAGE = 4096, IOVAS = 24 };
+enum { REGIONS = 6, MESSAGES = 4096, TARGETS = 8, PORTS = 2, SUBMITS = 512, REVOCATIONS = 64, PAGE = 4096, IOVAS = 24 };
 enum target_index { BUFFERED, DIRECT, STREAM, ZERO_COPY, PACKET, BUFFER, NOTHING, SCRIPT };
 
 struct submitted {
@@ -40,6 +40,11 @@ struct world {
 	uint32_t revocations;
 	uint64_t script[SUBMITS]; /* tickets that wait for an answer */
 	uint32_t scripts;
+	struct {
+		struct iod_message message;
+		bool write;
+	} message[MESSAGES]; /* to the remote region, that wait for an answer */
+	uint32_t messages;
 	bool ending;
 };
 
@@ -63,6 +68,7 @@ struct iod_region *world_region(uint8_t kind, uint64_t size);
 uint64_t base_of(unsigned i); /* where region i lies */
 void place(struct world *, unsigned i); /* if it is not there */
 void map_pages(struct world *, unsigned iova, unsigned pages, uint64_t target, uint32_t access);
+void answer_message(struct world *);
 void submit(struct world *); /* fuzz_core.c: a device window's handler may */
 
 #endif

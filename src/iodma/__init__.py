@@ -36,7 +36,7 @@ else:
         WrongThreadError,
     )
     from iodma.lease import Revocation
-    from iodma.memory import DeviceWindow, Memory, MsiWindow, Ram, Rom
+    from iodma.memory import DeviceWindow, Memory, MsiWindow, Ram, RemoteMemory, Rom
     from iodma.pci import Bar, Pci, PciSlot
     from iodma.port import Port
     from iodma.sg import Batch, Completions, ScatterList
@@ -93,6 +93,7 @@ __all__ = [
     "Ram",
     "Reason",
     "Register",
+    "RemoteMemory",
     "Revocation",
     "Rom",
     "ScatterList",

@@ -80,7 +80,13 @@ class Frames:
 @disjoint_base
 class Region:
     def __new__(
-        cls, kind: int, fd: int, offset: int, size: int, target: _WindowTarget | None = None
+        cls,
+        kind: int,
+        fd: int,
+        offset: int,
+        size: int,
+        target: _WindowTarget | _RemoteTarget | None = None,
+        most: int = 0,
     ) -> Self: ...
     @property
     def size(self) -> int: ...
@@ -109,6 +115,19 @@ class Region:
 class _WindowTarget(Protocol):
     def read(self, offset: int, width: int, /) -> int | None: ...
     def write(self, offset: int, width: int, value: int, /) -> bool | None: ...
+
+class _RemoteTarget(Protocol):
+    def read(self, offset: int, length: int, request: RemoteRequest, /) -> object: ...
+    def write(self, offset: int, data: bytes, request: RemoteRequest, /) -> object: ...
+
+@final
+class RemoteRequest:
+    @property
+    def length(self) -> int: ...
+    @property
+    def answered(self) -> bool: ...
+    def done(self, data: _Buffer = b"", /) -> None: ...
+    def fail(self) -> None: ...
 
 @disjoint_base
 class Space:

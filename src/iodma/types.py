@@ -54,6 +54,8 @@ class Reason(IntEnum):
     NOT_RAM = 2
     #: Segments so small that one copy is cheaper than the vector.
     SMALL = 3
+    #: Memory that somebody else has and moves: a `RemoteMemory`.
+    REMOTE = 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 import iodma
 from iodma import Access
 from tests.unit import model
+from tests.unit.farmemory import FarMemory
 
 TOP = model.TOP
 PAGES = (8, 64, 4096)
@@ -27,12 +29,15 @@ PAGES = (8, 64, 4096)
 class Twin:
     """One chain, twice: `real` and `model` are its tops."""
 
-    def __init__(self, sizes: list[int], rom: bytes = b"") -> None:
+    def __init__(self, sizes: list[int], rom: bytes = b"", far: Sequence[int] = ()) -> None:
         self.regions: list[tuple[Any, model.Region]] = []
         for i, size in enumerate(sizes):
             self.regions.append((iodma.Ram(size), model.Region(bytearray(size), name=f"ram{i}")))
         if rom:
             self.regions.append((iodma.Rom(rom), model.Region(bytearray(rom), False, "rom")))
+        for i, size in enumerate(far):
+            memory = FarMemory(size, most=(64, 1000, 1 << 20)[i % 3], seed=size + i)
+            self.regions.append((memory, model.Region(bytearray(size), name=f"far{i}")))
         self.memory = (iodma.Memory(), model.Memory())
         self.real: Any = self.memory[0]
         self.model: model.Stage = self.memory[1]
@@ -143,10 +148,11 @@ class Plan:
     rom: bytes
     regions: int
     stages: tuple[str, ...]
+    far: tuple[int, ...] = ()
 
     def build(self) -> Twin:
         rng = random.Random(self.seed)
-        twin = Twin(list(self.sizes), self.rom)
+        twin = Twin(list(self.sizes), self.rom, self.far)
         fill_memory(twin, rng, self.regions)
         for kind in self.stages:
             if kind == "window":
@@ -177,6 +183,7 @@ def plans(most: int = 64, depth: int = 6) -> st.SearchStrategy[Plan]:
         stages=st.lists(st.sampled_from(["window", "iommu", "lanes", "gate"]), max_size=depth).map(
             tuple
         ),
+        far=st.lists(st.sampled_from([16, 5000, 70000]), max_size=2).map(tuple),
     )
 
 

@@ -26,6 +26,7 @@ import iodma
 from iodma import Status
 from tests.unit import model
 from tests.unit.chains import Plan, good_list, lists_for
+from tests.unit.farmemory import FarMemory
 from tests.unit.transfers import Checker, Footprint, gather, indices, span
 
 #: What it can do, and how often it should.
@@ -146,6 +147,10 @@ class Driver:
         self.engine = keep(
             iodma.Engine(strict=True, bounce_bytes=bounce, small=small, in_flight=in_flight)
         )
+        for real, _ in self.twin.regions:
+            if isinstance(real, FarMemory):
+                real.by_turns_of(self.engine)
+                real.at_once = rng.choice([0, 0, 0.3, 1])
         self.port = self.engine.port(self.twin.real, "single")
         self.batches = self.engine.port(self.twin.real, "batches")
         self.endpoints = []

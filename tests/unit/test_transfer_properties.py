@@ -70,6 +70,7 @@ def run_at_random(seed: int) -> None:
         rng.choice([b"", b"rom" * 100]),
         rng.randint(1, 12),
         tuple(rng.choice(["window", "iommu", "iommu", "lanes"]) for _ in range(rng.randint(0, 4))),
+        tuple(rng.choice([16, 5000, 70_000]) for _ in range(rng.choice([0, 0, 1, 2]))),
     )
     driver = Driver()
     steps: list[str] = [repr(plan)]

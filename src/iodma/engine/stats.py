@@ -77,12 +77,13 @@ class Bounced:
     alignment: int
     not_ram: int
     small: int
+    remote: int
     requests: int
 
     @property
     def total(self) -> int:
         """Bytes, all reasons together."""
-        return self.lanes + self.alignment + self.not_ram + self.small
+        return self.lanes + self.alignment + self.not_ram + self.small + self.remote
 
 
 @dataclass(frozen=True, slots=True)
