@@ -13,6 +13,7 @@ import logging
 import os
 import random
 import socket
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -30,6 +31,8 @@ from iodma.transports.vfio_user.dma import DmaTable
 from iodma.transports.vfio_user.messages import MOST_REGIONS, Refusal
 from iodma.transports.vfio_user.remote import Remote
 from tests.unit.system import hold
+from tests.unit.vfio_client import DMA_READ, DMA_UNMAP, DMA_WRITE, Client, SharedMemory
+from tests.unit.vfio_kit import Copier, pump, serving
 
 PAGE = 4096
 TOP = 1 << 64
@@ -659,3 +662,97 @@ def test_reports_name_every_page_that_was_written_to(unit: int, rng: random.Rand
         assert wanted <= got <= allowed
         assert bits(session.table.report(0, length, unit)) == set()
     session.close()
+
+
+# --- memory that the client moves -----------------------------------------------------------------
+
+
+class Theirs:
+    """A client's memory, that it does not share."""
+
+    def __init__(self, client: Client, base: int, size: int) -> None:
+        self.data = bytearray(size)
+        self.base = base
+        self.log: list[tuple[int, int, int]] = []
+        client.serve = self.serve
+
+    def serve(self, command: int, address: int, what: Any) -> bytes | int:
+        at = address - self.base
+        if command == DMA_READ:
+            self.log.append((command, address, what))
+            return bytes(self.data[at : at + what])
+        self.log.append((command, address, len(what)))
+        self.data[at : at + len(what)] = what
+        return b""
+
+
+@pytest.mark.parametrize("twin", [False, True])
+def test_dma_to_memory_that_is_not_shared_is_messages(tmp_path: Path, twin: bool) -> None:
+    with iodma.Engine(strict=True, slow_step=None) as engine:
+        device = Copier(engine.port(iodma.PciSlot()))
+        how: dict[str, Any] = {"twin_socket": {"supported": True}} if twin else {}
+        with serving(engine, tmp_path, device, **how) as (_, client):
+            assert (client.twin is not None) == twin
+            theirs = Theirs(client, 0x10000, 2 * PAGE)
+            client.map(0x10000, 2 * PAGE)
+            client.bus_master()
+            theirs.data[8:16] = (41).to_bytes(8, "little")
+            client.write32(0, 0x10, 0x10008)
+            client.wait(lambda: client.read32(0, 0x14) == 1)
+            assert theirs.data[16:24] == (42).to_bytes(8, "little")
+            assert theirs.log == [(DMA_READ, 0x10008, 8), (DMA_WRITE, 0x10010, 8)]
+            client.bus_master(False)
+            client.unmap(0x10000, 2 * PAGE)
+
+
+def test_lists_of_shared_and_unshared_memory_and_what_the_client_refuses(tmp_path: Path) -> None:
+    with iodma.Engine(strict=True, slow_step=None) as engine:
+        slot = iodma.PciSlot()
+        port = engine.port(slot)
+        with (
+            serving(engine, tmp_path, Copier(port), max_data_xfer_size=1000) as (_, client),
+            SharedMemory(4 * PAGE) as shared,
+        ):
+            theirs = Theirs(client, 0x10000, 8 * PAGE)
+            client.map(0x10000, 8 * PAGE)
+            client.map(0, 4 * PAGE, shared.fd)
+            client.map(0x40000, PAGE, flags=READ)
+            client.bus_master()
+            theirs.data[:] = bytes(range(256)) * (8 * PAGE // 256)
+
+            def run_one(transfer: Any) -> Any:
+                client.wait(lambda: transfer.done)
+                return transfer.result
+
+            done = run_one(
+                port.copy([(0x10000, 5000), (0, 10)], [(100, 3000), (0x10000 + 6000, 2010)])
+            )
+            assert done.ok
+            assert shared.bytes[100:3100] == bytes(k & 255 for k in range(3000))
+            assert theirs.data[6000:8000] == bytes(k & 255 for k in range(3000, 5000))
+            assert max(length for _, _, length in theirs.log) == 1000
+            done = run_one(port.copy((0, 8), (0x40000, 8)))
+            assert done.fault.reason == "the mapping does not permit it"
+            client.serve = lambda command, address, what: errno.EFAULT
+            done = run_one(port.copy((0x10000, 8), (0, 8)))
+            assert done.status is Status.FAULT and done.fault.address == 0x10000
+
+
+def test_an_unmap_waits_for_answers_and_the_end_for_none(tmp_path: Path) -> None:
+    with iodma.Engine(strict=True, slow_step=None) as engine:
+        port = engine.port(iodma.PciSlot())
+        with serving(engine, tmp_path, Copier(port)) as (_, client):
+            client.map(0x10000, PAGE)
+            client.map(0x20000, PAGE)
+            client.bus_master()
+            here, there = port.load_bytes(0x10000, 8), port.load_bytes(0x20000, 8)
+            client.wait(lambda: len(client.asked) == 2)
+            unmap = client.post(DMA_UNMAP, struct.pack("=IIQQ", 24, 0, 0x10000, PAGE))
+            theirs = Theirs(client, 0x10000, PAGE)
+            client.answer(client.asked[0])
+            assert client.reply(unmap).errno == 0 and here.done
+            assert theirs.log == [(DMA_READ, 0x10000, 8)] and not there.done
+            client.close()
+            pump(engine, lambda: there.done)
+            with pytest.raises(iodma.DmaFault):
+                there.result  # noqa: B018

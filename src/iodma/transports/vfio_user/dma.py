@@ -26,7 +26,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from iodma._core import Region, Revocation, Wait, file_of
 from iodma.engine import Engine
 from iodma.errors import AddressRangeError
-from iodma.memory import DeviceWindow, Memory
+from iodma.memory import Memory, RemoteMemory, RemoteRequest
 from iodma.transports.descriptors import Descriptor
 from iodma.transports.vfio_user.dirty import Area, bitmap_bytes, move, pages_of
 from iodma.transports.vfio_user.mappings import MOST_BYTES, PAGE, Mapping, Mappings
@@ -156,9 +156,9 @@ class DmaTable:
         if descriptor is None:
             if flags & (MMAP | FILE_IO):
                 raise Refusal(errno.EINVAL, f"flags {flags:#x} without a descriptor")
-            window = DeviceWindow(_NotYet(), size)
-            self._map(address, size, 0, window, flags & 3)
-            self._parts[address] = _Part(address, size, flags & 3, window, None, 0)
+            theirs = RemoteMemory(_Theirs(self._remote, address), size, most=self._remote.most)
+            self._map(address, size, 0, theirs, flags & 3)
+            self._parts[address] = _Part(address, size, flags & 3, theirs, None, 0)
             return
         if offset + size >= 1 << 63:
             raise Refusal(errno.EINVAL, f"{size:#x} bytes at {offset:#x} of a file")
@@ -389,14 +389,20 @@ class DmaTable:
                 part.dirty |= pages_of(pages, first // PAGE, (last - mapping.start) // PAGE)
 
 
-class _NotYet:
-    """Memory that the client moves the bytes of."""
+class _Theirs:
+    """A region that the client moves the bytes of, at a bus address."""
 
-    def read(self, offset: int, width: int) -> None:
-        return None
+    __slots__ = ("_address", "_remote")
 
-    def write(self, offset: int, width: int, value: int) -> bool:
-        return False
+    def __init__(self, remote: Remote, address: int) -> None:
+        self._remote = remote
+        self._address = address
+
+    def read(self, offset: int, length: int, request: RemoteRequest) -> None:
+        self._remote.read(self._address + offset, length, request)
+
+    def write(self, offset: int, data: bytes, request: RemoteRequest) -> None:
+        self._remote.write(self._address + offset, data, request)
 
 
 class _Leaving:
