@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import iodma
 from iodma.cli import main
+from iodma.testing import Clock, strict_engine
 from iodma.tools.check import check
 from iodma.tools.load import load
 from iodma.tools.run import Options, run
@@ -130,3 +131,56 @@ def test_the_copy_engine_does_what_its_ring_says(
         assert bool(causes & module.Cause.FAILED) == any(
             status != module.DONE | iodma.Status.OK for status, _ in results
         )
+
+
+# --- the faulty one: whatever its plan and its guest are ------------------------------------------
+
+STEPS = {
+    **dict.fromkeys(("fetch", "read", "write", "report"), ("fault", "delay", "hang")),
+    **dict.fromkeys(("done", "error"), ("lose", "delay", "repeat")),
+    "reset": ("delay", "hang"),
+}
+FAULTS = st.sampled_from([(step, action) for step, has in STEPS.items() for action in has])
+WHEN = st.sampled_from(["", "nth=1", "nth=3", "every=2", "chance=0.5"])
+RINGS = st.sampled_from([RING, RING, RING, SIZE - 64, 1 << 40, (1 << 64) - 48, (1 << 64) - 1])
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.tuples(SOURCES, TARGETS, LENGTHS), min_size=1, max_size=7),
+    st.lists(st.tuples(FAULTS, WHEN, st.integers(0, 30) | st.integers(0, 5000)), max_size=4),
+    RINGS,
+    st.integers(0, 9),
+)
+def test_no_plan_and_no_guest_make_the_faulty_engine_fail(
+    descriptors: list[tuple[int, int, int]],
+    plan: list[tuple[tuple[str, str], str, int]],
+    ring: int,
+    seed: int,
+) -> None:
+    module = load(str(FOLDER / "rung4_faulty_engine.py")).module
+    faults = "; ".join(f"{a} {b} {when} offset={offset}" for (a, b), when, offset in plan)
+    with strict_engine(clock=Clock()) as engine, iodma.Ram(SIZE) as ram:
+        port = engine.port(iodma.Memory({0: ram}))
+        device = module.FaultyEngine(port, faults=faults or "# none", seed=seed)
+        bus = iodma.Bus()
+        bus.attach(device, 0)
+        guest = module.Patient(bus, 0, device, engine, ram)
+
+        async def work() -> None:
+            for _ in range(2):
+                guest.set_up()
+                bus.write64(0x00, ring)
+                for index, (source, target, length) in enumerate(descriptors):
+                    guest.describe(index, source, target, length, flags=1)
+                bus.write32(0x18, len(descriptors))
+                await engine.sleep(1)
+                bus.write32(0x1C, 7)
+                bus.write32(0x0C, 1)
+                await engine.sleep(1)
+                assert device.state == "running"
+                assert bus.read32(0x14) == bus.read32(0x1C) == 0
+            assert device.tasks == 0 and not device.inject.rules
+
+        engine.run(work())
+        assert "failures" not in {key for key, value in device.counts.as_dict().items() if value}
