@@ -160,7 +160,7 @@ COUNT = struct.Struct("=Q")
 FEATURE = struct.Struct("=II")
 #: address, count; then the data.
 DMA_ACCESS = struct.Struct("=QQ")
-#: The same as QEMU lays it out: data follow the 32 bits of count.
+#: The same as some clients lay it out: data follow 32 bits of count.
 DMA_ACCESS_SHORT = struct.Struct("=QI")
 
 

@@ -48,7 +48,8 @@ class Remote:
 
     Attributes:
         most: bytes that one command can ask for.
-        short: the count in these messages has 32 bits, as QEMU has it, and not 64.
+        short: the count in these messages has 32 bits, and data follow it: an answer has shown that
+            the client has it so, as patches for QEMU had, and not 64 as the specification says.
     """
 
     def __init__(self, ask: Callable[[int, int, bytes], None]) -> None:

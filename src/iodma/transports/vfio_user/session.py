@@ -270,7 +270,6 @@ class Session(Handlers):
             return
         self._agreed = True
         self.remote.most = self.client.transfer
-        self.remote.short = self.client.short_counts
         theirs: list[Descriptor] = []
         if self.client.twin_socket and self.client.descriptors:
             mine, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)

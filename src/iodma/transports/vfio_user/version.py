@@ -45,7 +45,7 @@ class Client:
         transfer: bytes of data that it takes in one message.
         twin_socket: it can take commands on a socket of their own.
         write_multiple: it may send several writes in one message.
-        short_counts: it is one that has 32 bits of count in DMA_READ and DMA_WRITE.
+        max_dma_maps, pgsizes: it has said something of these.
     """
 
     minor: int
@@ -55,17 +55,6 @@ class Client:
     write_multiple: bool = False
     max_dma_maps: bool = False
     pgsizes: bool = False
-
-    @property
-    def short_counts(self) -> bool:
-        # QEMU alone says all of these; what is not certain is seen in the first answer.
-        return (
-            self.minor == 0
-            and self.write_multiple
-            and self.max_dma_maps
-            and self.pgsizes
-            and not self.twin_socket
-        )
 
 
 def parse(payload: bytes) -> Client:
