@@ -35,7 +35,7 @@ from iodma.transports.vfio_user import VfioUserServer
 from tests.conftest import SOAK
 from tests.unit import vfio_client as vc
 from tests.unit.vfio_client import Client, Gone, SharedMemory
-from tests.unit.vfio_kit import pump, run
+from tests.unit.vfio_kit import StillClock, pump, run
 
 TOP, PAGE, SIZE, BASE = 1 << 64, 4096, 1 << 20, 0x10_0000
 EDGES = (0, 1, 2, 3, 4, 7, 8, 9, 15, 16, 24, 31, 32, 64, 255, 4095, 4096, 0xFFFF, 0xFFFFFFFF)
@@ -313,7 +313,7 @@ SESSIONS = st.lists(st.one_of(*USUAL), max_size=40) | st.lists(
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
-    with strict_engine(slow_step=None) as engine:
+    with strict_engine(slow_step=None, clock=StillClock()) as engine:
         yield engine
 
 

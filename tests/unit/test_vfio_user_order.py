@@ -18,7 +18,7 @@ from iodma.testing import Answer, Clock, ScriptedEndpoint, strict_engine
 from iodma.transports.vfio_user import VfioUserServer
 from tests.unit import vfio_client as vc
 from tests.unit.vfio_client import CONFIG, Client, SharedMemory
-from tests.unit.vfio_kit import pump, run, serving
+from tests.unit.vfio_kit import StillClock, pump, run, serving
 
 BASE, SIZE, PAGE = 0x10_0000, 1 << 20, 4096
 
@@ -67,13 +67,8 @@ class World:
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
 def engine() -> Iterator[Engine]:
-    with strict_engine(slow_step=None) as engine:
+    with strict_engine(slow_step=None, clock=StillClock()) as engine:
         yield engine
 
 

@@ -18,6 +18,16 @@ from iodma.transports.vfio_user import VfioUserServer
 from tests.unit.vfio_client import PATIENCE, Client
 
 
+class StillClock:
+    """A clock that stands still: no deadline passes, however slow the machine is."""
+
+    def now_ns(self) -> int:
+        return 0
+
+    def idle_until(self, when_ns: int) -> None:
+        pass
+
+
 class Copier(Device):
     """Copies a word to the one behind it, plus one; the interrupt tells."""
 
