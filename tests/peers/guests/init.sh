@@ -26,14 +26,18 @@ exec <>"/dev/$CHANNEL" >&0 2>&1 # opened once: not every kind of port lets itsel
 say() { printf '\n%s %s\n' "$TOKEN" "$*"; }
 
 [ -e /~ ] && cd /tmp || exit
-say up
-while true; do
-    : >job.base64
-    while read -r piece && [ "$piece" != . ]; do
-        echo "$piece" >>job.base64
-        say +
+# In a process of its own: this one gets the end of whatever a job has left behind, and a shell that
+# hears of a child's end while it reads a line forgets what it has read of it.
+(
+    say up
+    while true; do
+        : >job.base64
+        while read -r piece && [ "$piece" != . ]; do
+            echo "$piece" >>job.base64
+            say +
+        done
+        base64 -d job.base64 >job
+        TOKEN='' sh ./job </dev/null
+        say exit $?
     done
-    base64 -d job.base64 >job
-    TOKEN='' sh ./job </dev/null
-    say exit $?
-done
+)
