@@ -15,6 +15,7 @@ Invariants
 from __future__ import annotations
 
 import argparse
+import struct
 import sys
 
 import iodma
@@ -23,6 +24,8 @@ from iodma.tools.bench import vfio_layout as layout
 
 __all__ = ["CopyEngine", "main"]
 
+#: Sources, targets, entries, flags; the result is written behind them.
+DESCRIPTOR = struct.Struct("<QQII8x")
 DONE = 1 << 31
 INTERRUPT = 1
 
@@ -74,27 +77,30 @@ class CopyEngine(iodma.Device):
         if self.halted or tail >= self.entries:
             return
         try:
-            begun = []
-            while self.head != tail:
-                descriptor = self.ring + self.head * layout.DESCRIPTOR_BYTES
-                begun.append((descriptor, *await self.begin(descriptor)))
-                self.head = (self.head + 1) % self.entries
-            for descriptor, flags, copy in begun:
-                done = await copy
-                result = descriptor + layout.RESULT_AT
-                await self.port.store("<II", result, DONE | done.status, done.moved)
-                if flags & INTERRUPT:
-                    self.lists_done.pulse()
+            while self.head != tail:  # again where the ring begins anew
+                end = tail if tail > self.head else self.entries
+                await self.some(self.head, end)
+                self.head = end % self.entries
         except iodma.DmaFault:  # a ring or a table that is not there
             self.halted = True
             self.lists_done.pulse()
 
-    async def begin(self, descriptor: int) -> tuple[int, iodma.Transfer[iodma.Completion]]:
-        """Starts the copy that a descriptor asks for: its flags, and the transfer."""
-        sources, targets, count, flags = await self.port.load("<QQII", descriptor)
-        source = await self.port.load_segments(sources, count)
-        target = await self.port.load_segments(targets, count)
-        return flags, self.port.copy(source, target)
+    async def some(self, first: int, end: int) -> None:
+        """Descriptors that lie one behind the other: all are begun, then the results written."""
+        port, size = self.port, DESCRIPTOR.size
+        at = self.ring + first * size
+        begun = []
+        for each in DESCRIPTOR.iter_unpack(await port.load_bytes(at, (end - first) * size)):
+            sources, targets, count, flags = each
+            source = await port.load_segments(sources, count)
+            target = await port.load_segments(targets, count)
+            begun.append((flags, port.copy(source, target)))
+        for result, (flags, copy) in enumerate(begun):
+            done = await copy
+            to = at + result * size + layout.RESULT_AT
+            await port.store("<II", to, DONE | done.status, done.moved)
+            if flags & INTERRUPT:
+                self.lists_done.pulse()
 
 
 async def serve(engine: iodma.Engine, path: str) -> None:

@@ -39,7 +39,7 @@ LISTS, GROUP, SEGMENTS = 64, 16, 64
 LIST_BYTES = SEGMENTS * PAGE
 #: What the device reads and writes for a list, beside what it copies: control, not payload.
 ENTRY_BYTES = 16
-CONTROL_BYTES = DESCRIPTOR_BYTES - RESULT_BYTES + RESULT_BYTES + 2 * SEGMENTS * ENTRY_BYTES
+CONTROL_BYTES = DESCRIPTOR_BYTES + RESULT_BYTES + 2 * SEGMENTS * ENTRY_BYTES
 
 # --- many regions ---
 

@@ -28,9 +28,6 @@ from iodma.tools.bench.vhost_load import busy_ns
 
 __all__ = ["copies", "doorbells", "lists", "mappings", "payload", "reads", "regions"]
 
-#: Times that all of the regions are mapped and unmapped before the first sample.
-WARM_ROUNDS = 1
-
 
 class Load:
     """A client and what it does; called for a sample.
@@ -159,8 +156,6 @@ def regions(*, command: Sequence[str], server_cpu: int, memory: str) -> Iterator
             }
             return (mapped + unmapped) / 1e6, details
 
-        for _ in range(WARM_ROUNDS):
-            run(0.0)
         yield Load(server, cpus, run)
 
 

@@ -123,14 +123,16 @@ class Bench:
         """One row, with the servers on that processor."""
         with ExitStack() as opened:
             sides = [self.open(side, server, opened) for side in (work.ours, work.peer) if side]
-            if work.timed:
+            if work.peer:
                 for side in sides:
-                    side.sample(WARM_S)
+                    side.sample(WARM_S if work.timed else work.told_s)
             seen: list[list[dict[str, Any]]] = [[] for _ in sides]
 
             def sampler(index: int) -> Callable[[], float]:
                 def sample() -> float:
-                    value = sides[index].sample(self._budget.sample_s if work.timed else WARM_S)
+                    value = sides[index].sample(
+                        self._budget.sample_s if work.timed else work.told_s
+                    )
                     if details := sides[index].details:
                         seen[index].append(details)
                         self.others.append(details["others_percent"])
@@ -247,7 +249,8 @@ def costs(works: Sequence[Work]) -> list[tuple[bool, float, float]]:
     result = []
     for work in works:
         sides = 2 if work.peer else 1
-        cost = (work.timed, sides * (work.start_s + WARM_S), sides * work.seconds)
+        once = work.start_s + (WARM_S if work.timed else work.seconds)
+        cost = (work.timed, sides * once, sides * work.seconds)
         result += [cost] * (2 if work.loads_both else 1)
     return result
 
