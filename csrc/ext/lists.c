@@ -98,19 +98,26 @@ void ext_list_put(struct ext_list *list)
 
 /* ---- ScatterList ---- */
 
-static PyObject *list_make(PyTypeObject *type, const struct iod_segment *list, uint32_t count)
+/* `own` is the list's from now on; NULL: there was no memory for it. */
+static PyObject *list_of(PyTypeObject *type, struct iod_segment *own, uint32_t count)
 {
-	struct iod_segment *own = PyMem_Malloc((count ? count : 1) * sizeof *own);
 	ScatterList *self = own ? (ScatterList *)PyType_GenericAlloc(type, 0) : NULL;
 	if (!self) {
 		PyMem_Free(own);
 		return PyErr_NoMemory();
 	}
-	memcpy(own, list, count * sizeof *own);
 	self->list = own;
 	self->count = count;
 	self->bytes = iod_list_bytes(own, count);
 	return (PyObject *)self;
+}
+
+static PyObject *list_make(PyTypeObject *type, const struct iod_segment *list, uint32_t count)
+{
+	struct iod_segment *own = PyMem_Malloc((count ? count : 1) * sizeof *own);
+	if (own)
+		memcpy(own, list, count * sizeof *own);
+	return list_of(type, own, count);
 }
 
 static PyObject *list_new(PyTypeObject *type, PyObject *args, PyObject *kw)
@@ -164,14 +171,11 @@ static PyObject *list_from_table(PyObject *type, PyObject *table)
 		return NULL;
 	}
 	struct iod_segment *list = PyMem_Malloc((size_t)size + 1);
-	if (!list)
-		return PyErr_NoMemory();
-	memcpy(list, bytes, (size_t)size);
-	for (Py_ssize_t i = 0; i < size / 16; i++)
+	if (list)
+		memcpy(list, bytes, (size_t)size);
+	for (Py_ssize_t i = 0; list && i < size / 16; i++)
 		list[i] = (struct iod_segment){le64toh(list[i].address), le64toh(list[i].length)};
-	PyObject *self = list_make((PyTypeObject *)type, list, (uint32_t)(size / 16));
-	PyMem_Free(list);
-	return self;
+	return list_of((PyTypeObject *)type, list, (uint32_t)(size / 16));
 }
 
 static void list_dealloc(ScatterList *self)

@@ -12,7 +12,7 @@ Invariants
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Self
 
 from iodma import _core
@@ -84,9 +84,9 @@ class Port(_core.Port):
         """Write bytes. Raises DmaFault when awaited."""
         return self._store(address, data)
 
-    async def load_segments(
-        self, table: int, count: int, limit: int = 1024, format: str = "<QQ"
-    ) -> ScatterList:
+    def load_segments(
+        self, table: int, count: int, limit: int = 1024, format: str = _PAIRS
+    ) -> Awaitable[ScatterList]:
         """Read a table of ``count`` entries (bus address, length) at bus address ``table``.
 
         Args:
@@ -95,8 +95,14 @@ class Port(_core.Port):
             format: of an entry: an address and a length, in `struct` notation.
 
         Raises:
-            DmaFault: the table could not be read, or has more than ``limit`` entries.
+            DmaFault: when awaited: the table could not be read, or has more than ``limit`` entries.
         """
+        # What most devices have never becomes Python's numbers.
+        if format == _PAIRS and count.__class__ is limit.__class__ is int and 0 <= count <= limit:
+            return self._load(table, count * 16, ScatterList._from_table)
+        return self._load_segments(table, count, limit, format)
+
+    async def _load_segments(self, table: int, count: int, limit: int, format: str) -> ScatterList:
         size, _, _ = _structs.get(format) or _struct(format)
         if not 0 <= integer(count, "count") <= integer(limit, "limit"):
             raise DmaFault(
@@ -111,8 +117,6 @@ class Port(_core.Port):
                     _CAUSE_LIMIT,
                 )
             )
-        if format == _PAIRS:  # what most devices have: it never becomes Python's numbers
-            return await self._load(table, count * size, ScatterList._from_table)
         data = await self.load_bytes(table, count * size)
         try:
             return ScatterList([(a, n) for a, n in struct.iter_unpack(format, data)])
