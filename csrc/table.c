@@ -190,8 +190,10 @@ void iod_row_unused(struct iod_core *core, struct iod_row *row)
 			free(row->list);
 		borrow_inline(row);
 	}
-	if (row->count2)
+	if (row->t2.room > KEEP_PIECES || row->t2.extents_room > 2 * KEEP_PIECES)
 		iod_translation_free(&row->t2);
+	else if (row->count2)
+		iod_translation_clear(&row->t2); /* the next transfer may have no second list */
 	core->in_use--;
 	iod_queue_add(&core->unused, row);
 }
