@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import struct
 
+from iodma.transports.vfio_user import dirty
 from iodma.transports.vfio_user.dma import DmaTable
 from iodma.transports.vfio_user.messages import BITMAP, FEATURE, MOST_TRANSFER, PAGE, Refusal
 
@@ -39,12 +40,11 @@ def bitmap_bytes(length: int, page: int) -> int:
     Raises:
         Refusal: it would be larger than an answer; or that is no page size.
     """
-    if page < PAGE or page & (page - 1):
-        raise Refusal(errno.EINVAL, f"a page size of {page}")
-    pages = -(-length // page)
-    size = -(-pages // 64) * 8
-    if not pages or size > MOST_TRANSFER:
-        raise Refusal(errno.EINVAL, f"a bitmap of {pages} pages")
+    if page <= 0 or page & (page - 1):
+        raise Refusal(errno.EINVAL, f"a page size of {page}; a power of two would be right")
+    size = dirty.bitmap_bytes(length, page)
+    if not 0 < size <= MOST_TRANSFER:
+        raise Refusal(errno.EINVAL, f"a bitmap of {size} bytes")
     return size
 
 
