@@ -194,6 +194,14 @@ def test_the_table_has_the_first_bar_that_is_free(bars: Any, expected: int) -> N
     assert placement.bars[expected].size == 4096
 
 
+def test_the_table_behind_registers_has_pages_of_its_own_where_there_is_room() -> None:
+    placement = iodma.Pci(**NUMBERS, bars={0: 65536}, msix=2, msix_bar=0).placement
+    assert placement.msix is not None and placement.msix.table == 0xF000
+    Function(described(bars={0: iodma.Bar(8192, at=0x10)}, msix=2, msix_bar=0)())
+    bars = {0: iodma.Bar(64, at=0x10)}  # the register is the first in it
+    Function(described(bars=bars, msix=2, msix_bar=0)())
+
+
 @pytest.mark.parametrize(("vectors", "size"), [(1, 4096), (128, 4096), (129, 8192), (2048, 65536)])
 def test_the_table_and_the_pending_bits_have_a_half_each(vectors: int, size: int) -> None:
     placement = iodma.Pci(**NUMBERS, msix=vectors).placement

@@ -362,7 +362,7 @@ def test_in_d3hot_nobody_answers_and_nothing_is_lost(machine: Machine) -> None:
     machine.held.finish()
     settle(machine.engine)
     assert ended
-    function.bar_write(0, 0, bytes(4))
+    function.bar_write(0, 0, b"\x77" * 4)
     assert function.bar_read(0, 0, 4) == b"\xff" * 4 and word(function, power) == 0xB
     assert put(function, power, 0) is None
     assert (machine.slot.bus_master, machine.status, machine.device.counts.resets) == (True, 0, 0)

@@ -299,6 +299,9 @@ def test_the_table_at_the_end_of_a_bar_with_registers() -> None:
     bad = device.counts.bad_reads
     data = function.bar_read(0, place.table - 4, 8)
     assert data == b"\xff" * 4 + bytes(4) and device.counts.bad_reads == bad + 1
+    # The pending bits are no register, and cannot be written.
+    function.bar_write(0, place.pba, b"\xff" * 8)
+    assert device.counts.bad_writes == 0 and function.bar_read(0, place.pba, 8) == bytes(8)
 
 
 def test_an_acknowledgement_that_leaves_a_cause_is_told_again() -> None:
@@ -382,10 +385,12 @@ def test_msi_with_fewer_vectors_shares_the_last_one(allocated: int, vectors: lis
 
 
 def test_more_vectors_than_there_are_cannot_be_allocated() -> None:
-    function, _, _ = connected()
+    function, device, noted = connected()
     offset = use_msi(function, 1)
     put(function, offset + 2, 0x31)
     assert word(function, offset + 2) & 0x71 == 0x11
+    device.lines[2].pulse()
+    assert noted.take() == [1]
     put(function, offset + 2, 0)
     assert word(function, offset + 2) == 0x184
 

@@ -229,11 +229,11 @@ class Function:
             self.interrupts.changed()
 
         config.watch("command", self._command_written)
-        for name in ("msi_control", "msi_mask", "msix_control"):
-            if name in config:
-                config.watch(name, changed)
         if self.description.msi:
             config.watch("msi_control", self._msi_control_written)
+            config.watch("msi_mask", changed)
+        if self.description.msix:
+            config.watch("msix_control", changed)
         for number, each in enumerate(self.description.capabilities):
             self._handle(f"capability_data_{number}", each)
         if self.description.power_management:
@@ -270,6 +270,7 @@ class Function:
         if 1 << allocated > self.description.msi:
             kept = old & capabilities.MSI_ALLOCATED
             self.config["msi_control"] = new & ~capabilities.MSI_ALLOCATED | kept
+        self.interrupts.changed()
 
     def _power_written(self, old: int, new: int, written: int) -> None:
         """PCI Power Management 1.2, 3.2.4: a state that is not there leaves the old one."""

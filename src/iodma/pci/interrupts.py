@@ -292,7 +292,7 @@ class Interrupts:
             return
         self.level = level
         pulse = level and self._pulsed
-        self._pulsed = self._pulsed and not level
+        self._pulsed = False
         if self._sink is not None:
             self._sink.intx(level)
         if pulse:
@@ -320,7 +320,7 @@ class Interrupts:
         control = self._config["msi_control"]
         if not control & MSI_ENABLE:
             return self.counts["msi"]
-        return min(1 << ((control & MSI_ALLOCATED) >> 4), self.counts["msi"])
+        return 1 << ((control & MSI_ALLOCATED) >> 4)
 
     def _fire(self, line: int) -> None:
         vector = line if line < self._last else self._last
