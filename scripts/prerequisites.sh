@@ -50,6 +50,7 @@ check() {
         need nbdkit nbdkit --version
         need libnbd0 "$python" -c 'import ctypes; ctypes.CDLL("libnbd.so.0")'
         need mmdebstrap mmdebstrap --version
+        need util-linux setpriv --version
         need pciutils sbin lspci --version
         ;;
     *)

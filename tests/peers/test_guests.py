@@ -3,7 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,6 +63,31 @@ def test_a_server_that_cannot_start_says_why(work: Path, peer: Callable[[str], s
         StorageDaemon(work, Disk(work / "none.img")),
     ):
         pass
+
+
+def test_a_run_that_is_killed_takes_its_processes_along(peer: Callable[[str], str]) -> None:
+    peer("setpriv")
+    script = (
+        "import subprocess, time\n"
+        "from tests.peers.guests.process import mortal\n"
+        "started = subprocess.Popen(mortal(['sleep', '1000']), start_new_session=True)\n"
+        "print(started.pid, flush=True)\n"
+        "time.sleep(1000)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as run:
+        assert run.stdout is not None
+        pid = int(run.stdout.readline())
+        while Path(f"/proc/{pid}/comm").read_text() != "sleep\n":
+            time.sleep(0.01)
+        run.kill()
+    deadline = time.monotonic() + 20
+    try:
+        while group_lives(pid):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_wrong_bytes_are_found(work: Path, uml_root: Path) -> None:

@@ -194,8 +194,13 @@ class Session(Handlers):
 
     def _refused(self, command: int, why: Exception) -> int:
         """Tells of it; gives its errno."""
-        log.warning("%s: %s: %s", self.name, title(command), _in_words(why))
         number = why.errno if isinstance(why, Refusal | OSError) else None
+        said = (self.name, title(command), _in_words(why))
+        if command == Command.DMA_UNMAP and number == errno.ENOENT:
+            # QEMU unmaps the whole address space of a guest's IOMMU, in pieces mostly empty.
+            log.info("%s: %s: %s", *said)
+        else:
+            log.warning("%s: %s: %s", *said)
         return number or errno.EINVAL
 
     # --- messages that wait -----------------------------------------------------------------------
