@@ -115,6 +115,8 @@ static int refresh(struct iod_virtq *q)
 		q->recovered = true;
 		q->format->recover(q);
 		error = q->broken ? -EPIPE : 0;
+		if (!error && q->call_fd >= 0) /* who died may have shown the driver chains, and not told it */
+			iod_virtq_tell(q->call_fd);
 	}
 	return error;
 }

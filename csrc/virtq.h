@@ -214,7 +214,7 @@ void iod_virtq_inflight_taken(struct iod_virtq *, uint16_t id);
 void iod_virtq_inflight_before(struct iod_virtq *);
 void iod_virtq_inflight_after(struct iod_virtq *);
 
-/* virtq_inflight_packed.c, likewise; `before` and `after` go around the store of the first flags. */
+/* virtq_inflight_packed.c, likewise; `before` and `after` go around the stores into the ring. */
 struct iod_virtq_entry { /* section 2.8.13 */
 	uint64_t address;
 	uint32_t length;
@@ -228,8 +228,8 @@ void iod_packed_inflight_taken(struct iod_virtq *, const struct iod_virtq_chain 
 /* q->used is about to be seen; the ring will stand there. */
 void iod_packed_inflight_before(struct iod_virtq *, uint16_t used_next, bool used_wrap);
 void iod_packed_inflight_after(struct iod_virtq *);
-/* True: chains were about to be seen, the first of them where the ring stood then. */
-bool iod_packed_inflight_interrupted(struct iod_virtq *, uint16_t *at, bool *wrap);
+/* Of how many descriptors the chains were that were about to be seen, and where the ring stood then. */
+uint32_t iod_packed_inflight_interrupted(struct iod_virtq *, uint16_t *at, bool *wrap);
 /* published: ... and they were.  How many descriptors are in flight, from q->used_next on; -1: the area is new. */
 int64_t iod_packed_inflight_recover(struct iod_virtq *, bool published);
 /* A descriptor of a chain in flight: the first at entry `at`, or the one after that.  Its entry, or UINT16_MAX. */

@@ -76,10 +76,9 @@ static void set_position(struct area *area, struct position position)
 	STEP();
 }
 
-static bool nonsense(struct iod_virtq *q)
+static void nonsense(struct iod_virtq *q)
 {
 	iod_virtq_break(q, "its area of chains in flight makes no sense");
-	return false;
 }
 
 /* ---- chains that come ---- */
@@ -183,15 +182,19 @@ static void make(struct iod_virtq *q, struct area *area)
 	area->version = VERSION;
 }
 
-bool iod_packed_inflight_interrupted(struct iod_virtq *q, uint16_t *at, bool *wrap)
+uint32_t iod_packed_inflight_interrupted(struct iod_virtq *q, uint16_t *at, bool *wrap)
 {
 	struct area *area = (struct area *)q->inflight;
 	struct position position = position_of(area);
 	if (area->version != VERSION || area->desc_num != q->size)
-		return false;
+		return 0;
 	*at = position.old_used_idx;
 	*wrap = position.old_used_wrap;
-	return (position.used_idx != *at || position.used_wrap != *wrap) && (*at < q->size || nonsense(q));
+	int64_t used = (int64_t)position.used_idx - *at + (position.used_wrap != *wrap ? q->size : 0);
+	if (*at < q->size && position.used_idx < q->size && used >= 0 && used <= q->size)
+		return (uint32_t)used;
+	nonsense(q);
+	return 0;
 }
 
 /* What is on the free list is not in flight, whatever it says. The number of entries; -1: it leads nowhere. */

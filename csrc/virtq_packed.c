@@ -171,11 +171,18 @@ static void do_recover(void *arg)
 	struct iod_virtq *q = ((struct iod_virtq_job *)arg)->q;
 	uint16_t at;
 	bool lap, published = false;
-	if (iod_packed_inflight_interrupted(q, &at, &lap)) {
-		const uint16_t *flags = iod_virtq_word(q, IOD_VIRTQ_TABLE, at * (uint64_t)ENTRY + FLAGS);
+	uint32_t used = iod_packed_inflight_interrupted(q, &at, &lap);
+	for (uint32_t i = 0; i < used && !published; i++) {
+		uint16_t *flags = iod_virtq_word(q, IOD_VIRTQ_TABLE, at * (uint64_t)ENTRY + FLAGS);
 		if (!flags)
 			return;
-		published = !is_available(__atomic_load_n(flags, __ATOMIC_ACQUIRE), lap);
+		if (i == 0)
+			published = !is_available(__atomic_load_n(flags, __ATOMIC_ACQUIRE), lap);
+		else /* written before the first one's; it is to be seen later, or as something else */
+			__atomic_store_n(flags, lap ? AVAIL : USED, __ATOMIC_RELAXED);
+		if (!published)
+			iod_virtq_dirty(&q->part[IOD_VIRTQ_TABLE], at * (uint64_t)ENTRY, ENTRY);
+		advance(q, &at, &lap, 1);
 	}
 	int64_t taken = q->broken ? -1 : iod_packed_inflight_recover(q, published);
 	if (taken >= 0 && !q->broken) { /* what the front-end says of it is from before */
@@ -219,6 +226,15 @@ static void write_used(void *arg)
 	uint16_t next = q->used_next;
 	bool wrap = q->used_wrap;
 
+	if (q->inflight) {
+		for (uint32_t i = 0; i < q->used_count; i++)
+			advance(q, &next, &wrap, q->used[i].descriptors);
+		iod_packed_inflight_before(q, next, wrap);
+		if (q->broken)
+			return;
+		next = q->used_next;
+		wrap = q->used_wrap;
+	}
 	for (uint32_t i = 0; i < q->used_count; i++) {
 		const struct iod_virtq_used *used = &q->used[i];
 		uint64_t at = next * (uint64_t)ENTRY;
@@ -241,10 +257,6 @@ static void write_used(void *arg)
 		iod_virtq_dirty(ring, at, ENTRY);
 		advance(q, &next, &wrap, used->descriptors);
 	}
-	if (q->inflight)
-		iod_packed_inflight_before(q, next, wrap);
-	if (q->broken)
-		return;
 	__atomic_store_n(first, first_flags, __ATOMIC_RELEASE);
 	q->used_next = next;
 	q->used_wrap = wrap;

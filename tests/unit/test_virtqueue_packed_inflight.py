@@ -15,7 +15,16 @@ import pytest
 
 import iodma
 from iodma.virtio.queue import Virtqueue
-from tests.unit.ringdriver import AVAIL, BASE, BUFFERS, WRITE, PackedDriver, packed_driver
+from tests.unit.ringdriver import (
+    AVAIL,
+    BASE,
+    BUFFERS,
+    USED,
+    WRITE,
+    PackedDriver,
+    packed_driver,
+    signalled,
+)
 
 AREA = 0x20000  # of the same memory, for once
 HEAD, ENTRY = 32, 32
@@ -170,6 +179,45 @@ def test_death_as_chains_are_used(died: str) -> None:
         chains = again.pop(4)
         assert chains is not None and chains.id.tolist() == [0]
         assert recorded(d) == [0]
+        again.release()
+
+
+def test_death_with_half_a_batch_in_the_ring() -> None:
+    """The flags of all but the first are there: they must not be seen before their chains are used
+    again."""
+    with packed_driver(size=SIZE) as d:
+        first = queue(d)
+        d.read(1, 1)
+        d.read(2, 2)
+        assert first.pop(2) is not None
+        before = area(d)
+        first.release()
+        half = bytearray(before)
+        struct.pack_into("<HHBB", half, POSITION, 6, 0, 1, 1)
+        put(d, AREA, bytes(half))
+        both = AVAIL | USED
+        struct.pack_into("<IHH", d.view, 16 * 3 + 8, 513, 1, both)  # the second of the batch
+        again = queue(d)
+        chains = again.pop(4)
+        assert chains is not None and chains.id.tolist() == [1, 2]
+        again.finish(2, 512, b"\0")
+        assert d.used() == [(2, 513)]  # and not what stands behind it
+        again.finish(1, 512, b"\0")
+        assert d.used() == [(1, 513)]
+        again.release()
+
+
+def test_the_driver_is_told_again() -> None:
+    """Whoever died may have used chains and told nobody."""
+    with packed_driver(size=SIZE) as d:
+        first = queue(d)
+        d.read(1, 1)
+        assert first.pop(1) is not None
+        first.finish(1, 512, b"\0")
+        first.release()
+        assert signalled(d.call)
+        again = queue(d)
+        assert again.pop(1) is None and signalled(d.call)
         again.release()
 
 
