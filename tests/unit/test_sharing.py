@@ -40,12 +40,13 @@ def test_how_a_client_has_a_file(how: str, private: bool) -> None:
         assert is_private(client.pid, file_of(fd)) is private
         client.stdin.close()
         client.wait(20)
-    assert not is_private(client.pid, file_of(fd))  # there is no such process
-    assert not is_private(0, file_of(fd))
+    assert is_private(client.pid, file_of(fd)) is None  # there is no such process
+    assert is_private(0, file_of(fd)) is None
+    assert is_private(-1, file_of(fd)) is False
     os.close(fd)
 
 
 def test_who_is_at_the_other_end() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        assert peer_of(ours) == 0  # this process made it
+        assert peer_of(ours) == -1  # this process made it

@@ -26,13 +26,13 @@ _CREDENTIALS = struct.Struct("=iII")  # struct ucred of SO_PEERCRED (unix(7))
 
 
 def peer_of(sock: socket.socket) -> int:
-    """The process at the other end of a unix socket; 0 where it cannot be known."""
+    """The process at the other end of a unix socket; 0 where it cannot be known, -1: this one."""
     found = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     pid: int = _CREDENTIALS.unpack(found)[0]
-    return 0 if pid == os.getpid() else max(pid, 0)
+    return -1 if pid == os.getpid() else max(pid, 0)
 
 
-def is_private(pid: int, file: tuple[int, int]) -> bool:
+def is_private(pid: int, file: tuple[int, int]) -> bool | None:
     """Whether a process maps a file and what it writes there is its own.
 
     Args:
@@ -40,10 +40,11 @@ def is_private(pid: int, file: tuple[int, int]) -> bool:
         file: device and inode.
 
     Returns:
-        True if it does; False if it shares it, does not map it, or cannot be looked at.
+        True if it does; False if it shares it, or does not map it, or is this process; None: it
+        cannot be looked at.
     """
     if pid <= 0:
-        return False
+        return None if pid == 0 else False
     device, inode = file
     mark = f"{os.major(device):02x}:{os.minor(device):02x} {inode}".split()
     private = False
@@ -56,5 +57,5 @@ def is_private(pid: int, file: tuple[int, int]) -> bool:
                         return False
                     private = True
     except OSError:
-        return False
+        return None
     return private

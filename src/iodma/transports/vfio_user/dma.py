@@ -86,7 +86,7 @@ class DmaTable:
         remote: who asks the client for bytes that it does not share.
         name: what the log calls it.
         most: regions at once.
-        seen: called with device and inode of each file that is mapped.
+        seen: called with (device, inode) of each file that is mapped, and a descriptor of it.
 
     Attributes:
         memory: it.
@@ -100,7 +100,7 @@ class DmaTable:
         name: str = "dma",
         *,
         most: int = MOST_REGIONS,
-        seen: Callable[[tuple[int, int]], None] | None = None,
+        seen: Callable[[tuple[int, int], int], None] | None = None,
     ) -> None:
         self.memory = memory
         self.name = name

@@ -94,7 +94,7 @@ class Handlers:
             if command != Command.VERSION
         }
 
-    def _seen(self, file: tuple[int, int]) -> None:
+    def _seen(self, file: tuple[int, int], fd: int) -> None:
         """A file of the client's is mapped for the first time."""
 
     def _ask(self, id: int, command: int, payload: bytes) -> None:

@@ -64,10 +64,10 @@ class Mappings:
     """The mappings of one session.
 
     Args:
-        seen: called with each file that is mapped.
+        seen: called with each file that is mapped, and a descriptor of it.
     """
 
-    def __init__(self, engine: Engine, seen: Callable[[File], None] | None = None) -> None:
+    def __init__(self, engine: Engine, seen: Callable[[File, int], None] | None = None) -> None:
         self._engine = engine
         self._seen = seen
         self._writable: dict[File, Mapping] = {}
@@ -142,7 +142,7 @@ class Mappings:
                 error = what
                 continue
             if self._seen is not None:
-                self._seen(file)
+                self._seen(file, fd)
             return self._use(Mapping(file, writable, region, first), old)
         why = f"{size:#x} bytes at {offset:#x} of the file cannot be mapped"
         if error is None:

@@ -38,6 +38,7 @@ from iodma.transports.vfio_user import version
 from iodma.transports.vfio_user.channel import Channel, EndOfStream, Message
 from iodma.transports.vfio_user.handlers import Answer, Handlers, Later
 from iodma.transports.vfio_user.messages import Command, Refusal, title
+from iodma.transports.vfio_user.unshared import Unshared
 
 __all__ = ["Session"]
 
@@ -96,12 +97,20 @@ class Session(Handlers):
         self.over = Event(engine)
         self._twin: Channel | None = None
         self._peer = peer_of(sock)
+        self._unshared = Unshared(engine, self._tell_unshared)
         self._channel = Channel(engine, sock, self._readable, self.end)
 
-    def _seen(self, file: tuple[int, int]) -> None:
-        if is_private(self._peer, file):
+    def _seen(self, file: tuple[int, int], fd: int) -> None:
+        private = is_private(self._peer, file)
+        if private is None:  # time will tell
+            self._unshared.watch(fd)
+        elif private:
             log.warning("%s: the device sees nothing of the client's memory: %s", self.name, SHARE)
-            self._peer = 0  # once is enough
+            self._peer = 0
+            self._unshared.close()  # once is enough
+
+    def _tell_unshared(self) -> None:
+        log.warning("%s: all that DMA can reach is zeros: %s", self.name, SHARE)
 
     # --- messages ---------------------------------------------------------------------------------
 
@@ -337,6 +346,7 @@ class Session(Handlers):
         self._held.clear()
         self._doorbells.close()
         self.irqs.close()
+        self._unshared.close()
         await self._reset_function()
         if self.table is not None and not await self.table.close():
             log.error("%s: transfers still hold guest memory, which stays mapped", self.name)
