@@ -156,6 +156,16 @@ def test_lists_end_and_data_may_be_written_where_the_mask_says() -> None:
     assert word(made, 0x10C, 4) == 0x000_2_000B
 
 
+def test_capabilities_are_aligned() -> None:
+    odd = Capability.vendor_specific(b"odd")
+    made = function(express=False, capabilities=(odd, odd))
+    assert made.config_read(0x48, 6) == b"\x09\x50\x06odd"
+    assert made.config_read(0x50, 6) == b"\x09\x00\x06odd"
+    wide = Capability(0x0B, b"odd", extended=True)
+    made = function(capabilities=(wide, wide))
+    assert word(made, 0x100, 4) == 0x108_1_000B and word(made, 0x108, 4) == 0x000_1_000B
+
+
 class Clock(Lines):
     """A capability that is read and written by the device: a counter, and how fast it goes."""
 

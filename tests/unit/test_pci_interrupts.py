@@ -239,6 +239,28 @@ def test_a_sink_that_cannot_take_a_message_gets_it_later() -> None:
     assert noted.take() == [0, 2] and function.interrupts.pending() == ()
 
 
+def test_a_sink_may_mask_while_it_is_told() -> None:
+    device = Lines()
+    function = Function(device)
+
+    class MasksOthers(Noted):
+        def message(self, vector: int) -> bool:
+            if vector == 0:
+                function.interrupts.mask("msix", 1)
+            return super().message(vector)
+
+    sink = MasksOthers()
+    function.interrupts.connect(sink)
+    use_msix(function)
+    put(function, COMMAND, 0)
+    for line in device.lines:
+        line.pulse()
+    put(function, COMMAND, 4)
+    assert sink.take() == [0, 2] and function.interrupts.pending() == (1,)
+    function.interrupts.unmask("msix", 1)
+    assert sink.take() == [1]
+
+
 def test_a_vector_that_is_not_taken_holds_no_other_up() -> None:
     function, device, noted = connected()
 
