@@ -1,12 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """The driver of a PCI function, in process: what a guest's driver does with a device.
 
-    device = MyDevice(engine.port(iodma.PciSlot(memory)))
-    with PciDriver(device) as driver:
-        driver.enable()
-        driver.use_msix()
-        driver.write32(GO, 1)
-        engine.run(driver.interrupt())
+    >>> import iodma
+    >>> class Doorbell(iodma.Device):
+    ...     pci = iodma.Pci(vendor=0xF1DA, device=1, bars={0: 4096}, msix=1)
+    ...     go = iodma.Doorbell(0x10, run="work")
+    ...     async def work(self, value):
+    ...         await self.port.store("<I", 0x2000, value)
+    ...         self.interrupt.pulse()
+    >>> with iodma.Engine() as engine, iodma.Ram(1 << 16) as ram:
+    ...     device = Doorbell(engine.port(iodma.PciSlot(iodma.Memory({0: ram}))))
+    ...     with PciDriver(device) as driver:
+    ...         driver.enable()
+    ...         driver.use_msix()
+    ...         driver.write32(0x10, 0xCAFE)
+    ...         engine.run(driver.interrupt())
+    ...     bytes(ram.view(0x2000, 2)).hex()
+    'feca'
 
 Invariants
  - It goes through BARs and configuration space only, as a guest does; what it does there is what

@@ -86,7 +86,8 @@ class DmaTable:
         remote: who asks the client for bytes that it does not share.
         name: what the log calls it.
         most: regions at once.
-        seen: called with (device, inode) of each file that is mapped, and a descriptor of it.
+        private: whether what the client writes to a file is its own, asked with (device, inode)
+            and a descriptor of it. Regions of such a file are as those without a descriptor.
 
     Attributes:
         memory: it.
@@ -100,7 +101,7 @@ class DmaTable:
         name: str = "dma",
         *,
         most: int = MOST_REGIONS,
-        seen: Callable[[tuple[int, int], int], None] | None = None,
+        private: Callable[[tuple[int, int], int], bool] | None = None,
     ) -> None:
         self.memory = memory
         self.name = name
@@ -108,7 +109,7 @@ class DmaTable:
         self._remote = remote
         self._most = most
         self._parts: dict[int, _Part] = {}
-        self._mappings = Mappings(engine, seen)
+        self._mappings = Mappings(engine, private)
         #: Where transfers held on beyond the deadline.
         self._stuck: list[tuple[_Part, Revocation]] = []
         self._log_page = 0
@@ -156,13 +157,14 @@ class DmaTable:
         if descriptor is None:
             if flags & (MMAP | FILE_IO):
                 raise Refusal(errno.EINVAL, f"flags {flags:#x} without a descriptor")
-            theirs = RemoteMemory(_Theirs(self._remote, address), size, most=self._remote.most)
-            self._map(address, size, 0, theirs, flags & 3)
-            self._parts[address] = _Part(address, size, flags & 3, theirs, None, 0)
+            self._map_remote(address, size, flags & 3)
             return
         if offset + size >= 1 << 63:
             raise Refusal(errno.EINVAL, f"{size:#x} bytes at {offset:#x} of a file")
         mapping = self._mappings.take(descriptor.fileno(), offset, size, bool(flags & WRITE))
+        if mapping is None:
+            self._map_remote(address, size, flags & 3)
+            return
         try:
             if self._stuck:
                 self._check_stuck(mapping, offset, size)
@@ -172,21 +174,26 @@ class DmaTable:
             raise
         self._parts[address] = _Part(address, size, flags & 3, mapping.region, mapping, offset)
 
+    def _map_remote(self, address: int, size: int, access: int) -> None:
+        theirs = RemoteMemory(_Theirs(self._remote, address), size, most=self._remote.most)
+        self._map(address, size, 0, theirs, access)
+        self._parts[address] = _Part(address, size, access, theirs, None, 0)
+
     def _map(self, address: int, size: int, base: int, region: Region, access: int) -> None:
         try:
             self.memory._map(address, size, base, region, access)
         except AddressRangeError as error:
             raise Refusal(errno.EEXIST, str(error)) from None
 
-    @staticmethod
     def _is_same(
-        part: _Part, size: int, flags: int, descriptor: Descriptor | None, offset: int
+        self, part: _Part, size: int, flags: int, descriptor: Descriptor | None, offset: int
     ) -> bool:
         if (part.size, part.access) != (size, flags & 3):
             return False
-        if part.mapping is None or descriptor is None:
-            return part.mapping is None and descriptor is None
-        return part.offset == offset and part.mapping.file == file_of(descriptor.fileno())
+        file = None if descriptor is None else file_of(descriptor.fileno())
+        if part.mapping is None:
+            return file is None or self._mappings.is_private(file)
+        return part.offset == offset and part.mapping.file == file
 
     def _check_stuck(self, mapping: Mapping, offset: int, size: int) -> None:
         self._stuck = [each for each in self._stuck if not each[1].done]

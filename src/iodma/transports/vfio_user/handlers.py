@@ -82,7 +82,9 @@ class Handlers:
         self.remote = Remote(self._ask)
         memory = None if function.slot is None else function.slot.memory
         self.table = (
-            None if memory is None else DmaTable(engine, memory, self.remote, name, seen=self._seen)
+            None
+            if memory is None
+            else DmaTable(engine, memory, self.remote, name, private=self._is_private)
         )
         self.regions = Regions(function)
         self.irqs = Irqs(engine, function.interrupts)
@@ -94,8 +96,9 @@ class Handlers:
             if command != Command.VERSION
         }
 
-    def _seen(self, file: tuple[int, int], fd: int) -> None:
-        """A file of the client's is mapped for the first time."""
+    def _is_private(self, file: tuple[int, int], fd: int) -> bool:
+        """Whether what the client writes to a file of its memory is its own."""
+        raise NotImplementedError
 
     def _ask(self, id: int, command: int, payload: bytes) -> None:
         raise NotImplementedError

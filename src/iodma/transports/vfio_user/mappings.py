@@ -32,6 +32,8 @@ PAGE = 4096
 MOST_BYTES = 8 << 40
 #: Seconds that a mapping without regions is kept, and how many are.
 HOLD_S, MOST_IDLE = 1.0, 4
+#: Files that are known to be the client's own; beyond, they are asked for again.
+MOST_PRIVATE = 64
 _RAM, _ROM = 0, 1
 #: Device and inode.
 File = tuple[int, int]
@@ -64,12 +66,14 @@ class Mappings:
     """The mappings of one session.
 
     Args:
-        seen: called with each file that is mapped, and a descriptor of it.
+        private: whether what the client writes to a file is its own, asked of each that is new,
+            with a descriptor of it.
     """
 
-    def __init__(self, engine: Engine, seen: Callable[[File, int], None] | None = None) -> None:
+    def __init__(self, engine: Engine, private: Callable[[File, int], bool] | None = None) -> None:
         self._engine = engine
-        self._seen = seen
+        self._ask_private = private
+        self._private: set[File] = set()
         self._writable: dict[File, Mapping] = {}
         self._read_only: dict[File, Mapping] = {}
         self._all: set[Mapping] = set()
@@ -84,9 +88,13 @@ class Mappings:
     def __iter__(self) -> Iterator[Mapping]:
         return iter(self._all)
 
-    def take(self, fd: int, offset: int, size: int, writable: bool) -> Mapping:
+    def is_private(self, file: File) -> bool:
+        """Whether a file is known as one that the client has for itself."""
+        return file in self._private
+
+    def take(self, fd: int, offset: int, size: int, writable: bool) -> Mapping | None:
         """The mapping that holds ``size`` bytes at ``offset`` of a file, used once more: `give` it
-        back.
+        back. None: what the client has there cannot be seen in the file.
 
         Args:
             fd: of the file; it stays the caller's.
@@ -100,6 +108,8 @@ class Mappings:
         if found is None and not writable:
             found = self._read_only.get(file)
         if found is None or offset < found.start or offset + size > found.end:
+            if self._keeps(file, fd):
+                return None
             found = self._map(fd, file, offset, size, writable)
         if not found.users:
             self._idle.pop(found, None)
@@ -119,6 +129,17 @@ class Mappings:
             self._drop(next(iter(self._idle)))
         if self._sweep is None:
             self._sweep = self._engine.call_later(HOLD_S, self._look)
+
+    def _keeps(self, file: File, fd: int) -> bool:
+        """Whether the client has a file for itself; asked where it is about to be mapped."""
+        if file in self._private:
+            return True
+        if self._ask_private is None or not self._ask_private(file, fd):
+            return False
+        if len(self._private) >= MOST_PRIVATE:
+            self._private.clear()
+        self._private.add(file)
+        return True
 
     def _of(self, writable: bool) -> dict[File, Mapping]:
         return self._writable if writable else self._read_only
@@ -141,8 +162,6 @@ class Mappings:
             except OSError as what:
                 error = what
                 continue
-            if self._seen is not None:
-                self._seen(file, fd)
             return self._use(Mapping(file, writable, region, first), old)
         why = f"{size:#x} bytes at {offset:#x} of the file cannot be mapped"
         if error is None:

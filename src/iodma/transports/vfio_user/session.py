@@ -97,17 +97,23 @@ class Session(Handlers):
         self.over = Event(engine)
         self._twin: Channel | None = None
         self._peer = peer_of(sock)
+        self._told_private = False
         self._unshared = Unshared(engine, self._tell_unshared)
         self._channel = Channel(engine, sock, self._readable, self.end)
 
-    def _seen(self, file: tuple[int, int], fd: int) -> None:
+    def _is_private(self, file: tuple[int, int], fd: int) -> bool:
         private = is_private(self._peer, file)
         if private is None:  # time will tell
             self._unshared.watch(fd)
-        elif private:
-            log.warning("%s: the device sees nothing of the client's memory: %s", self.name, SHARE)
-            self._peer = 0
-            self._unshared.close()  # once is enough
+        elif private and not self._told_private:
+            self._told_private = True
+            self._unshared.close()
+            log.warning(
+                "%s: the client's memory cannot be seen: DMA is messages to it, which is slow: %s",
+                self.name,
+                SHARE,
+            )
+        return private is True
 
     def _tell_unshared(self) -> None:
         log.warning("%s: all that DMA can reach is zeros: %s", self.name, SHARE)
