@@ -8,6 +8,7 @@ all, and what the server does shows; those figures need not reach anything.
 
 Invariants
  - Both sides of a row share the same memory with the same client, and are sampled in turn.
+ - It ends in time on a busy machine, too: what takes the time that it takes has fewer pairs then.
  - A count is what the worst sample gave.
 """
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 import os
 import platform
 import shlex
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
@@ -47,6 +49,8 @@ from iodma.tools.machine import kernel_release, processor, read_text
 __all__ = ["run"]
 
 WARM_S = 0.1
+#: Of the samples of a row that takes the time that it takes.
+MOST_S = 30.0
 #: Of the processors, in percent: above this there is a warning.
 MOST_OTHERS = 3.0
 #: Of what is counted, in place of a peer.
@@ -123,9 +127,13 @@ class Bench:
         """One row, with the servers on that processor."""
         with ExitStack() as opened:
             sides = [self.open(side, server, opened) for side in (work.ours, work.peer) if side]
-            if work.peer:
-                for side in sides:
-                    side.sample(WARM_S if work.timed else work.told_s)
+            begun = time.monotonic()
+            for side in sides:
+                side.sample(WARM_S if work.timed else work.told_s)
+            count = self._budget.pairs
+            if not work.timed:  # on a busy machine they take long, and fewer have to do
+                took = max(time.monotonic() - begun, work.seconds)
+                count = max(1, min(count, int(MOST_S / took)))
             seen: list[list[dict[str, Any]]] = [[] for _ in sides]
 
             def sampler(index: int) -> Callable[[], float]:
@@ -141,7 +149,7 @@ class Bench:
                 return sample
 
             samples = [sampler(index) for index in range(len(sides))]
-            pairs = self.pairs(work, samples, heading)
+            pairs = self.pairs(work, samples, count, heading)
         self.details[work.name] = {
             "ours": middle(seen[0]) | {"command": described(work.ours, server)},
             "peer": middle(seen[1]) if work.peer else {},
@@ -156,9 +164,12 @@ class Bench:
             unit=work.unit,
         )
 
-    def pairs(self, work: Work, samples: Sequence[Callable[[], float]], heading: str) -> list[Pair]:
+    def pairs(
+        self, work: Work, samples: Sequence[Callable[[], float]], count: int, heading: str
+    ) -> list[Pair]:
         """The pairs of a row; of a count, the worst of all samples, so often."""
-        count = self._budget.pairs
+        if count < self._budget.pairs:
+            self._tell(f"{heading}: note: {count} of {self._budget.pairs} pairs: they take long")
         if work.peer is None:
             worst = max(samples[0]() for _ in range(count))
             self._tell(f"{heading}: {worst:.6g} {work.unit}")
