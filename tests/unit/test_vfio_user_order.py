@@ -305,3 +305,30 @@ def test_one_client_after_the_other(world: World, tmp_path: Path) -> None:
         world.disk.answer_all()
         assert second.reply(id).flags == vc.REPLY
     run(world.engine, world.server.close)
+
+
+def test_a_client_that_reads_later(engine: Engine, tmp_path: Path) -> None:
+    """Answers that there is no room for are kept and come, in order; commands go on meanwhile."""
+    with serving(engine, tmp_path, Filler(engine.port(PciSlot()))) as (server, client):
+        payload = struct.pack("=QII", 0, CONFIG, 4096)
+        ids = [client.post(vc.REGION_READ, payload) for _ in range(1500)]
+        client.post(vc.REGION_WRITE, struct.pack("=QII", 0, 0, 4) + b"done", flags=vc.NO_REPLY)
+        device = server.function.device
+        pump(engine, lambda: device._values["scratch"] == int.from_bytes(b"done", "little"))
+        session = server.session
+        assert session is not None and session._channel._unread_bytes > 1 << 20
+        assert [client.reply().id for _ in ids] == ids
+        assert session._channel._unread_bytes == 0
+        assert client.read(CONFIG, 0, 2) == b"\xda\xf1"
+
+
+def test_a_client_that_goes_without_having_read(engine: Engine, tmp_path: Path) -> None:
+    with serving(engine, tmp_path, Filler(engine.port(PciSlot()))) as (server, client):
+        payload = struct.pack("=QII", 0, CONFIG, 4096)
+        for _ in range(500):
+            client.post(vc.REGION_READ, payload)
+        session = server.session
+        assert session is not None
+        pump(engine, lambda: session._channel._unread_bytes > 1 << 20)
+        client.close()
+        pump(engine, lambda: server.session is None)
