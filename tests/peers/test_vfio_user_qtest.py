@@ -168,3 +168,24 @@ def test_memory_that_is_not_shared(work: Path, qemu11: Foreign) -> None:
             copy(machine, 0, b"not seen in the file" * 1000)
             server.wait_said("share=on")
         server.stop()
+
+
+def test_memory_that_has_no_file(work: Path, qemu11: Foreign) -> None:
+    """QEMU moves the bytes, asked by messages: the ring's, and those of the copies."""
+    with Served(work, "AllKinds") as server:
+        with Qtest(work, qemu11, server.function, shared=None) as machine:
+            machine.enable()
+            set_up(machine)
+            copy(machine, 0, bytes(range(256)) * 16)
+            copy(machine, 1, bytes(3) + bytes(range(1, 256)) * 4001)  # zeros first; nearly 1 MiB
+            describe(machine, 2, SOURCE + 1, TARGET + 2, 77)
+            describe(machine, 3, SOURCE, 1 << 40, 4096)
+            machine.write(TAIL, 4)
+            wait(machine, HEAD, GONE, 4)
+            assert result(machine, 2) == (DONE, 77) and result(machine, 3) == (REFUSED, 0)
+            assert machine.load(TARGET + 2, 77) == (bytes(3) + bytes(range(1, 256)))[1:78]
+            command = machine.config_read(COMMAND, 2)
+            machine.config_write(COMMAND, command & ~4, 2)
+            machine.write(TAIL, 5)
+            wait(machine, STATUS, HALTED, HALTED)
+        server.stop()

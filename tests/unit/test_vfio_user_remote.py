@@ -213,7 +213,7 @@ def test_commands_on_the_twin_are_refused(engine: Engine, tmp_path: Path) -> Non
 
 
 def test_the_clients_limit_is_kept(engine: Engine, tmp_path: Path) -> None:
-    for said, most in ((4096, 4096), (1, 1), (1 << 40, 1 << 20)):
+    for said, most in ((4096, 4096), (1, 1), (1 << 40, 1 << 15)):
         with serving(engine, tmp_path, max_data_xfer_size=said) as (server, client):
             assert server.session is not None and server.session.remote.most == most
             asked = Asked()
@@ -253,9 +253,9 @@ def test_a_client_that_does_not_read(engine: Engine, tmp_path: Path) -> None:
         session = server.session
         assert session is not None
         client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        requests = [Asked() for _ in range(70)]
+        requests = [Asked() for _ in range(1023)] + [Asked() for _ in range(100)]
         for each in requests:
-            session.remote.write(0, bytes(1 << 20), each)
+            session.remote.write(0, bytes(1 << 15), each)
         pump(engine, lambda: server.session is None)
         assert all(each.told == 1 and each.outcome is None for each in requests)
         assert client.sock.fileno() >= 0

@@ -39,19 +39,22 @@ class Qtest:
 
     Args:
         work: a folder for the log.
-        shared: is its memory, of 64 MiB, a file that is shared?
+        shared: is its memory, of 64 MiB, a file that is shared? None: no file at all.
     """
 
     def __init__(
-        self, work: Path, qemu: Foreign, function: Function, *, shared: bool = True
+        self, work: Path, qemu: Foreign, function: Function, *, shared: bool | None = True
     ) -> None:
         self.log = work / "qtest.log"
         self._stream, far = socket.socketpair()
-        share = "on" if shared else "off"
+        memory = "memory-backend-ram,id=ram,size=64M"
+        if shared is not None:
+            share = "on" if shared else "off"
+            memory = f"memory-backend-memfd,id=ram,size=64M,share={share}"
         words = [
             *program(qemu, "qemu-system-x86_64"),
             *("-nodefaults", "-no-user-config", "-display", "none", "-accel", "qtest"),
-            *("-m", "64M", "-object", f"memory-backend-memfd,id=ram,size=64M,share={share}"),
+            *("-m", "64M", "-object", memory),
             *("-M", "q35,memory-backend=ram"),
             *("-chardev", f"socket,id=qtest,fd={far.fileno()}", "-qtest", "chardev:qtest"),
             *("-qtest-log", "/dev/null"),

@@ -35,7 +35,7 @@ from iodma.transports.vfio_user.messages import (
 __all__ = ["Channel", "EndOfStream", "Message"]
 
 #: Bytes that the other side has not read.
-MOST_UNREAD = 64 << 20
+MOST_UNREAD = 24 << 20
 _HEAD = HEADER.size
 _SEND = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 

@@ -21,7 +21,6 @@ from iodma.transports.vfio_user import messages as wire
 from iodma.transports.vfio_user.messages import (
     DMA_ACCESS,
     DMA_ACCESS_SHORT,
-    MOST_TRANSFER,
     Command,
 )
 
@@ -29,6 +28,9 @@ __all__ = ["Remote", "RemoteRequest"]
 
 #: Commands that the client has not answered.
 MOST_UNANSWERED = 1024
+#: Bytes that one command asks for. QEMU 11 loses the rest of an answer that does not fit into its
+#: socket at once: this much is one buffer of the kernel, which fits or waits as a whole.
+MOST_BYTES = 32 << 10
 _IDS = 1 << 16
 
 
@@ -54,7 +56,7 @@ class Remote:
 
     def __init__(self, ask: Callable[[int, int, bytes], None]) -> None:
         self._ask = ask
-        self.most = MOST_TRANSFER
+        self.most = MOST_BYTES
         self.short = False
         self._next = 0
         self._asked: dict[int, tuple[int, int, RemoteRequest]] = {}

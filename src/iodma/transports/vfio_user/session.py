@@ -289,7 +289,7 @@ class Session(Handlers):
             self.end("no version was agreed on")
             return
         self._agreed = True
-        self.remote.most = self.client.transfer
+        self.remote.most = min(self.remote.most, self.client.transfer)
         theirs: list[Descriptor] = []
         if self.client.twin_socket and self.client.descriptors:
             mine, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
