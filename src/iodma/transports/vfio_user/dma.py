@@ -277,7 +277,8 @@ class DmaTable:
             return True
         try:
             await wait
-        except Refusal:
+        except Refusal as why:
+            why.__traceback__ = None  # the wait keeps it, and it would keep the wait
             return False
         return True
 

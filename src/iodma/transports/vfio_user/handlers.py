@@ -223,6 +223,7 @@ def _after(wait: Awaitable[object], answer: bytes) -> Later:
         try:
             await wait
         except Error as error:  # such as of a device that fails in its reset
+            error.__traceback__ = None  # what was awaited keeps it, and it would keep that
             raise Refusal(errno.EIO, str(error)) from None
         return answer
 

@@ -234,7 +234,7 @@ class Session(Handlers):
             answer: bytes | int = await later()
         except (AnyRefusal, Error, OSError) as why:
             answer = self._refused(pending.command, why)
-            why.__traceback__ = None  # it has this session, and what was awaited has it
+            why.__traceback__ = why.__context__ = None  # they have this session, and are kept
         except Exception:
             self.end("an error of this program")
             raise
