@@ -454,7 +454,7 @@ class _Leaving:
             log.error(
                 "%s: %s is still held %.1f s after it was unmapped, by %s",
                 self._table.name,
-                part,
+                str(part),  # whoever keeps the line keeps no mapping
                 self._deadline,
                 ", ".join(f"transfer {ticket:#x}" for ticket in each.held_by),
             )
