@@ -172,6 +172,7 @@ class Schedule:
             await wait
         except Refusal as refusal:
             assert refusal.errno == errno.EBUSY
+            refusal.__traceback__ = None  # the wait keeps it, and it would keep this frame
             self.gone = [each for each in self.gone if each not in slots]
             self.held = True
             return
