@@ -40,6 +40,7 @@ DEFAULT_LIMIT_SECONDS = 3600 if SOAK else 60
 # Deadlines per example would fail on a busy machine; hangs are the watchdog's.
 settings.register_profile(
     "default-run",
+    max_examples=50,
     deadline=None,
     print_blob=True,
     derandomize=False,

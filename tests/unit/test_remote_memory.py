@@ -583,6 +583,7 @@ def test_answers_after_the_engine_is_closed_are_nothing() -> None:
 
     far.run(main())
     waiting = [*far.far.waiting]
+    far.engine.close(deadline=0.05)
     far.close()
     assert transfer.done and far.far.leases == 0
     waiting[0].request.done(bytes(100))

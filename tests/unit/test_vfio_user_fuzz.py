@@ -336,7 +336,7 @@ def test_sessions(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> N
         pump(engine, lambda: server.session is None)
         before = len(os.listdir("/proc/self/fd"))
 
-        @settings(max_examples=3000 if SOAK else 60, deadline=None)
+        @settings(max_examples=3000 if SOAK else 25, deadline=None)
         @given(SESSIONS, st.booleans(), st.booleans(), st.integers(0, 3))
         def sessions(steps: list[Step], polite: bool, abruptly: bool, twin: int) -> None:
             count = server.sessions
