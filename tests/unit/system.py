@@ -148,11 +148,13 @@ def full_connection() -> tuple[socket.socket, socket.socket]:
     return near, far
 
 
-def drain(far: socket.socket) -> None:
-    """Take all that is there."""
+def drain(far: socket.socket) -> bytes:
+    """Take all that is there, and what comes meanwhile."""
+    seen = b""
     with contextlib.suppress(BlockingIOError):
-        while far.recv(1 << 16, socket.MSG_DONTWAIT):
-            pass
+        while data := far.recv(1 << 16, socket.MSG_DONTWAIT):
+            seen += data
+    return seen
 
 
 def hold(_: Request) -> Answer:

@@ -71,10 +71,10 @@ def test_the_host_is_cancelled_while_others_board(system: Sends) -> None:
     async def main() -> None:
         transfers = await system.begin()
         system.at(0x2000, transfers[1].cancel)
-        drain(system.far)
+        got = drain(system.far)  # of which the first may be a part already
         assert [(await each).status for each in transfers] == [OK, CANCELLED, OK, OK]
-        got = system.far.recv(100)
-        assert got == b"".join(bytes([i]) * 8 for i in (0, 2, 3))
+        got += drain(system.far)
+        assert got.endswith(b"".join(bytes([i]) * 8 for i in (0, 2, 3)))
 
     system.run(main())
 
@@ -94,8 +94,9 @@ def test_who_has_boarded_is_cancelled_while_others_board(system: Sends) -> None:
         assert (await transfers[2]).status is CANCELLED
         assert not transfers[1].done and not transfers[3].done
         system.at(-1, None)
-        drain(system.far)
+        got = drain(system.far)
         assert [(await transfers[i]).status for i in (0, 1, 3)] == [OK] * 3
-        assert system.far.recv(100) == b"".join(bytes([i]) * 8 for i in (1, 3))
+        got += drain(system.far)
+        assert got.endswith(b"".join(bytes([i]) * 8 for i in (1, 3)))
 
     system.run(main())
