@@ -27,10 +27,11 @@ from functools import partial
 from iodma._core import Task
 from iodma.engine import Engine, Event
 from iodma.engine.timers import Timer
-from iodma.errors import Cancelled, Error
+from iodma.errors import Error
 from iodma.log import GuestLog
 from iodma.pci import Function
 from iodma.transports.descriptors import Descriptor, close_all
+from iodma.transports.ending import ended, in_words
 from iodma.transports.refusal import Refusal as AnyRefusal
 from iodma.transports.sharing import SHARE, is_private, peer_of
 from iodma.transports.vfio_user import messages as wire
@@ -210,7 +211,7 @@ class Session(Handlers):
     def _refused(self, command: int, why: Exception) -> int:
         """Tells of it; gives its errno."""
         number = why.errno if isinstance(why, Refusal | OSError) else None
-        said = (self.name, title(command), _in_words(why))
+        said = (self.name, title(command), in_words(why))
         if command == Command.DMA_UNMAP and number == errno.ENOENT:
             # QEMU unmaps the whole address space of a guest's IOMMU, in pieces mostly empty.
             log.info("%s: %s: %s", *said)
@@ -346,7 +347,7 @@ class Session(Handlers):
                 pending.timer.cancel()
         for task in [*self._tasks]:
             task.cancel()
-            await _ended(task)
+            await ended(task)
         for held in self._held:
             close_all(held[5])
         self._held.clear()
@@ -378,16 +379,3 @@ class Session(Handlers):
         self.engine.start(reset(), name=f"{self.name}.reset")
         await over.wait()
         timer.cancel()
-
-
-async def _ended(task: Task[None]) -> None:
-    """Waits until a task has ended, however it does."""
-    try:
-        await task
-    except (Exception, Cancelled):
-        if not task.done:
-            raise  # it was the waiting that was cancelled
-
-
-def _in_words(error: Exception) -> str:
-    return str(error.strerror) if isinstance(error, OSError) and error.strerror else str(error)

@@ -23,8 +23,9 @@ from typing import TypeVar
 
 from iodma._core import Task
 from iodma.engine import Engine, Event
-from iodma.errors import Cancelled, Error
+from iodma.errors import Error
 from iodma.log import GuestLog
+from iodma.transports.ending import ended, in_words
 from iodma.transports.vhost_user import messages as wire
 from iodma.transports.vhost_user.channel import Channel, EndOfStream, Message
 from iodma.transports.vhost_user.handlers import OFFERED, Answer, Failure, Handlers, Later
@@ -175,7 +176,7 @@ class Session(Handlers):
     def _refuse(self, request: int, why: Exception) -> None:
         if not self._ending:
             log.warning(
-                "%s: the connection is closed: %s: %s", self.name, title(request), _in_words(why)
+                "%s: the connection is closed: %s: %s", self.name, title(request), in_words(why)
             )
             self.end("it was refused")
 
@@ -193,7 +194,7 @@ class Session(Handlers):
     async def _wind_up(self) -> None:
         for task in [*self._meanwhile, *([self._task] if self._task is not None else [])]:
             task.cancel()
-            await _ended(task)
+            await ended(task)
         for message in self._held:
             message.close()
         self._held.clear()
@@ -226,16 +227,3 @@ class Session(Handlers):
             self._log.close()
         self._on_end()
         self.over.set()
-
-
-async def _ended(task: Task[None]) -> None:
-    """Waits until a task has ended, however it does."""
-    try:
-        await task
-    except (Exception, Cancelled):
-        if not task.done:
-            raise  # it was the waiting that was cancelled
-
-
-def _in_words(error: Exception) -> str:
-    return str(error.strerror) if isinstance(error, OSError) and error.strerror else str(error)
