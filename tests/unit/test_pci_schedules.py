@@ -23,8 +23,9 @@ import pytest
 
 import iodma
 from iodma.pci import Function
-from iodma.testing import Answer, FakeMemory, Request, ScriptedEndpoint, no_leaks, strict_engine
+from iodma.testing import Answer, FakeMemory, Request, ScriptedEndpoint, strict_engine
 from tests.unit.pcikit import COMMAND, Noted, capability, put, word
+from tests.unit.schedules import run_many
 
 PAGE, PAGES = 4096, 4
 DONE = b"done" * (PAGE // 4)
@@ -233,22 +234,15 @@ def run_schedule(seed: int, steps: int = 80) -> None:
     schedule = Schedule(seed)
     try:
         schedule.run(steps)
-    except BaseException as error:
-        error.add_note(f"run_schedule({seed})")
-        raise
     finally:
         schedule.close()
 
 
 @pytest.mark.parametrize("part", range(4))
 def test_schedules(part: int, rng: random.Random) -> None:
-    with no_leaks():
-        for _ in range(60):
-            run_schedule(rng.getrandbits(40))
+    run_many(run_schedule, rng, 60)
 
 
 @pytest.mark.soak
 def test_ten_thousand_schedules(rng: random.Random) -> None:
-    with no_leaks():
-        for _ in range(10_000):
-            run_schedule(rng.getrandbits(40))
+    run_many(run_schedule, rng, 10_000)

@@ -31,7 +31,8 @@ import pytest
 
 import iodma
 from iodma import Access, Mapping
-from iodma.testing import Answer, ScriptedEndpoint, no_leaks
+from iodma.testing import Answer, ScriptedEndpoint
+from tests.unit.schedules import run_many
 
 PAGE = 4096
 PAGES = 8  # of each Ram
@@ -473,30 +474,21 @@ class Schedule:
 
 
 def run_schedule(seed: int) -> None:
-    schedule = None
+    schedule = Schedule(seed)
     try:
-        schedule = Schedule(seed)
         schedule.play()
-    except BaseException as error:
-        error.add_note(f"run_schedule({seed})")
-        raise
     finally:
-        if schedule is not None:
-            schedule.stack.close()
+        schedule.stack.close()
 
 
 @pytest.mark.parametrize("part", range(4))
 def test_schedules(part: int, rng: random.Random) -> None:
-    with no_leaks():
-        for _ in range(150):
-            run_schedule(rng.getrandbits(40))
+    run_many(run_schedule, rng, 150)
 
 
 @pytest.mark.soak
 def test_ten_thousand_schedules(rng: random.Random) -> None:
-    with no_leaks():
-        for _ in range(10_000):
-            run_schedule(rng.getrandbits(40))
+    run_many(run_schedule, rng, 10_000)
 
 
 def test_a_failed_revocation_quarantines_only_what_was_revoked() -> None:

@@ -31,12 +31,13 @@ import pytest
 
 import iodma
 from iodma import Status
-from iodma.testing import Answer, Clock, ScriptedEndpoint, no_leaks, strict_engine
+from iodma.testing import Answer, Clock, ScriptedEndpoint, strict_engine
 from iodma.transports.descriptors import Descriptor
 from iodma.transports.vfio_user import messages as wire
 from iodma.transports.vfio_user.dma import DmaTable
 from iodma.transports.vfio_user.messages import Command, Refusal
 from iodma.transports.vfio_user.remote import Remote
+from tests.unit.schedules import run_many
 
 PAGE = 4096
 PAGES, FILES, SLOTS = 6, 2, 16
@@ -341,27 +342,18 @@ class Schedule:
 
 
 def run_schedule(seed: int) -> None:
-    schedule = None
+    schedule = Schedule(seed)
     try:
-        schedule = Schedule(seed)
         schedule.play()
-    except BaseException as error:
-        error.add_note(f"run_schedule({seed})")
-        raise
     finally:
-        if schedule is not None:
-            schedule.stack.close()
+        schedule.stack.close()
 
 
 @pytest.mark.parametrize("part", range(2))
 def test_schedules(part: int, rng: random.Random) -> None:
-    with no_leaks():
-        for _ in range(150):
-            run_schedule(rng.getrandbits(40))
+    run_many(run_schedule, rng, 150)
 
 
 @pytest.mark.soak
 def test_ten_thousand_schedules(rng: random.Random) -> None:
-    with no_leaks():
-        for _ in range(10_000):
-            run_schedule(rng.getrandbits(40))
+    run_many(run_schedule, rng, 10_000)
