@@ -15,6 +15,7 @@ Invariants:
 
 Which test runs is told by tests/conftest.py through the file that IODMA_WATCHDOG_FILE names: one
 line "LIMIT NODE-ID" while a test runs, empty between tests; its time of change is the test's begin.
+Tests that run side by side have a file each, whose names begin with that one's.
 """
 
 from __future__ import annotations
@@ -103,7 +104,8 @@ class Run:
         self.silence, self.total, self.test, self.grace = silence, total, test, grace
         self.begin = self.heard = time.monotonic()
         self.mark_file = tempfile.NamedTemporaryFile(prefix="watchdog-")  # noqa: SIM115
-        self.mark, self.test_begin = (0, ""), self.begin
+        #: File -> (its time of change, what it says, when that was seen).
+        self.marks: dict[str, tuple[int, str, float]] = {}
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self.process = subprocess.Popen(
             command,
@@ -133,18 +135,29 @@ class Run:
 
     def why_hung(self) -> str | None:
         now = time.monotonic()
-        mark = (os.stat(self.mark_file.name).st_mtime_ns, Path(self.mark_file.name).read_text())
-        if mark != self.mark:
-            self.mark, self.heard, self.test_begin = mark, now, now
-        limit, _, node = self.mark[1].partition(" ")
-        inside = f", in {node}" if node else ""
+        running = []
+        for name in self.mark_files():
+            mark = (os.stat(name).st_mtime_ns, Path(name).read_text())
+            if mark != self.marks.get(name, ())[:2]:
+                self.marks[name] = (*mark, now)
+                self.heard = now
+            text, begin = self.marks[name][1:]
+            limit, _, node = text.partition(" ")
+            if node:
+                running.append((node, float(limit) or self.test, now - begin))
+        inside = f", in {', '.join(node for node, _, _ in running)}" if running else ""
         if now - self.begin > self.total:
             return f"not done after {self.total:g} s{inside}"
-        if node and now - self.test_begin > (float(limit) or self.test):
-            return f"{node} still runs after {float(limit) or self.test:g} s"
-        if not node and now - self.heard > self.silence:
+        for node, most, seconds in running:
+            if seconds > most:
+                return f"{node} still runs after {most:g} s"
+        if not running and now - self.heard > self.silence:
             return f"nothing heard for {self.silence:g} s"
         return None
+
+    def mark_files(self) -> list[str]:
+        path = Path(self.mark_file.name)
+        return sorted(str(each) for each in path.parent.glob(path.name + "*"))
 
     def wait(self) -> int:
         try:
@@ -227,6 +240,9 @@ class Run:
         assert self.process.stdout is not None
         self.process.stdout.close()
         self.selector.close()
+        for name in self.mark_files():
+            if name != self.mark_file.name:
+                os.unlink(name)
         self.mark_file.close()
 
 

@@ -18,6 +18,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -25,6 +26,7 @@ from hypothesis import HealthCheck, settings
 from iodma.engine.dump import dump_on_signal
 
 SEED = int(os.environ.get("IODMA_SEED") or random.SystemRandom().getrandbits(32))
+os.environ["IODMA_SEED"] = str(SEED)  # for the workers, where tests run side by side
 # A shell's background job begins with it ignored, and so would every program that is started here.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -50,8 +52,22 @@ settings.register_profile("soak", settings.get_profile("default-run"), max_examp
 settings.load_profile("soak" if SOAK else "default-run")
 
 
+class SideBySide:
+    """Of the process that hands the tests out to workers (pytest -n): hooks of pytest-xdist."""
+
+    @staticmethod
+    def pytest_configure_node(node: Any) -> None:
+        worker = node.workerinput
+        worker["watchdog_file"] = WATCHDOG_FILE and f"{WATCHDOG_FILE}.{worker['workerid']}"
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
+    global WATCHDOG_FILE
+    if hasattr(config, "workerinput"):
+        WATCHDOG_FILE = config.workerinput["watchdog_file"]
+    elif config.pluginmanager.hasplugin("xdist"):
+        config.pluginmanager.register(SideBySide())
     if config.getoption("hypothesis_seed", None) is None:
         config.option.hypothesis_seed = str(SEED)
     stderr = os.dup(2)  # pytest puts its capture in the place of 2 while a test runs

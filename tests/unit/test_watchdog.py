@@ -50,3 +50,19 @@ def test_a_process_that_is_left_behind_is_a_failure() -> None:
     assert "left behind" in done.stdout
     assert "sleep 101" in done.stdout
     assert not is_alive(int(done.stdout.split()[0]))
+
+
+def test_of_tests_side_by_side_each_has_its_own_limit() -> None:
+    code = """
+import os, time
+name = os.environ["IODMA_WATCHDOG_FILE"]
+with open(name + ".gw0", "w") as file:
+    file.write("1 test_that_hangs")
+for number in range(400):
+    with open(name + ".gw1", "w") as file:
+        file.write(f"30 test_{number}")
+    time.sleep(0.1)
+"""
+    done = watch("--silence", "30", "--", sys.executable, "-c", code)
+    assert done.returncode == 124
+    assert "HANG: test_that_hangs still runs after 1 s" in done.stdout
