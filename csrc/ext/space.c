@@ -274,6 +274,21 @@ static PyObject *space_set_shut(Space *self, PyObject *arg)
 	Py_RETURN_NONE;
 }
 
+/* _set_offset(offset): of a window.  What is in flight keeps the host memory that it was translated to. */
+static PyObject *space_set_offset(Space *self, PyObject *arg)
+{
+	uint64_t offset;
+	if (check_owner(self) || ext_u64(arg, "offset", &offset) || may_change(self))
+		return NULL;
+	if (self->space.kind != IOD_WINDOW || offset > UINT64_MAX - self->space.last)
+		return PyErr_Format(AddressRangeErrorType, "%s: a window of %llu bytes does not fit at %p", self->space.name,
+				    (unsigned long long)self->space.last + 1, (void *)(uintptr_t)offset);
+	self->space.offset = offset;
+	self->space.change++;
+	resume_pending(self);
+	Py_RETURN_NONE;
+}
+
 /* _check_owner(): raises what is wrong */
 static PyObject *space_check_owner(Space *self, PyObject *unused)
 {
@@ -426,6 +441,7 @@ static PyMethodDef space_methods[] = {
 	{"_ranges", EXT_METHOD(space_ranges), METH_NOARGS, NULL},
 	{"_set_hook", EXT_METHOD(space_set_hook), METH_VARARGS, NULL},
 	{"_set_shut", EXT_METHOD(space_set_shut), METH_O, NULL},
+	{"_set_offset", EXT_METHOD(space_set_offset), METH_O, NULL},
 	{"_check_owner", EXT_METHOD(space_check_owner), METH_NOARGS, NULL},
 	{"_resume", EXT_METHOD(space_resume), METH_NOARGS, NULL},
 	{"translate", EXT_METHOD(space_translate_list), METH_FASTCALL,

@@ -4,6 +4,8 @@
 Invariants
  - Bus address ``a`` with ``a < limit`` is address ``a + offset`` of the next space; all others
    fault.
+ - A window that is moved changes what is translated from then on. What is in flight keeps where it
+   was translated to: a latch of address bits does no more, so nothing is revoked.
 """
 
 from __future__ import annotations
@@ -47,6 +49,27 @@ class Window(Space):
                 f" 1 to {(1 << 64) - offset:#x} fit there"
             )
         return super().__new__(cls, _WINDOW, next, name, offset=offset, last=limit - 1)
+
+    def move(self, offset: int) -> None:
+        """Put the window elsewhere: what an address latch of a bus bridge does when it is written.
+
+        Transfers in flight go on where they are; those that wait for a translation below, and all
+        that come, use the new offset.
+
+        Args:
+            offset: added to every address from now on; a multiple of 8 more or less than before,
+                so that byte lanes above keep their places.
+
+        Raises:
+            AddressRangeError: the window would reach past 2^64 - 1, or another distance.
+        """
+        offset = integer(offset, "offset", "bytes")
+        if not 0 <= offset < 1 << 64 or (offset - self._offset) % 8:
+            raise AddressRangeError(
+                f"{self.name}: a move from {self._offset:#x} to {offset:#x}; a multiple of 8 within"
+                " 0 to 2^64 - 1 would be right"
+            )
+        self._set_offset(offset)
 
     def __repr__(self) -> str:
         return f"<Window {self.name} at {self._offset:#x} of {self.next!r}>"
