@@ -39,6 +39,8 @@ enum iod_opcode {
 #define IOD_OP_CACHED (1u << 5)	      /* READV that the page cache may answer: of a file that is read through it */
 #define IOD_OP_FIXED_BUFFER (1u << 2) /* buffer_index names the registered buffer that holds all of iov[0..niov) */
 #define IOD_OP_NOWAIT (1u << 4)	      /* SENDMSG, RECVMSG: -EAGAIN rather than wait for the peer */
+#define IOD_OP_PEEK (1u << 6)	      /* RECVMSG: what is received stays there */
+#define IOD_OP_WHOLE (1u << 7)	      /* RECVMSG of a packet: its length, however little was asked for */
 
 struct iod_op {
 	uint8_t code;
@@ -55,6 +57,11 @@ struct iod_op {
 	uint64_t length; /* fallocate */
 	uint64_t user_data; /* below UINT64_MAX << 32, the rest is the backend's own; a poll's: any */
 };
+
+static inline uint32_t iod_receive_flags(const struct iod_op *op)
+{
+	return (op->flags & IOD_OP_PEEK ? MSG_PEEK : 0) | (op->flags & IOD_OP_WHOLE ? MSG_TRUNC : 0);
+}
 
 #define IOD_CQE_MORE (1u << 0) /* another completion for the same op follows (zero-copy send) */
 

@@ -437,11 +437,13 @@ static enum iod_plan zero_request(struct iod_row *row, struct iod_op *op)
 	return IOD_PLAN_REQUEST;
 }
 
-/* FLUSH, DISCARD, ZEROES */
+/* FLUSH, DISCARD, ZEROES, PEEK, DROP */
 static enum iod_plan control(struct iod_row *row, struct iod_op *op, int *error)
 {
 	struct iod_target *target = row->target;
 
+	if (iod_is_look(row))
+		return iod_packet_look(row, op, error);
 	if (target->kind == IOD_T_NULL || (target->kind == IOD_T_BUFFER && row->kind == IOD_R_FLUSH))
 		return IOD_PLAN_DONE;
 	if (target->kind == IOD_T_BUFFER)
@@ -544,6 +546,8 @@ enum iod_plan iod_plan_next(struct iod_core *core, struct iod_row *row, struct i
 	case IOD_T_SCRIPT:
 		return script(core, row, error);
 	case IOD_T_PACKET:
+		if (target->held_bytes && row->direction == IOD_TO_MEMORY)
+			return IOD_PLAN_HELD;
 		/* One packet is one request, whatever it takes. */
 		for (uint32_t i = row->cursor; i < row->t.count; i++)
 			if (piece_bounces(row, i, &reason))

@@ -48,7 +48,7 @@ static void row_progress(struct iod_core *core, struct iod_row *row)
 }
 
 /* An empty packet; or the other end of a sequenced-packet socket is gone, which looks the same. */
-static void end_of_packets(struct iod_core *core, struct iod_row *row)
+void iod_end_of_packets(struct iod_core *core, struct iod_row *row)
 {
 	struct pollfd poll_fd = {.fd = row->target->fd, .events = POLLRDHUP};
 
@@ -66,7 +66,7 @@ static void row_nothing(struct iod_core *core, struct iod_row *row)
 	struct iod_target *target = row->target;
 
 	if (target->kind == IOD_T_PACKET)
-		end_of_packets(core, row);
+		iod_end_of_packets(core, row);
 	else if (row->direction == IOD_FROM_MEMORY)
 		iod_row_complete(core, row, IOD_IO_ERROR, EIO);
 	else if (target->kind == IOD_T_STREAM)
@@ -76,7 +76,7 @@ static void row_nothing(struct iod_core *core, struct iod_row *row)
 }
 
 /* What came through the arena is where it belongs, as far as that went. */
-static void scattered(struct iod_core *core, struct iod_row *row, int error, uint64_t done)
+void iod_row_scattered(struct iod_core *core, struct iod_row *row, int error, uint64_t done)
 {
 	core->count.copied += done;
 	core->count.bounced[row->reason] += done;
@@ -102,9 +102,9 @@ static void bounced(struct iod_core *core, struct iod_row *row, uint64_t n)
 		return;
 	}
 	if (row->direction == IOD_TO_MEMORY) {
-		int error = iod_row_scatter(core, row, row->bounce + row->before, useful, &done, scattered);
+		int error = iod_row_scatter(core, row, row->bounce + row->before, useful, &done, iod_row_scattered);
 		if (error != -EINPROGRESS)
-			scattered(core, row, error, done);
+			iod_row_scattered(core, row, error, done);
 		return;
 	}
 	iod_row_advance(row, useful);
@@ -189,6 +189,10 @@ static void row_result(struct iod_core *core, struct iod_row *row, int32_t resul
 	}
 	if (result < 0) {
 		row_failed(core, row, -result);
+		return;
+	}
+	if (iod_is_look(row) && phase == IOD_P_PLAIN) {
+		iod_packet_looked(core, row, result);
 		return;
 	}
 	row->cut = was_cut(row, phase, result);

@@ -132,6 +132,10 @@ void iod_row_continue(struct iod_core *core, struct iod_row *row)
 	case IOD_PLAN_REMOTE:
 		in_flight(core, row);
 		return;
+	case IOD_PLAN_HELD:
+		in_flight(core, row);
+		iod_packet_give(core, row);
+		return;
 	case IOD_PLAN_WAIT_BUDGET:
 		iod_row_wait(core, row, IOD_W_BUDGET, &core->budget);
 		return;
@@ -269,10 +273,24 @@ static inline bool translate(struct iod_core *core, struct iod_row *row)
 	return true;
 }
 
+static void row_look(struct iod_core *core, struct iod_row *row)
+{
+	if (row->target->kind != IOD_T_PACKET) {
+		iod_row_complete(core, row, IOD_IO_ERROR, EOPNOTSUPP);
+		return;
+	}
+	if (take_order(core, row))
+		iod_row_continue(core, row);
+}
+
 static void row_control(struct iod_core *core, struct iod_row *row)
 {
 	struct iod_target *target = row->target;
 
+	if (iod_is_look(row)) {
+		row_look(core, row);
+		return;
+	}
 	if (row->kind != IOD_R_FLUSH) {
 		row->total = row->length;
 		if (row->total > INT64_MAX || row->position > INT64_MAX - row->total) {

@@ -99,7 +99,7 @@ int32_t iod_job_run(const struct iod_op *op)
 	case IOD_OP_SENDMSG:
 		return would_block(op, sendmsg(op->fd, op->msg, MSG_NOSIGNAL | MSG_DONTWAIT));
 	case IOD_OP_RECVMSG:
-		return would_block(op, recvmsg(op->fd, op->msg, MSG_DONTWAIT));
+		return would_block(op, recvmsg(op->fd, op->msg, (int)iod_receive_flags(op) | MSG_DONTWAIT));
 	case IOD_OP_FSYNC:
 		return result(fdatasync(op->fd));
 	case IOD_OP_FALLOCATE:

@@ -86,7 +86,7 @@ bool iod_uring_fill_sqe(const struct iod_uring *u, struct uring_sqe *s, const st
 		break;
 	case IOD_OP_RECVMSG:
 		s->opcode = URING_RECVMSG;
-		s->op_flags = op->flags & IOD_OP_NOWAIT ? MSG_DONTWAIT : 0;
+		s->op_flags = iod_receive_flags(op) | (op->flags & IOD_OP_NOWAIT ? MSG_DONTWAIT : 0);
 		s->addr = (uint64_t)(uintptr_t)op->msg;
 		s->len = 1;
 		break;

@@ -61,7 +61,8 @@ extern const struct iod_edge iod_edges[];
 extern const size_t iod_edge_count;
 
 enum iod_target_kind { IOD_T_FILE, IOD_T_STREAM, IOD_T_PACKET, IOD_T_BUFFER, IOD_T_NULL, IOD_T_SCRIPT };
-enum iod_request_kind { IOD_R_TRANSFER, IOD_R_COPY, IOD_R_LOAD, IOD_R_STORE, IOD_R_FLUSH, IOD_R_DISCARD, IOD_R_ZEROES };
+enum iod_request_kind { IOD_R_TRANSFER, IOD_R_COPY, IOD_R_LOAD, IOD_R_STORE, IOD_R_FLUSH, IOD_R_DISCARD, IOD_R_ZEROES,
+			IOD_R_PEEK, IOD_R_DROP };
 enum iod_wait_reason { IOD_W_NONE, IOD_W_BUDGET, IOD_W_RING, IOD_W_ORDER, IOD_W_RANGE, IOD_WAIT_REASONS };
 
 struct iod_row;
@@ -85,6 +86,8 @@ struct iod_target {
 	struct iod_queue order[2]; /* and those behind it */
 	struct iovec *vector;	   /* STREAM: of a request that carries several sends */
 	uint64_t took;		   /* STREAM: bytes of the last send that was cut short; 0: it was not */
+	uint8_t *held;		   /* PACKET that is a tap: what was read for a peek ... */
+	uint32_t held_bytes;	   /* ... and not received yet: so many bytes; 0: nothing */
 	struct iod_row *writers;   /* direct FILE: writes under way, by their block ranges */
 	struct iod_queue range_wait;
 	struct iod_driver *driver;	/* FILE: who takes its requests, instead of the backend */
@@ -191,8 +194,8 @@ struct iod_row {
 	struct msghdr message;
 	struct iod_fault fault;
 	struct iod_space *missed;
-	uint8_t *data;	 /* LOAD, STORE: belongs to `user` */
-	uint64_t length; /* DISCARD, ZEROES */
+	uint8_t *data;	 /* LOAD, STORE, PEEK: belongs to `user` */
+	uint64_t length; /* DISCARD, ZEROES; PEEK: asked for, then the packet's */
 	struct iod_segment *list2; /* COPY: where it goes */
 	struct iod_translation t2;
 	uint32_t cursor2;
@@ -374,10 +377,16 @@ void iod_row_release(struct iod_core *, struct iod_row *); /* translation, lease
 void iod_row_give_bounce(struct iod_core *, struct iod_row *); /* its piece of the arena, if it has one */
 void iod_row_continue(struct iod_core *, struct iod_row *); /* the next request of a row that is leased, or needs no lease */
 bool iod_row_hand_over(struct iod_core *, struct iod_row *, struct iod_op *); /* false: no room */
-/* FLUSH, DISCARD, ZEROES: no memory takes part. */
+/* FLUSH, DISCARD, ZEROES, PEEK, DROP: no memory takes part. */
 static inline bool iod_is_control(const struct iod_row *row)
 {
 	return row->kind >= IOD_R_FLUSH;
+}
+
+/* PEEK, DROP: of a packet endpoint, in the order of its receives. */
+static inline bool iod_is_look(const struct iod_row *row)
+{
+	return row->kind >= IOD_R_PEEK;
 }
 
 static inline bool iod_on_wire(const struct iod_target *target)
@@ -390,7 +399,8 @@ void iod_row_ready(struct iod_core *, struct iod_row *); /* WAITING, PENDING -> 
 
 /* plan.c: the next request of a row that is translated and leased. */
 enum iod_plan { IOD_PLAN_REQUEST, IOD_PLAN_WORK, IOD_PLAN_SCRIPT, IOD_PLAN_WAIT_BUDGET, IOD_PLAN_WAIT_RING, IOD_PLAN_FAULT,
-		IOD_PLAN_ERROR, IOD_PLAN_DONE, IOD_PLAN_REMOTE /* messages come first */ };
+		IOD_PLAN_ERROR, IOD_PLAN_DONE, IOD_PLAN_REMOTE /* messages come first */,
+		IOD_PLAN_HELD /* a packet that a peek has read */ };
 enum iod_plan iod_plan_next(struct iod_core *, struct iod_row *, struct iod_op *, int *error);
 /* More of the blocks around a payload came. False: there may be still more. */
 bool iod_plan_blocks_read(struct iod_row *, uint64_t bytes);
@@ -402,6 +412,11 @@ void iod_plan_pause(struct iod_core *, struct iod_row *);
 bool iod_plan_must_keep(const struct iod_row *); /* what is in the arena cannot be had again */
 
 bool iod_plan_is_small(const struct iod_core *, const struct iod_row *); /* a copy is cheaper than the vector */
+
+/* packet.c: looking at a packet before it is received. */
+enum iod_plan iod_packet_look(struct iod_row *, struct iod_op *, int *error); /* PEEK, DROP: the request, if one is needed */
+void iod_packet_looked(struct iod_core *, struct iod_row *, int32_t result);
+void iod_packet_give(struct iod_core *, struct iod_row *); /* the held one, to a receive */
 
 /* coalesce.c */
 void iod_riders_board(struct iod_core *, struct iod_row *host, struct iod_op *); /* whoever can comes along */
@@ -436,6 +451,10 @@ void iod_remote_answer(struct iod_core *, const struct iod_message *, const uint
 void iod_remote_resume(struct iod_core *, struct iod_row *);
 void iod_remote_own(struct iod_row *, uint8_t *flat); /* of the move under way: to be freed with it */
 void iod_remote_drop(struct iod_row *); /* nobody waits for its answers any more */
+
+/* result.c */
+void iod_row_scattered(struct iod_core *, struct iod_row *, int error, uint64_t done); /* an iod_then: what was in flat memory */
+void iod_end_of_packets(struct iod_core *, struct iod_row *);
 
 /* work.c: transfers that the core moves itself. */
 void iod_row_work(struct iod_core *, struct iod_row *);

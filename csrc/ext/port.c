@@ -427,7 +427,7 @@ static PyObject *port_store(Port *self, PyObject *const *args, Py_ssize_t n)
 	return result;
 }
 
-/* _control(kind, endpoint, offset, length): flush, discard, write zeroes */
+/* _control(kind, endpoint, offset, length): flush, discard, write zeroes, drop */
 static PyObject *port_control(Port *self, PyObject *args)
 {
 	int kind;
@@ -440,8 +440,30 @@ static PyObject *port_control(Port *self, PyObject *args)
 	    target_of(self, endpoint, &target))
 		return NULL;
 	struct iod_request request = {.kind = (uint8_t)kind, .target = &target->target, .position = offset,
-				      .length = length, .direction = IOD_FROM_MEMORY};
+				      .length = length,
+				      .direction = kind == IOD_R_DROP ? IOD_TO_MEMORY : IOD_FROM_MEMORY};
 	return ext_transfer(self, &request, NULL, NULL);
+}
+
+/* _peek(endpoint, length, convert) */
+static PyObject *port_peek(Port *self, PyObject *args)
+{
+	PyObject *endpoint, *convert;
+	Py_ssize_t length;
+	Target *target;
+	if (!PyArg_ParseTuple(args, "OnO", &endpoint, &length, &convert) || may_submit(self))
+		return NULL;
+	PyObject *bytes = PyBytes_FromStringAndSize(NULL, length);
+	if (!bytes)
+		return NULL;
+	PyObject *result = NULL;
+	if (!target_of(self, endpoint, &target)) {
+		struct iod_request request = {.kind = IOD_R_PEEK, .target = &target->target, .length = (uint64_t)length,
+					      .data = (uint8_t *)PyBytes_AsString(bytes), .direction = IOD_TO_MEMORY};
+		result = ext_transfer(self, &request, convert, bytes);
+	}
+	Py_DECREF(bytes);
+	return result;
 }
 
 /* ---- batches ---- */
@@ -668,6 +690,7 @@ static PyMethodDef port_methods[] = {
 	{"_load", EXT_METHOD(port_load), METH_FASTCALL, NULL},
 	{"_store", EXT_METHOD(port_store), METH_FASTCALL, NULL},
 	{"_control", EXT_METHOD(port_control), METH_VARARGS, NULL},
+	{"_peek", EXT_METHOD(port_peek), METH_VARARGS, NULL},
 	{"_close", EXT_METHOD(port_close), METH_NOARGS, NULL},
 	{0}};
 static PyGetSetDef port_getset[] = {

@@ -143,6 +143,7 @@ static void target_dealloc(Target *self)
 	if (self->target.region)
 		iod_region_put(self->target.region);
 	free(self->target.vector);
+	free(self->target.held);
 	Py_XDECREF(self->region);
 	Py_XDECREF(self->script);
 	Py_XDECREF(self->script_cancel);

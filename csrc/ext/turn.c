@@ -29,6 +29,19 @@ static uint64_t coarse_clock(void)
 	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
+/* convert(completion, the bytes that were seen, the packet's length); steals the completion. */
+static PyObject *peeked(Transfer *transfer, const struct iod_row *row, PyObject *completion)
+{
+	PyObject *head = PyBytes_FromStringAndSize((const char *)row->data, (Py_ssize_t)row->moved);
+	PyObject *length = PyLong_FromUnsignedLongLong(row->status == IOD_OK ? row->length : 0);
+	PyObject *value = head && length ? PyObject_CallFunctionObjArgs(transfer->convert, completion, head, length, NULL)
+					 : NULL;
+	Py_XDECREF(head);
+	Py_XDECREF(length);
+	Py_DECREF(completion);
+	return value;
+}
+
 static PyObject *transfer_value(Transfer *transfer, struct iod_row *row, bool *failed)
 {
 	bool control = row->kind == IOD_R_LOAD || row->kind == IOD_R_STORE;
@@ -41,6 +54,8 @@ static PyObject *transfer_value(Transfer *transfer, struct iod_row *row, bool *f
 		return transfer->payload;
 	}
 	PyObject *completion = ext_completion(row);
+	if (completion && row->kind == IOD_R_PEEK)
+		return peeked(transfer, row, completion);
 	if (!completion || !control || row->status == IOD_OK)
 		return completion;
 	*failed = true;
@@ -55,7 +70,7 @@ void ext_deliver(Engine *engine)
 	while ((row = iod_take_done(&engine->core))) {
 		Transfer *transfer = row->user;
 		bool failed;
-		if (row->kind == IOD_R_LOAD || row->kind == IOD_R_STORE)
+		if (row->kind == IOD_R_LOAD || row->kind == IOD_R_STORE || row->kind == IOD_R_PEEK)
 			engine->python_bytes += row->moved;
 		PyObject *value = transfer_value(transfer, row, &failed);
 		if (!value) { /* the conversion raised: the coroutine gets that */

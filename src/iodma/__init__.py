@@ -38,7 +38,7 @@ else:
     from iodma.lease import Revocation
     from iodma.memory import DeviceWindow, Memory, MsiWindow, Ram, RemoteMemory, Rom
     from iodma.pci import Bar, Pci, PciSlot
-    from iodma.port import Port
+    from iodma.port import Peek, Port
     from iodma.sg import Batch, Completions, ScatterList
     from iodma.stages import ByteLanes, Iommu, Mapping, Window
     from iodma.transfer import Completion, Transfer
@@ -89,6 +89,7 @@ __all__ = [
     "Null",
     "Pci",
     "PciSlot",
+    "Peek",
     "Port",
     "Ram",
     "Reason",

@@ -368,6 +368,9 @@ class Port:
     def _control(
         self, kind: int, endpoint: Target, offset: int, length: int, /
     ) -> Transfer[Completion]: ...
+    def _peek(
+        self, endpoint: Target, length: int, convert: Callable[[Completion, bytes, int], _T], /
+    ) -> Transfer[_T]: ...
     def _close(self) -> None: ...
 
 @final

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Awaitable, Callable
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from iodma import _core
 from iodma._core import Target, Transfer
@@ -22,9 +22,10 @@ from iodma.errors import ArgumentError, ArgumentTypeError, DmaFault, integer
 from iodma.sg import Completions, ScatterList
 from iodma.types import Access, Status
 
-__all__ = ["Port"]
+__all__ = ["Peek", "Port"]
 
-_FLUSH, _DISCARD, _ZEROES = 4, 5, 6
+_FLUSH, _DISCARD, _ZEROES, _DROP = 4, 5, 6, 8
+_PEEK_MOST = 64
 _CAUSE_LIMIT = 3
 _PAIRS = "<QQ"
 _structs: dict[str, tuple[int, Callable[[bytes], Any], Callable[..., bytes]]] = {}
@@ -37,6 +38,25 @@ def _struct(format: str) -> tuple[int, Callable[[bytes], Any], Callable[..., byt
         raise ArgumentError(f"{format!r} is not a format of the struct module: {error}") from None
     found = _structs[format] = (made.size, made.unpack, made.pack)
     return found
+
+
+class Peek(NamedTuple):
+    """What `Port.peek` saw of the next packet.
+
+    Attributes:
+        done: how the peek ended; ``done.moved`` is ``len(head)``.
+        head: the packet's first bytes, as many as were asked for or as there are.
+        length: of the whole packet, bytes; 0 unless ``ok``.
+    """
+
+    done: _core.Completion
+    head: bytes
+    length: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is a packet."""
+        return self.done.ok
 
 
 class Port(_core.Port):
@@ -143,6 +163,25 @@ class Port(_core.Port):
         A file grows as by a write. Where the host cannot, the zeroes are written.
         """
         return self._control(_ZEROES, endpoint, offset, length)
+
+    def peek(self, endpoint: Target, length: int = _PEEK_MOST) -> Transfer[Peek]:
+        """Look at the next packet of a packet endpoint, when it comes, and leave it there.
+
+        It takes its turn among the endpoint's receives. The packet stays until the next
+        `to_memory` or `drop`. Of an endpoint that is not made of packets: IO_ERROR (EOPNOTSUPP).
+
+        Args:
+            endpoint: a `Datagram` or `Tap`. A tap's packet is read into a buffer of the endpoint's,
+                and what receives it gets a copy (`Reason.PEEKED`).
+            length: bytes to look at, 1 to 64.
+        """
+        if not 1 <= integer(length, "length") <= _PEEK_MOST:
+            raise ArgumentError(f"length is {length}; 1 to {_PEEK_MOST} would be right")
+        return self._peek(endpoint, length, Peek)
+
+    def drop(self, endpoint: Target) -> Transfer[_core.Completion]:
+        """Take the next packet of a packet endpoint, when it comes, and forget it."""
+        return self._control(_DROP, endpoint, 0, 0)
 
     def completions(
         self, limit: int = 16, *, at_least: int = 1, forever: bool = False

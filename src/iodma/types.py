@@ -56,6 +56,8 @@ class Reason(IntEnum):
     SMALL = 3
     #: Memory that somebody else has and moves: a `RemoteMemory`.
     REMOTE = 4
+    #: A packet that was read in order to be peeked at, of an endpoint that lets nobody peek: a tap.
+    PEEKED = 5
 
 
 @dataclass(frozen=True, slots=True)

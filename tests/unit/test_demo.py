@@ -68,7 +68,14 @@ def test_swapped_lanes_arrive_swapped_and_every_byte_is_counted(
     expected = np.frombuffer(data[:whole], f">u{swap}").astype(f"<u{swap}").tobytes() + data[whole:]
     result = run(Options(path, swap=swap))
     assert result.sha256 == hashlib.sha256(expected).hexdigest()
-    assert result.bounced == {"lanes": size, "alignment": 0, "not_ram": 0, "small": 0, "remote": 0}
+    assert result.bounced == {
+        "lanes": size,
+        "alignment": 0,
+        "not_ram": 0,
+        "small": 0,
+        "remote": 0,
+        "peeked": 0,
+    }
     assert result.python_bytes == 0
 
 

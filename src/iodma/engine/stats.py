@@ -14,7 +14,9 @@ from typing import Any
 __all__ = ["Bounced", "Stats", "TransferInfo"]
 
 #: Of a transfer, by the core's numbers.
-KINDS = ("transfer", "copy", "load", "store", "flush", "discard", "write_zeroes")
+KINDS = (
+    *("transfer", "copy", "load", "store", "flush", "discard", "write_zeroes", "peek", "drop"),
+)
 _COUNTERS = (
     *("submitted", "delivered", "bytes_from_memory", "bytes_to_memory", "copied", "python_bytes"),
     *("pending", "requests", "splits", "coalesced", "pieces", "messages"),
@@ -31,7 +33,7 @@ class TransferInfo:
     Attributes:
         ticket: its number.
         state: its state's name, one of `TRANSITIONS`.
-        kind: transfer, copy, load, store, flush, discard or write_zeroes.
+        kind: transfer, copy, load, store, flush, discard, write_zeroes, peek or drop.
         direction: "from_memory" or "to_memory".
         port: the port's name.
         total, moved: bytes.
@@ -78,12 +80,13 @@ class Bounced:
     not_ram: int
     small: int
     remote: int
+    peeked: int
     requests: int
 
     @property
     def total(self) -> int:
         """Bytes, all reasons together."""
-        return self.lanes + self.alignment + self.not_ram + self.small + self.remote
+        return self.lanes + self.alignment + self.not_ram + self.small + self.remote + self.peeked
 
 
 @dataclass(frozen=True, slots=True)

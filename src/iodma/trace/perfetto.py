@@ -50,7 +50,9 @@ _STATES = (
 assert {name for edge in transitions() for name in edge[:2]} == set(_STATES)
 _FREE, _DESCRIBED, _CANCELLING, _COMPLETE = 0, 1, 5, 7
 _WALK, _WALKED, _REQUEST, _RESULT = range(0x80, 0x84)
-_KINDS = ("transfer", "copy", "load", "store", "flush", "discard", "write_zeroes")
+_KINDS = (
+    *("transfer", "copy", "load", "store", "flush", "discard", "write_zeroes", "peek", "drop"),
+)
 _DEVICE, _TRANSLATE, _SUBMIT, _FINISH = range(1, 5)
 _TRACKS = {_DEVICE: "device", _TRANSLATE: "translate", _SUBMIT: "submit", _FINISH: "complete"}
 _AT_ONCE_NS = 1
