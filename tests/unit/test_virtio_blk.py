@@ -15,7 +15,7 @@ import iodma
 from iodma import Access, ArgumentError, ArgumentTypeError, Buffer, File, Iommu, Mapping
 from iodma._core import Wait, completion
 from iodma.devices.virtio_blk import BlkFeature, BlkStatus, BlkType, VirtioBlk
-from iodma.devices.virtio_blk.flush import Flushes
+from iodma.endpoints.flushes import Flushes
 from iodma.testing import Answer, LossyDisk, ScriptedEndpoint
 from iodma.virtio import DeviceStatus, Feature
 from tests.unit.guestdisk import Guest

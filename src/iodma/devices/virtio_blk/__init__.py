@@ -8,7 +8,6 @@
 |---|---|
 | `layout` | feature bits and configuration space, as data |
 | `requests` | the request types, and the segments of discard and write-zeroes |
-| `flush` | one flush at a time, and what a failed one means for the next |
 | `device` | the device |
 """
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 from errno import EOPNOTSUPP
 from typing import ClassVar
 
-from iodma.devices.virtio_blk.flush import Flushes
 from iodma.devices.virtio_blk.layout import CONFIG, SECTOR, BlkFeature
 from iodma.devices.virtio_blk.requests import (
     RANGE_BYTES,
@@ -28,6 +27,7 @@ from iodma.devices.virtio_blk.requests import (
     parse_ranges,
 )
 from iodma.endpoints import Buffer, Endpoint, File, Nbd
+from iodma.endpoints.flushes import Flushes
 from iodma.errors import ArgumentError, ArgumentTypeError, DmaFault
 from iodma.log import GuestLog
 from iodma.port import Port

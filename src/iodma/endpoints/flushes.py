@@ -24,7 +24,7 @@ from iodma.types import Status
 
 __all__ = ["Flushes"]
 
-log = GuestLog("iodma.devices.virtio_blk")
+log = GuestLog("iodma.endpoints")
 
 
 class Flushes:

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is at the medium's end of a data phase: an endpoint, or a few bytes of the device server.
+
+Invariants
+ - Between an endpoint and the initiator's memory nothing is copied here: `OnEndpoint` is one
+   transfer of the port.
+ - Bytes of the device server (INQUIRY data, parameter lists) are bounded by who makes the mover.
+"""
+
+from __future__ import annotations
+
+from errno import EDQUOT, ENOSPC
+
+from iodma._core import Completion, completion
+from iodma.endpoints import Endpoint
+from iodma.errors import DmaFault
+from iodma.port import Port
+from iodma.scsi.request import DataDirection, Request
+from iodma.scsi.sense import INTERNAL_FAILURE, NO_SPACE, READ_ERROR, WRITE_ERROR, Sense
+from iodma.sg import ScatterList
+from iodma.types import Status
+
+__all__ = ["FromBytes", "OnEndpoint", "ToBytes", "medium_error"]
+
+
+def medium_error(done: Completion, direction: DataDirection, lba: int) -> Sense:
+    """Sense data for what an endpoint refused, at a logical block (SBC-4 4.17)."""
+    if direction is DataDirection.IN:
+        return READ_ERROR.told(lba)
+    if done.error in (ENOSPC, EDQUOT):
+        return NO_SPACE.told(lba)
+    return WRITE_ERROR.told(lba)
+
+
+class OnEndpoint:
+    """Bytes of an endpoint, from `offset` on: read for IN, written for OUT."""
+
+    __slots__ = ("block", "direction", "endpoint", "offset")
+
+    def __init__(
+        self, endpoint: Endpoint, offset: int, block: int, direction: DataDirection
+    ) -> None:
+        self.endpoint = endpoint
+        self.offset = offset
+        self.block = block
+        self.direction = direction
+
+    async def move(
+        self, request: Request, port: Port, segments: ScatterList, at: int
+    ) -> Completion:
+        offset = self.offset + at
+        if self.direction is DataDirection.IN:
+            transfer = port.to_memory(segments, source=self.endpoint, offset=offset)
+        else:
+            transfer = port.from_memory(segments, to=self.endpoint, offset=offset)
+        return await request.flight(transfer)
+
+    def failed(self, at: int, done: Completion) -> Sense:
+        return medium_error(done, self.direction, (self.offset + at) // self.block)
+
+
+class FromBytes:
+    """Data that the device server made, for IN."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    async def move(
+        self, request: Request, port: Port, segments: ScatterList, at: int
+    ) -> Completion:
+        moved = 0
+        try:
+            for index in range(len(segments)):
+                address, length = segments[index]
+                if length:
+                    part = self.data[at + moved : at + moved + length]
+                    await request.flight(port.store_bytes(address, part))
+                    moved += length
+        except DmaFault as fault:
+            return _after(moved, fault.completion)
+        return completion(Status.OK, moved, 0)
+
+    def failed(self, at: int, done: Completion) -> Sense:
+        return INTERNAL_FAILURE
+
+
+class ToBytes:
+    """Parameter data of an initiator, for OUT: gathered in `data`."""
+
+    __slots__ = ("data",)
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    async def move(
+        self, request: Request, port: Port, segments: ScatterList, at: int
+    ) -> Completion:
+        moved = 0
+        try:
+            for index in range(len(segments)):
+                address, length = segments[index]
+                if length:
+                    part = await request.flight(port.load_bytes(address, length))
+                    del self.data[at + moved :]
+                    self.data += part
+                    moved += length
+        except DmaFault as fault:
+            return _after(moved, fault.completion)
+        return completion(Status.OK, moved, 0)
+
+    def failed(self, at: int, done: Completion) -> Sense:
+        return INTERNAL_FAILURE
+
+
+def _after(moved: int, done: Completion) -> Completion:
+    """`done`, of one segment, as it looks from the beginning of the list."""
+    fault = done.fault
+    if fault is None:
+        return completion(done.status, moved + done.moved, done.error)
+    return completion(
+        done.status,
+        moved + done.moved,
+        done.error,
+        fault.stage,
+        moved + fault.offset,
+        fault.address,
+        fault.access,
+    )

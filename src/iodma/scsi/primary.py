@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands that every logical unit has, as SPC-4 lays them out.
+
+Invariant: a field is here by its name in the standard, once; `LogicalUnit` has the handlers.
+"""
+
+from __future__ import annotations
+
+from iodma.scsi.cdb import Command, Field
+
+__all__ = ["PRIMARY"]
+
+PRIMARY = (
+    Command("TEST UNIT READY", "SPC-4 6.47", 0x00, (), "test_unit_ready", medium=True),
+    Command(
+        "REQUEST SENSE",
+        "SPC-4 6.39",
+        0x03,
+        (Field("DESC", 1, 1, 0), Field("ALLOCATION LENGTH", 4)),
+        "request_sense",
+        exempt=True,
+    ),
+    Command(
+        "INQUIRY",
+        "SPC-4 6.6",
+        0x12,
+        (
+            Field("EVPD", 1, 1, 0),
+            Field("PAGE CODE", 2),
+            Field("ALLOCATION LENGTH", 3, 16),
+        ),
+        "inquiry",
+        exempt=True,
+    ),
+    Command(
+        "REPORT LUNS",
+        "SPC-4 6.33",
+        0xA0,
+        (Field("SELECT REPORT", 2), Field("ALLOCATION LENGTH", 6, 32)),
+        "report_luns",
+        exempt=True,
+    ),
+)
