@@ -4,7 +4,8 @@
 Invariants
  - A clock never goes backwards.
  - With any clock but the system's, the engine sleeps for completions only; when nothing is in
-   flight it tells the clock what it waits for, and the clock says whether that time has come.
+   flight it tells the clock what it waits for, and the clock says whether that time has come. If
+   it has not, the engine sleeps until something comes: whoever moves the clock is its business.
 """
 
 from __future__ import annotations

@@ -148,6 +148,7 @@ class Engine(_core.Engine):
         self.strict = strict
         self.clock: Clock = SystemClock() if clock is None else clock
         self._system_clock = clock is None
+        self._clock_stands = False  # it was told of the next timer, and did not go there
         self._timers = Timers()
         self._soon: collections.deque[tuple[Callable[..., object], tuple[Any, ...]]] = (
             collections.deque()
@@ -371,10 +372,14 @@ class Engine(_core.Engine):
                 self._set("stop", 0)
                 deadline = self._deadline()
                 why = self._run(deadline)
+                self._clock_stands = False
                 if deadline == _WHEN_IDLE and why & _DEADLINE:
-                    self.clock.idle_until(self._timers.next_ns())
+                    when = self._timers.next_ns()
+                    self.clock.idle_until(when)
+                    self._clock_stands = self.clock.now_ns() < when
                 self._do_python_work(why)
         finally:
+            self._clock_stands = False
             self._set("stop", 0)
 
     def _deadline(self) -> int:
@@ -383,7 +388,7 @@ class Engine(_core.Engine):
             return when
         if self._soon or (when >= 0 and when <= self.clock.now_ns()):
             return 0
-        return _WHEN_IDLE if when >= 0 else -1
+        return _WHEN_IDLE if when >= 0 and not self._clock_stands else -1
 
     def stop(self) -> None:
         """End `run`; from any thread."""

@@ -4,15 +4,13 @@
 Invariants:
 
 - The machine runs, and nothing in it does but what the test asks for: no firmware, no kernel.
-- Each answer has a deadline. The process is ended by its id, and dies with the run.
+- The process is ended by its id, and dies with the run.
 """
 
 from __future__ import annotations
 
-import select
 import socket
 import subprocess
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,6 +19,10 @@ from tests.peers.guests.foreign import Foreign
 from tests.peers.guests.guest import tail
 from tests.peers.guests.process import mortal
 from tests.peers.vfio_user.machine import Function, program
+from tests.qtest import Qtest as Client
+from tests.qtest import QtestError
+
+__all__ = ["Qtest", "QtestError"]
 
 #: I/O ports of the configuration mechanism (PCI 3.0, section 3.2.2.3.2).
 ADDRESS, DATA = 0xCF8, 0xCFC
@@ -30,11 +32,7 @@ MEMORY, MASTER = 2, 4
 BAR_AT = 0xE000_0000
 
 
-class QtestError(AssertionError):
-    """QEMU refused a line, did not answer in time, or is gone; with what it said."""
-
-
-class Qtest:
+class Qtest(Client):
     """A q35 whose only function is served over vfio-user, at 00:04.0.
 
     Args:
@@ -46,7 +44,7 @@ class Qtest:
         self, work: Path, qemu: Foreign, function: Function, *, shared: bool | None = True
     ) -> None:
         self.log = work / "qtest.log"
-        self._stream, far = socket.socketpair()
+        stream, far = socket.socketpair()
         memory = "memory-backend-ram,id=ram,size=64M"
         if shared is not None:
             share = "on" if shared else "off"
@@ -69,7 +67,7 @@ class Qtest:
                 pass_fds=[far.fileno()],
             )
         far.close()
-        self._received = b""
+        super().__init__(stream, said=lambda: tail(self.log))
 
     def __enter__(self) -> Self:
         return self
@@ -86,34 +84,7 @@ class Qtest:
         """SIGKILL, at any time."""
         self._process.kill()
         self._process.wait()
-        self._stream.close()
-
-    def __call__(self, *words: str | int, seconds: float = 20) -> str:
-        """Sends a line, and gives what is behind OK in the answer."""
-        line = " ".join(f"{word:#x}" if isinstance(word, int) else word for word in words)
-        try:
-            self._stream.sendall(line.encode() + b"\n")
-        except OSError as error:
-            raise self.failed(f"{line}: {error}") from error
-        deadline = time.monotonic() + seconds
-        while True:
-            while b"\n" not in self._received:
-                left = max(0, deadline - time.monotonic())
-                if not select.select([self._stream], [], [], left)[0]:
-                    raise self.failed(f"{line}: nothing came in time")
-                data = self._stream.recv(1 << 16)
-                if not data:
-                    raise self.failed(f"{line}: QEMU is gone")
-                self._received += data
-            answer, _, self._received = self._received.partition(b"\n")
-            outcome, _, rest = answer.decode().partition(" ")
-            if outcome == "OK":
-                return rest
-            if outcome != "IRQ":
-                raise self.failed(f"{line}: {answer.decode()}")
-
-    def failed(self, reason: str) -> QtestError:
-        return QtestError(f"{reason}\n{tail(self.log)}")
+        self.close()
 
     # --- the function -----------------------------------------------------------------------------
 
@@ -137,10 +108,3 @@ class Qtest:
 
     def write(self, offset: int, value: int, size: int = 4) -> None:
         self("writeq" if size == 8 else "writel", BAR_AT + offset, value)
-
-    def store(self, address: int, data: bytes) -> None:
-        """Into guest memory, as its processor would."""
-        self("write", address, len(data), "0x" + data.hex())
-
-    def load(self, address: int, size: int) -> bytes:
-        return bytes.fromhex(self("read", address, size).removeprefix("0x"))
