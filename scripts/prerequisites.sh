@@ -44,6 +44,7 @@ check() {
         need qemu-system-common qemu-storage-daemon --version
         need user-mode-linux linux.uml --version
         need qemu-system-x86 qemu-system-x86_64 --version
+        need qemu-system-sparc qemu-system-sparc --version
         need linux-image-amd64 has_kernel
         need busybox-static has_static_busybox
         need e2fsprogs sbin e2fsck -V

@@ -1,0 +1,14 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The generators of programs, by name, each with its share of a campaign."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tests.peers.sun4m.lance_programs import driver, faults
+from tests.peers.sun4m.program import Program
+
+GENERATORS: dict[str, tuple[Callable[[int], Program], float]] = {
+    "driver": (driver, 5),
+    "faults": (faults, 1),
+}
