@@ -42,6 +42,7 @@ enum iod_cause {
 	IOD_C_HOOK,	   /* a walker or an injected fault */
 	IOD_C_SHUT,	   /* a gate that is shut */
 	IOD_C_REMOTE,	   /* remote memory: who has it did not do what it was asked */
+	IOD_C_TABLE,	   /* a page table that is not in host memory */
 };
 const char *iod_cause_text(enum iod_cause);
 

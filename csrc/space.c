@@ -4,6 +4,7 @@
 #include "space.h"
 
 #include "bytes.h"
+#include "pagetable.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -22,6 +23,7 @@ const char *iod_cause_text(enum iod_cause cause)
 		[IOD_C_HOOK] = "refused by the stage",
 		[IOD_C_SHUT] = "it is off: nothing passes",
 		[IOD_C_REMOTE] = "whoever has the memory refused",
+		[IOD_C_TABLE] = "the page table is not in memory there",
 	};
 	return text[cause];
 }
@@ -33,6 +35,11 @@ void iod_region_get(struct iod_region *region)
 
 /* Regions that are closed or quarantined and still there: as long as there is none, a walk need not ask. */
 static uint32_t shut_regions;
+
+bool iod_any_region_shut(void)
+{
+	return shut_regions != 0;
+}
 
 void iod_region_put(struct iod_region *region)
 {
@@ -142,7 +149,7 @@ __attribute__((cold, noinline)) bool iod_translation_more(struct iod_translation
 	return true;
 }
 
-__attribute__((cold, noinline)) static bool more_extents(struct iod_translation *t)
+__attribute__((cold, noinline)) bool iod_translation_more_extents(struct iod_translation *t)
 {
 	uint32_t room = t->extents_room ? t->extents_room * 2 : 8;
 	struct iod_extent *extent = grow(t->extent, t->heap_extents, t->extents * sizeof *extent, room * sizeof *extent);
@@ -164,7 +171,7 @@ static inline bool add_extent(struct iod_translation *t, struct iod_space *space
 			return true;
 		}
 	}
-	if (t->extents == t->extents_room && !more_extents(t))
+	if (t->extents == t->extents_room && !iod_translation_more_extents(t))
 		return false;
 	t->extent[t->extents++] = (struct iod_extent){space, first, last};
 	return true;
@@ -177,7 +184,7 @@ static inline bool hold_range(struct iod_translation *t, struct iod_space *space
 		if (e->space == space && e->first == first)
 			return true;
 	}
-	if (t->extents == t->extents_room && !more_extents(t))
+	if (t->extents == t->extents_room && !iod_translation_more_extents(t))
 		return false;
 	t->extent[t->extents++] = (struct iod_extent){space, first, last};
 	return true;
@@ -244,6 +251,19 @@ bool iod_space_is_asked(const struct iod_space *space)
 			if (at == space)
 				return true;
 	return false;
+}
+
+/* Whoever owns the table may want to know, as hardware latches what faulted. */
+__attribute__((cold, noinline)) static enum iod_walk_result
+refuse_table(const struct iod_space *top, struct iod_space *space, uint64_t address, uint64_t length, uint8_t access,
+	     enum iod_cause cause, struct iod_fault *fault)
+{
+	space->table->faults++;
+	space->table->cause = (uint8_t)cause;
+	refuse(fault, space, address, cause);
+	if (space->table->notes)
+		(void)ask(top, space, address, &length, access);
+	return IOD_WALK_FAULT;
 }
 
 /* What passes a gate holds all of it, once a list. */
@@ -314,6 +334,16 @@ static inline enum iod_walk_result walk_piece(const struct iod_space *top, struc
 			way[ways++].first = address;
 			address = space->map.range[at].base + (address - space->map.first[at]);
 			continue;
+		case IOD_TABLE: {
+			uint64_t target;
+			enum iod_cause cause = iod_table_find(space, address, access, &n, &target);
+			if (cause != IOD_C_NONE)
+				return refuse_table(top, space, address, n, access, cause, fault);
+			way[ways].space = space;
+			way[ways++].first = address;
+			address = target;
+			continue;
+		}
 		case IOD_MEMORY:
 			break;
 		}
@@ -614,6 +644,9 @@ enum iod_walk_result iod_walk(struct iod_space *top, const struct iod_segment *l
 			: first->map.count <= 16     ? walk_few(first, list, count, access, out)
 						     : walk_many(first, list, count, access, out);
 		offset = out->bytes;
+	} else if (first->kind == IOD_TABLE && skip == 0) {
+		begin = iod_table_walk(first, list, count, access, out, &skip);
+		offset = out->bytes - skip;
 	}
 	for (size_t i = begin; i < count; i++) {
 		uint64_t address = list[i].address, left = list[i].length;

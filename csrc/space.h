@@ -113,10 +113,11 @@ uint64_t iod_map_hole(const struct iod_map *, uint64_t address);
 bool iod_map_overlaps(const struct iod_map *, uint64_t first, uint64_t last);
 void iod_map_clear(struct iod_map *);
 
-enum iod_space_kind { IOD_MEMORY, IOD_WINDOW, IOD_IOMMU, IOD_LANES, IOD_HOOK, IOD_GATE };
+enum iod_space_kind { IOD_MEMORY, IOD_WINDOW, IOD_IOMMU, IOD_LANES, IOD_HOOK, IOD_GATE, IOD_TABLE };
 enum iod_verdict { IOD_PASS, IOD_REFUSE, IOD_PENDING };
 
 struct iod_core;
+struct iod_table; /* pagetable.h */
 struct iod_space {
 	uint8_t kind;
 	uint8_t lanes;	    /* LANES: the XOR mask */
@@ -126,13 +127,15 @@ struct iod_space {
 	struct iod_core *core; /* the engine whose transfers go through here, once one does */
 	struct iod_map map;    /* MEMORY, IOMMU */
 	uint64_t offset, last; /* WINDOW: addresses 0..last become address + offset */
+	struct iod_table *table; /* TABLE */
 	uint64_t walks, hits;  /* pieces that went through; of those, by the map's hint */
 	uint64_t change;       /* counts the changes of the map */
 	const struct iod_region *removed; /* MEMORY: what the last unmap took away, only to be compared */
 	char name[32];
 	/* HOOK, and IOMMU when it misses (length: to the end of the hole, or of the list's segment): asks the glue.  The
 	 * verdict is that of the first address.  Must not change any map of the chain (iod_space_is_asked).  A HOOK may make the length less (not 0): only so
-	 * many bytes pass, and the rest is asked for again. */
+	 * many bytes pass, and the rest is asked for again.  A TABLE that notes its faults tells of each; the verdict is
+	 * not looked at. */
 	enum iod_verdict (*hook)(struct iod_space *, uint64_t address, uint64_t *length, uint8_t access);
 	void *owner;
 };
@@ -165,6 +168,7 @@ struct iod_translation {
 void iod_translation_clear(struct iod_translation *);
 void iod_translation_free(struct iod_translation *);
 bool iod_translation_more(struct iod_translation *); /* room for more pieces */
+bool iod_translation_more_extents(struct iod_translation *);
 
 enum iod_walk_result { IOD_WALK_OK, IOD_WALK_FAULT, IOD_WALK_PENDING, IOD_WALK_NO_MEMORY };
 
@@ -176,6 +180,9 @@ enum iod_walk_result iod_walk(struct iod_space *top, const struct iod_segment *l
 /* Where that is, when it lies in one range of host memory of a memory: good until anything of the map changes.  NULL: a
  * walk says more. */
 uint8_t *iod_space_host(struct iod_space *, uint64_t address, uint64_t length, uint8_t access, struct iod_region **);
+
+/* Whether any region is closed or quarantined, and still there. */
+bool iod_any_region_shut(void);
 
 /* Whether a walk that goes through it is just asking a hook: its map must stay as it is. */
 bool iod_space_is_asked(const struct iod_space *);

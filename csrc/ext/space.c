@@ -9,6 +9,8 @@
  *    ports and revocations do. */
 #include "ext.h"
 
+#include "../pagetable.h"
+
 #include <errno.h>
 #include <string.h>
 
@@ -42,7 +44,7 @@ static enum iod_verdict space_hook(struct iod_space *space, uint64_t address, ui
 	return (enum iod_verdict)verdict;
 }
 
-/* Space(kind, next, name, lanes=0, offset=0, last=2^64-1) */
+/* Space(kind, next, name, lanes=0, offset=0, last=2^64-1); of a TABLE, `lanes` says how many slots its cache has: 2^lanes */
 static PyObject *space_new(PyTypeObject *type, PyObject *args, PyObject *kw)
 {
 	static char *names[] = {"kind", "next", "name", "lanes", "offset", "last", NULL};
@@ -67,7 +69,15 @@ static PyObject *space_new(PyTypeObject *type, PyObject *args, PyObject *kw)
 	if (!self)
 		return NULL;
 	self->space.kind = (uint8_t)kind;
-	self->space.lanes = (uint8_t)lanes;
+	if (kind == IOD_TABLE) {
+		self->space.table = lanes < 0 || lanes > 20 ? NULL : iod_table_new((unsigned)lanes);
+		if (!self->space.table) {
+			Py_DECREF(self);
+			return PyErr_NoMemory();
+		}
+	} else {
+		self->space.lanes = (uint8_t)lanes;
+	}
 	self->space.offset = offset;
 	self->space.last = last;
 	self->space.owner = self;
@@ -125,6 +135,7 @@ static void space_dealloc(Space *self)
 	if (self->space.core)
 		ext_space_leave(self);
 	iod_map_clear(&self->space.map);
+	free(self->space.table);
 	Py_XDECREF(self->next);
 	Py_XDECREF(self->hook);
 	freefunc release = PyType_GetSlot(type, Py_tp_free);
@@ -260,7 +271,79 @@ static PyObject *space_set_hook(Space *self, PyObject *args)
 	}
 	Py_XDECREF(old);
 	self->space.misses_wait = misses_wait;
+	if (self->space.table)
+		self->space.table->notes = self->hook != NULL;
 	Py_RETURN_NONE;
+}
+
+static struct iod_table *table_of(const Space *self)
+{
+	if (!self->space.table)
+		PyErr_Format(ErrorType, "%s: no page table", self->space.name);
+	return self->space.table;
+}
+
+/* _table_set(entry: (valid, write, frame, shift, entry_bytes, page_shift, big_endian), base, first, last, mode, outside):
+ * all of it, checked as a whole, with the cache empty afterwards */
+static PyObject *space_table_set(Space *self, PyObject *args)
+{
+	unsigned long long valid, write, frame, base, first, last;
+	unsigned char shift, entry_bytes, page_shift, mode, outside;
+	int big;
+	struct iod_table *table = table_of(self);
+
+	if (!table || check_owner(self) || may_change(self) ||
+	    !PyArg_ParseTuple(args, "(KKKbbbp)KKKbb", &valid, &write, &frame, &shift, &entry_bytes, &page_shift, &big, &base,
+			      &first, &last, &mode, &outside))
+		return NULL;
+	struct iod_table now = {.valid = valid, .write = write, .frame = frame, .shift = shift, .entry_bytes = entry_bytes,
+				.page_shift = page_shift, .big_endian = big, .base = base, .first = first, .last = last,
+				.mode = mode, .outside = outside};
+	const char *wrong = iod_table_wrong(&now);
+	if (wrong)
+		return PyErr_Format(AddressRangeErrorType, "%s: %s", self->space.name, wrong);
+	iod_table_set(table, &now);
+	self->space.change++;
+	Py_RETURN_NONE;
+}
+
+/* _table_flush(first, last) */
+static PyObject *space_table_flush(Space *self, PyObject *const *args, Py_ssize_t n)
+{
+	uint64_t first, last;
+	struct iod_table *table = table_of(self);
+
+	if (n != 2)
+		return PyErr_Format(PyExc_TypeError, "_table_flush takes 2 arguments, not %zd", n);
+	if (!table || check_owner(self) || ext_u64(args[0], "first", &first) || ext_u64(args[1], "last", &last) ||
+	    may_change(self))
+		return NULL;
+	iod_table_flush(table, first, last);
+	self->space.change++;
+	Py_RETURN_NONE;
+}
+
+/* _table_entry(address) -> the entry as it is in memory, or None */
+static PyObject *space_table_entry(Space *self, PyObject *arg)
+{
+	uint64_t address, entry;
+
+	if (!table_of(self) || ext_u64(arg, "address", &address))
+		return NULL;
+	if (!iod_table_entry(&self->space, address, &entry))
+		Py_RETURN_NONE;
+	return PyLong_FromUnsignedLongLong(entry);
+}
+
+/* _table_counts() -> (entries read, answers of the cache, faults, why the last one) */
+static PyObject *space_table_counts(Space *self, PyObject *unused)
+{
+	const struct iod_table *table = table_of(self);
+	(void)unused;
+	if (!table)
+		return NULL;
+	return Py_BuildValue("KKKs", (unsigned long long)table->reads, (unsigned long long)table->hits,
+			     (unsigned long long)table->faults, iod_cause_text(table->cause));
 }
 
 /* _set_shut(bool): of a gate */
@@ -442,6 +525,10 @@ static PyMethodDef space_methods[] = {
 	{"_set_hook", EXT_METHOD(space_set_hook), METH_VARARGS, NULL},
 	{"_set_shut", EXT_METHOD(space_set_shut), METH_O, NULL},
 	{"_set_offset", EXT_METHOD(space_set_offset), METH_O, NULL},
+	{"_table_set", EXT_METHOD(space_table_set), METH_VARARGS, NULL},
+	{"_table_flush", EXT_METHOD(space_table_flush), METH_FASTCALL, NULL},
+	{"_table_entry", EXT_METHOD(space_table_entry), METH_O, NULL},
+	{"_table_counts", EXT_METHOD(space_table_counts), METH_NOARGS, NULL},
 	{"_check_owner", EXT_METHOD(space_check_owner), METH_NOARGS, NULL},
 	{"_resume", EXT_METHOD(space_resume), METH_NOARGS, NULL},
 	{"translate", EXT_METHOD(space_translate_list), METH_FASTCALL,
