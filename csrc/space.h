@@ -137,8 +137,20 @@ struct iod_space {
 	 * many bytes pass, and the rest is asked for again.  A TABLE that notes its faults tells of each; the verdict is
 	 * not looked at. */
 	enum iod_verdict (*hook)(struct iod_space *, uint64_t address, uint64_t *length, uint8_t access);
+	/* Told of what it has refused when that has ended a transfer; NULL: nobody wants to know.  It is called inside a step,
+	 * or inside the call that submits: it must neither submit nor change any map. */
+	void (*told)(struct iod_space *, const struct iod_fault *);
 	void *owner;
 };
+
+/* A transfer has ended by that.  What a space is named for that refused nothing - memory that is gone, a message that was
+ * not answered - it is not told of. */
+static inline void iod_space_tell(const struct iod_fault *fault)
+{
+	if (fault->space->told &&
+	    (fault->cause == IOD_C_UNMAPPED || fault->cause == IOD_C_PERMISSION || fault->cause == IOD_C_SHUT))
+		fault->space->told(fault->space, fault);
+}
 
 struct iod_piece {
 	struct iod_region *region;

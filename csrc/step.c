@@ -247,6 +247,7 @@ static void not_translated(struct iod_core *core, struct iod_row *row, enum iod_
 		iod_translation_clear(&row->t);
 		iod_translation_clear(&row->t2);
 		iod_row_fault(core, row);
+		iod_space_tell(&row->fault);
 		return;
 	case IOD_WALK_NO_MEMORY:
 		iod_translation_clear(&row->t);

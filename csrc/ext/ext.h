@@ -48,6 +48,7 @@ typedef struct Space {
 	struct iod_space space;
 	PyObject *next;	  /* Space */
 	PyObject *hook;	  /* callable or NULL */
+	PyObject *told;	  /* the same, for what was refused */
 	PyObject *weak;
 	struct Space *later, *earlier; /* among those that its engine's transfers have gone through */
 } Space;

@@ -351,6 +351,7 @@ static PyObject *done_at_once(Port *self, PyObject *value, bool failed)
 
 static PyObject *fault_at_once(Port *self, size_t moved, const struct iod_fault *fault)
 {
+	iod_space_tell(fault);
 	PyObject *completion = ext_completion_make(IOD_FAULT, moved, fault);
 	PyObject *error = completion ? PyObject_CallFunctionObjArgs(DmaFaultType, completion, NULL) : NULL;
 	Py_XDECREF(completion);

@@ -44,6 +44,21 @@ static enum iod_verdict space_hook(struct iod_space *space, uint64_t address, ui
 	return (enum iod_verdict)verdict;
 }
 
+static void space_told(struct iod_space *space, const struct iod_fault *fault)
+{
+	Space *self = space->owner;
+	PyObject *told = self->told;
+	if (!told)
+		return;
+	Py_INCREF(told); /* it may be replaced by itself */
+	PyObject *result = PyObject_CallFunction(told, "KiO", (unsigned long long)fault->address, (int)fault->access,
+						 fault->cause == IOD_C_UNMAPPED ? Py_True : Py_False);
+	if (!result)
+		PyErr_WriteUnraisable(told);
+	Py_XDECREF(result);
+	Py_DECREF(told);
+}
+
 /* Space(kind, next, name, lanes=0, offset=0, last=2^64-1); of a TABLE, `lanes` says how many slots its cache has: 2^lanes */
 static PyObject *space_new(PyTypeObject *type, PyObject *args, PyObject *kw)
 {
@@ -82,6 +97,7 @@ static PyObject *space_new(PyTypeObject *type, PyObject *args, PyObject *kw)
 	self->space.last = last;
 	self->space.owner = self;
 	self->space.hook = space_hook;
+	self->space.told = space_told;
 	strncpy(self->space.name, name, sizeof self->space.name - 1);
 	if (kind != IOD_MEMORY) {
 		Py_INCREF(next);
@@ -96,11 +112,13 @@ static int space_traverse(Space *self, visitproc visit, void *arg)
 	Py_VISIT(Py_TYPE(self));
 	Py_VISIT(self->next);
 	Py_VISIT(self->hook);
+	Py_VISIT(self->told);
 	return 0;
 }
 
 static int space_clear(Space *self)
 {
+	Py_CLEAR(self->told);
 	Py_CLEAR(self->hook); /* `next` stays: a walk follows it */
 	return 0;
 }
@@ -138,6 +156,7 @@ static void space_dealloc(Space *self)
 	free(self->space.table);
 	Py_XDECREF(self->next);
 	Py_XDECREF(self->hook);
+	Py_XDECREF(self->told);
 	freefunc release = PyType_GetSlot(type, Py_tp_free);
 	release(self);
 	Py_DECREF(type);
@@ -346,6 +365,19 @@ static PyObject *space_table_counts(Space *self, PyObject *unused)
 			     (unsigned long long)table->faults, iod_cause_text(table->cause));
 }
 
+/* _tell_faults(callable | None): who is told of what it has refused, as (address, access, whether nothing is there) */
+static PyObject *space_tell_faults(Space *self, PyObject *told)
+{
+	if (check_owner(self))
+		return NULL;
+	PyObject *old = self->told;
+	if (told != Py_None)
+		Py_INCREF(told);
+	self->told = told == Py_None ? NULL : told;
+	Py_XDECREF(old);
+	Py_RETURN_NONE;
+}
+
 /* _set_shut(bool): of a gate */
 static PyObject *space_set_shut(Space *self, PyObject *arg)
 {
@@ -523,6 +555,7 @@ static PyMethodDef space_methods[] = {
 	{"_find", EXT_METHOD(space_find), METH_O, NULL},
 	{"_ranges", EXT_METHOD(space_ranges), METH_NOARGS, NULL},
 	{"_set_hook", EXT_METHOD(space_set_hook), METH_VARARGS, NULL},
+	{"_tell_faults", EXT_METHOD(space_tell_faults), METH_O, NULL},
 	{"_set_shut", EXT_METHOD(space_set_shut), METH_O, NULL},
 	{"_set_offset", EXT_METHOD(space_set_offset), METH_O, NULL},
 	{"_table_set", EXT_METHOD(space_table_set), METH_VARARGS, NULL},

@@ -55,7 +55,7 @@ def test_hot_plug_reboot_and_servers_that_go(work: Path, qemu11: Foreign, vfio_b
         guest.qmp.execute("object-del", id="going")
         end(guest)
         add_memory(guest, "staying", "online_kernel")
-        at = guest.run(f"cat {DEVICE}/unmapped").output.split()[2]
+        at = guest.run(f"cat {DEVICE}/unmapped_source").output.split()[2]
         assert int(at, 16) >= ADDED
         begin(guest)
         end(guest)

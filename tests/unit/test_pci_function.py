@@ -459,3 +459,38 @@ def test_a_function_that_is_closed_leaves_the_device_alone(machine: Machine) -> 
     machine.device.interrupt.set(True)
     assert noted.take() == []
     assert Function(machine.device).interrupts.level
+
+
+def test_a_device_or_a_slot_is_of_one_function(engine: WatchedEngine, machine: Machine) -> None:
+    with pytest.raises(iodma.BusyError, match="closing that first would be right"):
+        Function(machine.device)
+    other = Lines(engine.port(machine.slot))
+    with pytest.raises(iodma.BusyError, match="PciSlot"):
+        Function(other)
+    machine.function.close()
+    function = Function(other)
+    with pytest.raises(iodma.BusyError, match="PciSlot"):
+        Function(machine.device)
+    function.close()
+    Function(machine.device).close()
+
+
+def test_dma_without_bus_mastering_is_told_once(
+    machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    def told() -> list[str]:
+        lines = [each.message.partition("DMA that ")[2] for each in caplog.records]
+        caplog.clear()
+        return lines
+
+    machine.ring()
+    machine.ring()
+    assert told() == ["writes to 0x0 fails, as all DMA does while Bus Master Enable is clear"]
+    machine.function.config_write(COMMAND, BUS_MASTER)
+    machine.function.config_write(COMMAND, b"\0\0")
+    machine.ring()
+    machine.ring()
+    assert len(told()) == 1
+    machine.function.close()
+    machine.ring()
+    assert told() == []

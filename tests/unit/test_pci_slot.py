@@ -200,3 +200,54 @@ def test_lists_over_any_number_of_regions_hold_it_once(regions: int, rng: random
                     slot.set_bus_master(True)
 
         engine.run(main())
+
+
+def test_who_asks_is_told_of_what_is_refused() -> None:
+    """Once for each transfer that it ends, in the call or later; of memory and of the gate; and
+    what they raise harms nobody."""
+    told: list[tuple[str, int, int, bool]] = []
+    with strict_engine() as engine, iodma.Ram(4096) as ram:
+        slot = iodma.PciSlot()
+        slot._tell_faults(lambda *what: told.append(("slot", *what)))
+        slot.memory._tell_faults(lambda *what: told.append(("memory", *what)))
+        slot.memory.add(0, ram, read_only=True)
+        port = engine.port(slot)
+
+        async def main() -> None:
+            with pytest.raises(iodma.DmaFault):
+                await port.load("<Q", 16)
+            assert (await port.copy((0, 8), (8, 8))).status == Status.FAULT
+            assert told == [("slot", 16, 1, False), ("slot", 0, 1, False)]
+            slot.set_bus_master(True)
+            told.clear()
+            await port.load("<Q", 16)
+            with pytest.raises(iodma.DmaFault):
+                await port.store("<Q", 16, 0)
+            with pytest.raises(iodma.DmaFault):
+                await port.load("<Q", 4092)
+            assert (await port.copy((0, 8), (0x5000, 8))).status == Status.FAULT
+            assert told == [
+                ("memory", 16, 2, False),
+                ("memory", 4096, 1, True),
+                ("memory", 0x5000, 2, True),
+            ]
+            slot.memory._tell_faults(None)
+            assert (await port.copy((0x5000, 8), (0, 8))).status == Status.FAULT
+            assert len(told) == 3
+
+        engine.run(main())
+
+
+def test_who_is_told_may_raise(monkeypatch: pytest.MonkeyPatch) -> None:
+    raised: list[type[BaseException]] = []
+    monkeypatch.setattr("sys.unraisablehook", lambda what: raised.append(what.exc_type))
+    with strict_engine() as engine:
+        slot = iodma.PciSlot()
+        slot._tell_faults(lambda *what: 1 // 0)
+        port = engine.port(slot)
+
+        async def main() -> None:
+            assert (await port.copy((0, 8), (8, 8))).status == Status.FAULT
+
+        engine.run(main())
+    assert raised == [ZeroDivisionError]

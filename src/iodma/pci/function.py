@@ -9,6 +9,7 @@ Invariants
  - An access to a BAR reaches the device as naturally aligned ones of 1, 2, 4 or 8 bytes, each once,
    in ascending order; what is no register's is MSI-X's, a `Ram`'s, or the ROM's.
  - The slot's gate is open when Bus Master Enable is set and the function is in D0, and only then.
+ - A device, and a slot, is of one function at a time.
  - After a reset the configuration space is as at power-on, the gate shut, MSI-X's table masked,
    before anything else is done; it is acknowledged with that of the device.
 """
@@ -18,9 +19,16 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from iodma.devices import Device
-from iodma.errors import AddressRangeError, ArgumentError, ArgumentTypeError, DmaFault
+from iodma.errors import (
+    AddressRangeError,
+    ArgumentError,
+    ArgumentTypeError,
+    BusyError,
+    DmaFault,
+)
 from iodma.lease import Revocation, revoke
 from iodma.log import GuestLog
 from iodma.memory import Ram
@@ -31,6 +39,7 @@ from iodma.pci.interrupts import Interrupts
 from iodma.pci.placement import ROM, BarPlace
 from iodma.pci.regions import BarRegion, region
 from iodma.pci.slot import PciSlot
+from iodma.types import Access
 
 if TYPE_CHECKING:
     from iodma.port import Port
@@ -40,6 +49,8 @@ __all__ = ["BarInfo", "Function", "slot_of"]
 log = GuestLog("iodma.pci")
 
 _PAGE = 4096
+#: By the identity of a device or a slot: whose it is. A function keeps both.
+_owners: WeakValueDictionary[int, Function] = WeakValueDictionary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +94,8 @@ class Function:
     Raises:
         ArgumentError: the device has no description, or ports that lead to no slot, or to several.
         AddressRangeError: a register is behind none of its BARs.
+        BusyError: the device is another function already, or the slot is another one's, which is
+            not closed.
     """
 
     def __init__(self, device: Device, slot: PciSlot | None = None) -> None:
@@ -99,6 +112,7 @@ class Function:
         self.device = device
         self.description = description
         self.slot = slot_of(device) if slot is None else slot
+        self._own()
         self.config = capabilities.config_space(description)
         self.interrupts = Interrupts(description, self.config, self._send, lambda: device._busy)
         self.bars: dict[int, BarInfo] = {}
@@ -122,8 +136,10 @@ class Function:
         self._waits: list[Awaitable[object]] = []
         self._port: Port | None = None
         self._watch()
+        self._told = False  # that the gate has refused something since it was shut
         if self.slot is not None:
             self.slot.set_bus_master(False)
+            self.slot._tell_faults(self._refused)
         self._unwatch: Callable[[], None] | None = device._watch_lines(self.interrupts.add_line)
 
     def __repr__(self) -> str:
@@ -139,11 +155,26 @@ class Function:
             return
         self._unwatch()
         self._unwatch = None
+        self._disown()
         self.interrupts.close()
         if self.slot is not None:
+            self.slot._tell_faults(None)
             self.slot.set_bus_master(False)
         if self._port is not None:
             self._port.close()
+
+    def _own(self) -> None:
+        for each in (self.device, self.slot):
+            other = _owners.get(id(each))
+            if other is not None:
+                raise BusyError(f"{each!r} is of {other!r}; closing that first would be right")
+        for each in (self.device, self.slot):
+            if each is not None:
+                _owners[id(each)] = self
+
+    def _disown(self) -> None:
+        for each in (self.device, self.slot):
+            _owners.pop(id(each), None)
 
     # --- BARs -------------------------------------------------------------------------------------
 
@@ -309,7 +340,19 @@ class Function:
             if revocation is not None and not revocation.done:
                 self._waits.append(_Drained(self.slot, revocation))
         self._on = on
+        self._told &= not on
         self.interrupts.set_gate(on, not asleep)
+
+    def _refused(self, address: int, access: int, unmapped: bool) -> None:
+        """DMA has met a shut gate: told once for each time that it is shut."""
+        if not self._told:
+            self._told = True
+            why = "it is in D3hot" if self._asleep else "Bus Master Enable is clear"
+            kind = "writes to" if access & Access.WRITE else "reads"
+            log.warning(
+                "%s: DMA that %s %#x fails, as all DMA does while %s",
+                *(self.device.name, kind, address, why),
+            )
 
     # --- messages to memory -----------------------------------------------------------------------
 

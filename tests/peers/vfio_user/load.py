@@ -46,7 +46,9 @@ def is_over(guest: Guest, name: str = "load", seconds: float = 30) -> str:
     return guest.run(WAIT.format(name), seconds=seconds).output
 
 
-def is_refused(guest: Guest, device: str = DEVICE) -> bool:
-    """A copy to what is mapped no more fails in its descriptor, and the device says where."""
-    result, told, address = guest.run(f"cat {device}/unmapped").output.split()
-    return int(result, 16) == 1 << 31 | 1 and int(told, 16) == int(address, 16) != 0
+def refused(guest: Guest, device: str = DEVICE, end: str = "target") -> int | None:
+    """A copy one end of which is mapped no more fails in its descriptor, and the device says where:
+    that address, or None. `end`: "source" or "target"."""
+    result, told, address = guest.run(f"cat {device}/unmapped_{end}").output.split()
+    right = int(result, 16) == 1 << 31 | 1 and int(told, 16) == int(address, 16) != 0
+    return int(address, 16) if right else None

@@ -23,6 +23,7 @@ from iodma.transports.descriptors import Descriptor
 from iodma.transports.vfio_user import features
 from iodma.transports.vfio_user.dma import DmaTable
 from iodma.transports.vfio_user.doorbells import Doorbells
+from iodma.transports.vfio_user.faults import Faults
 from iodma.transports.vfio_user.irqs import Irqs
 from iodma.transports.vfio_user.messages import (
     BITMAP,
@@ -70,6 +71,7 @@ class Handlers:
         client: what it has said of itself.
         remote: its memory, by messages.
         table: its memory.
+        faults: what it is told of DMA elsewhere.
         regions: BARs, ROM, configuration space.
         irqs: where interrupts go.
     """
@@ -86,6 +88,9 @@ class Handlers:
             if memory is None
             else DmaTable(engine, memory, self.remote, name, private=self._is_private)
         )
+        self.faults = (
+            None if memory is None else Faults(engine, memory, self.remote, name, self._may_ask)
+        )
         self.regions = Regions(function)
         self.irqs = Irqs(engine, function.interrupts)
         self._doorbells = Doorbells(engine, function)
@@ -101,6 +106,10 @@ class Handlers:
         raise NotImplementedError
 
     def _ask(self, id: int, command: int, payload: bytes) -> None:
+        raise NotImplementedError
+
+    def _may_ask(self) -> bool:
+        """Whether no command waits for transfers to end."""
         raise NotImplementedError
 
     # --- information ------------------------------------------------------------------------------
@@ -150,6 +159,8 @@ class Handlers:
 
     def _reset(self, payload: bytes, descriptors: list[Descriptor]) -> Later:
         wait = _after(self.function.request_reset(), b"")
+        if self.faults is not None:
+            self.faults.reset()
 
         async def done() -> bytes:
             answer = await wait()

@@ -267,6 +267,11 @@ class Session(Handlers):
                 close_all(descriptors)
         if not self._ending and len(self._held) < _MOST_HELD:
             self._channel.resume()
+        if self.faults is not None and not self._pending:
+            self.faults.go_on()
+
+    def _may_ask(self) -> bool:
+        return not self._pending
 
     def _may_begin_held(self) -> bool:
         return not self._pending or (
@@ -290,6 +295,8 @@ class Session(Handlers):
             self.end("no version was agreed on")
             return
         self._agreed = True
+        if self.faults is not None and self.client.takes_commands:
+            self.faults.start()
         self.remote.most = min(self.remote.most, self.client.transfer)
         theirs: list[Descriptor] = []
         if self.client.twin_socket and self.client.descriptors:
@@ -341,6 +348,8 @@ class Session(Handlers):
         self.engine.start(self._wind_up(), name=f"{self.name}.end")
 
     async def _wind_up(self) -> None:
+        if self.faults is not None:
+            self.faults.close()
         self.remote.close()
         for pending in self._pending:
             if pending.timer is not None:

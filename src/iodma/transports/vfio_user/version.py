@@ -56,6 +56,13 @@ class Client:
     max_dma_maps: bool = False
     pgsizes: bool = False
 
+    @property
+    def takes_commands(self) -> bool:
+        """Whether it can be asked at any time, and not only for memory that it has not shared: it
+        has a socket for that; or it keeps mappings as an IOMMU does, and says so, which is QEMU.
+        Others wait for the answer to their own command, and take nothing else."""
+        return self.twin_socket or (self.pgsizes and self.max_dma_maps)
+
 
 def parse(payload: bytes) -> Client:
     """What a client proposes.

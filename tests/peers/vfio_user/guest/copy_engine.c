@@ -8,7 +8,8 @@
  *   copy      (written) "ROUNDS BYTES DEPTH": so often DEPTH copies of BYTES, each mapped, compared
  *             and unmapped; with a fourth word "held" they are mapped once. Fails with ENODEV when
  *             the device is gone, ETIMEDOUT, EIO (a copy failed), EBADMSG (bytes are wrong).
- *   unmapped  (read) a copy into what is no longer mapped: "RESULT FAULT ADDRESS", hexadecimal
+ *   unmapped_source, unmapped_target
+ *             (read) a copy from, or to, what is no longer mapped: "RESULT FAULT ADDRESS", hexadecimal
  *   state     (read) "KIND VECTORS DONE FAILED": interrupts, and how many of each line came
  *
  * Whoever likes may have it under the kernel's license: on s390x, modules under others get no access
@@ -180,10 +181,20 @@ static int map(struct copy_engine *engine, struct buffer *buffer, u32 length)
 	return 0;
 }
 
-static void unmap(struct copy_engine *engine, struct buffer *buffer, u32 length)
+static void unmap_source(struct copy_engine *engine, struct buffer *buffer, u32 length)
 {
 	dma_unmap_single(&engine->pci->dev, buffer->from, length, DMA_TO_DEVICE);
+}
+
+static void unmap_target(struct copy_engine *engine, struct buffer *buffer, u32 length)
+{
 	dma_unmap_single(&engine->pci->dev, buffer->to, length, DMA_FROM_DEVICE);
+}
+
+static void unmap(struct copy_engine *engine, struct buffer *buffer, u32 length)
+{
+	unmap_source(engine, buffer, length);
+	unmap_target(engine, buffer, length);
 }
 
 static int map_all(struct copy_engine *engine, u32 length, unsigned int depth)
@@ -314,7 +325,8 @@ static ssize_t copy_store(struct device *device, struct device_attribute *attrib
 }
 static DEVICE_ATTR_WO(copy);
 
-static ssize_t unmapped_show(struct device *device, struct device_attribute *attribute, char *text)
+/* A copy one end of which is no longer mapped. */
+static ssize_t copy_unmapped(struct device *device, char *text, bool target)
 {
 	struct copy_engine *engine = dev_get_drvdata(device);
 	struct buffer *buffer = &engine->buffers[0];
@@ -327,19 +339,40 @@ static ssize_t unmapped_show(struct device *device, struct device_attribute *att
 	if (!error)
 		error = map(engine, buffer, UNMAPPED_BYTES);
 	if (!error) {
-		unmap(engine, buffer, UNMAPPED_BYTES);
+		if (target)
+			unmap_target(engine, buffer, UNMAPPED_BYTES);
+		else
+			unmap_source(engine, buffer, UNMAPPED_BYTES);
 		index = describe(engine, buffer->from, buffer->to, UNMAPPED_BYTES, FLAG_INTERRUPT);
 		error = go(engine, index);
+		if (target)
+			unmap_source(engine, buffer, UNMAPPED_BYTES);
+		else
+			unmap_target(engine, buffer, UNMAPPED_BYTES);
 	}
 	size = error ? error
 		     : scnprintf(text, PAGE_SIZE, "%x %llx %llx\n",
 				 le32_to_cpu(engine->ring[index].result),
-				 readq(engine->bar + FAULT), (u64)buffer->from);
+				 readq(engine->bar + FAULT),
+				 (u64)(target ? buffer->to : buffer->from));
 	free_buffers(engine);
 	mutex_unlock(&engine->lock);
 	return size;
 }
-static DEVICE_ATTR_RO(unmapped);
+
+static ssize_t unmapped_source_show(struct device *device, struct device_attribute *attribute,
+				    char *text)
+{
+	return copy_unmapped(device, text, false);
+}
+static DEVICE_ATTR_RO(unmapped_source);
+
+static ssize_t unmapped_target_show(struct device *device, struct device_attribute *attribute,
+				    char *text)
+{
+	return copy_unmapped(device, text, true);
+}
+static DEVICE_ATTR_RO(unmapped_target);
 
 static ssize_t state_show(struct device *device, struct device_attribute *attribute, char *text)
 {
@@ -353,7 +386,8 @@ static DEVICE_ATTR_RO(state);
 
 static struct attribute *attributes[] = {
 	&dev_attr_copy.attr,
-	&dev_attr_unmapped.attr,
+	&dev_attr_unmapped_source.attr,
+	&dev_attr_unmapped_target.attr,
 	&dev_attr_state.attr,
 	NULL,
 };
