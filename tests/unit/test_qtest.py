@@ -176,6 +176,10 @@ def rig() -> Iterator[Rig]:
         ("clock_set", "FAIL clock_set: argument 1 is missing"),
         ("irq_intercept_in", "FAIL irq_intercept_in: argument 1 is missing"),
         ("irq_intercept_in /machine/other", "FAIL Unknown device"),
+        ("irq_intercept_in chip", "OK"),
+        ("irq_intercept_in machine/chip", "OK"),
+        ("irq_intercept_in hip", "FAIL Unknown device"),
+        ("irq_intercept_in ", "FAIL Unknown device"),
         ("irq_intercept_in /machine/chip x", "FAIL Interception of named in-GPIOs not yet"
          " supported"),
         ("irq_intercept_in /machine/none", "FAIL No intercepts installed"),

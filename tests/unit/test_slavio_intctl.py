@@ -21,13 +21,12 @@ class Rig:
         self.bus = Bus()
         self.bus.attach(self.chip, 0)
 
-    def set(self, source: int, level: bool = True) -> None:
+    def drive(self, source: int, level: bool = True) -> None:
         line = self.chip.inputs[source]
         assert line is not None
         line.set(level)
 
-    @property
-    def levels(self) -> set[int]:
+    def seen(self) -> set[int]:
         """Those that the processor sees."""
         return {n for n, line in enumerate(self.chip.levels) if line is not None and line.level}
 
@@ -35,20 +34,20 @@ class Rig:
 @pytest.mark.parametrize("source", [n for n, level in enumerate(LEVELS) if level])
 def test_a_source_is_pending_and_interrupts_at_its_level(source: int) -> None:
     rig, level = Rig(), LEVELS[source]
-    rig.set(source)
+    rig.drive(source)
     assert rig.bus.read32(SYSTEM) == 1 << source
     assert rig.bus.read32(PENDING) == 1 << level
     implemented = IMPLEMENTED >> source & 1
-    assert rig.levels == ({level} if implemented or level == 15 else set())
+    assert rig.seen() == ({level} if implemented or level == 15 else set())
     rig.bus.write32(MASK_SET, 1 << source)
     assert rig.bus.read32(MASK) == (implemented << source)
     assert rig.bus.read32(SYSTEM) == 1 << source
     assert rig.bus.read32(PENDING) == 1 << level  # also while it is masked
-    assert rig.levels == ({15} if level == 15 else set())
+    assert rig.seen() == ({15} if level == 15 else set())
     rig.bus.write32(MASK_CLEAR, 1 << source)
     assert rig.bus.read32(MASK) == 0
-    rig.set(source, False)
-    assert rig.bus.read32(SYSTEM) == rig.bus.read32(PENDING) == 0 and not rig.levels
+    rig.drive(source, False)
+    assert rig.bus.read32(SYSTEM) == rig.bus.read32(PENDING) == 0 and not rig.seen()
 
 
 def test_sources_that_are_none_have_no_line() -> None:
@@ -60,37 +59,37 @@ def test_sources_that_are_none_have_no_line() -> None:
 def test_all_can_be_masked_but_softwares() -> None:
     rig = Rig()
     for line in (Line.ETHERNET, Line.SCSI, Line.MODULE_ERROR):
-        rig.set(line)
-    rig.set(32)  # the processor's timer
+        rig.drive(line)
+    rig.drive(32)  # the processor's timer
     rig.bus.write32(SOFT, 1 << 17 | 1 << 31)
-    assert rig.levels == {1, 4, 6, 14, 15}
+    assert rig.seen() == {1, 4, 6, 14, 15}
     rig.bus.write32(MASK_SET, 1 << 31)
-    assert rig.levels == {1, 15}
+    assert rig.seen() == {1, 15}
     rig.bus.write32(CLEAR, 1 << 31)
-    assert rig.levels == {1}
+    assert rig.seen() == {1}
     rig.bus.write32(MASK_CLEAR, ALL)
-    assert rig.levels == {1, 4, 6, 14, 15}
+    assert rig.seen() == {1, 4, 6, 14, 15}
 
 
 def test_another_target_has_the_hard_ones_but_for_errors() -> None:
     rig = Rig()
     rig.bus.write32(TARGET, 0xFFFF_FFF1)
     assert rig.bus.read32(TARGET) == 1
-    rig.set(Line.ETHERNET)
-    rig.set(Line.MODULE_ERROR)
-    assert rig.bus.read32(PENDING) == 1 << 15 and rig.levels == {15}
+    rig.drive(Line.ETHERNET)
+    rig.drive(Line.MODULE_ERROR)
+    assert rig.bus.read32(PENDING) == 1 << 15 and rig.seen() == {15}
     rig.bus.write32(CLEAR, 1 << 15 | 1 << 6)  # broadcast, and cleared where it was taken
-    assert rig.bus.read32(PENDING) == 0 and not rig.levels
+    assert rig.bus.read32(PENDING) == 0 and not rig.seen()
     rig.bus.write32(TARGET, 0)
-    assert rig.levels == {6, 15}
+    assert rig.seen() == {6, 15}
 
 
 def test_software_sets_and_clears_its_own() -> None:
     rig = Rig()
     rig.bus.write32(SOFT, ALL)
-    assert rig.bus.read32(PENDING) == 0xFFFE_0000 and rig.levels == set(range(1, 16))
+    assert rig.bus.read32(PENDING) == 0xFFFE_0000 and rig.seen() == set(range(1, 16))
     rig.bus.write32(CLEAR, 0x8002_0000)
-    assert rig.bus.read32(PENDING) == 0x7FFC_0000 and rig.levels == set(range(2, 15))
+    assert rig.bus.read32(PENDING) == 0x7FFC_0000 and rig.seen() == set(range(2, 15))
     for register in (CLEAR, SOFT, 0xC, MASK_CLEAR, MASK_SET):
         assert rig.bus.read32(register) == 0
     for register in (PENDING, 0xC, SYSTEM, MASK):
@@ -101,16 +100,16 @@ def test_software_sets_and_clears_its_own() -> None:
 
 def test_reset_forgets_what_is_not_raised() -> None:
     rig = Rig()
-    rig.set(Line.ETHERNET)
+    rig.drive(Line.ETHERNET)
     rig.bus.write32(SOFT, 1 << 18)
     rig.bus.write32(MASK_SET, ALL)
     rig.chip.request_reset()
     assert rig.bus.read32(MASK) == 0
     assert rig.bus.read32(SYSTEM) == 1 << Line.ETHERNET
-    assert rig.bus.read32(PENDING) == 1 << 6 and rig.levels == {6}
-    rig.set(Line.ETHERNET, False)
+    assert rig.bus.read32(PENDING) == 1 << 6 and rig.seen() == {6}
+    rig.drive(Line.ETHERNET, False)
     rig.chip.request_reset()
-    assert rig.bus.read32(PENDING) == 0 and not rig.levels
+    assert rig.bus.read32(PENDING) == 0 and not rig.seen()
 
 
 class Agreement(RuleBasedStateMachine):
@@ -125,7 +124,7 @@ class Agreement(RuleBasedStateMachine):
     @rule(source=st.sampled_from([n for n, level in enumerate(LEVELS) if level]), on=st.booleans())
     def line(self, source: int, on: bool) -> None:
         was = self.raised >> source & 1
-        self.rig.set(source, on)
+        self.rig.drive(source, on)
         self.raised = self.raised & ~(1 << source) | on << source
         if LEVELS[source] == 15 and was != on:
             self.fifteen = on
@@ -161,7 +160,7 @@ class Agreement(RuleBasedStateMachine):
         bus = self.rig.bus
         assert bus.read32(SYSTEM) == self.raised and bus.read32(MASK) == self.mask
         assert bus.read32(PENDING) == self.soft | sum(1 << n for n in shown)
-        assert self.rig.levels == seen
+        assert self.rig.seen() == seen
 
 
 TestAgreement = Agreement.TestCase

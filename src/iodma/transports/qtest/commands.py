@@ -157,10 +157,13 @@ class Commands:
     def _device(self, words: Words) -> Pins:
         if len(words) < 2:
             raise Refusal(f"{shown(words[0])}: argument 1 is missing")
-        pins = self._pins.get(words[1].decode("utf-8", "replace"))
-        if pins is None:
+        path = words[1].decode("utf-8", "replace")
+        # A path that does not begin at the root is the end of exactly one.
+        found = [path] if path in self._pins else []
+        found = found or [each for each in self._pins if each.endswith(f"/{path}")]
+        if len(found) != 1 or not path:
             raise Refusal("Unknown device")
-        return pins
+        return self._pins[found[0]]
 
     def _intercept_in(self, words: Words) -> bytes:
         self._interception.inputs(self._device(words), len(words) > 2)
