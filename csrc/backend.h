@@ -31,6 +31,10 @@ enum iod_opcode {
 	IOD_OP_FSYNC,	  /* fdatasync(fd) */
 	IOD_OP_FALLOCATE, /* fallocate(fd, mode, offset, length) */
 	IOD_OP_POLL,	  /* one shot poll(fd, poll_events): result is revents */
+	/* packets[0] to packets[niov - 1], those that need not wait: the number that went, or the error of the first.  Done by
+	 * whoever flushes.  mode: 0 for a socket; 1 for a descriptor that does not block and is read and written. */
+	IOD_OP_SEND_PACKETS,
+	IOD_OP_RECEIVE_PACKETS,
 };
 
 #define IOD_OP_DSYNC (1u << 0)
@@ -53,6 +57,7 @@ struct iod_op {
 	int mode; /* fallocate */
 	const struct iovec *iov;
 	struct msghdr *msg;
+	struct mmsghdr *packets;
 	uint64_t offset;
 	uint64_t length; /* fallocate */
 	uint64_t user_data; /* below UINT64_MAX << 32, the rest is the backend's own; a poll's: any */
@@ -62,6 +67,12 @@ static inline uint32_t iod_receive_flags(const struct iod_op *op)
 {
 	return (op->flags & IOD_OP_PEEK ? MSG_PEEK : 0) | (op->flags & IOD_OP_WHOLE ? MSG_TRUNC : 0);
 }
+
+static inline bool iod_is_packets(const struct iod_op *op)
+{
+	return op->code == IOD_OP_SEND_PACKETS || op->code == IOD_OP_RECEIVE_PACKETS;
+}
+int32_t iod_packets_run(const struct iod_op *); /* mmsg.c */
 
 #define IOD_CQE_MORE (1u << 0) /* another completion for the same op follows (zero-copy send) */
 

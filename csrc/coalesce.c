@@ -17,25 +17,12 @@
 
 #define MOST_BYTES (64u << 10)
 
-static void back_in_front(struct iod_queue *queue, struct iod_row *row)
-{
-	row->queue = queue;
-	row->previous = NULL;
-	row->next = queue->head;
-	if (queue->head)
-		queue->head->previous = row;
-	else
-		queue->tail = row;
-	queue->head = row;
-	queue->count++;
-}
-
 /* The last first, so that they stand in front of the queue as they stood before. */
-static void send_back(struct iod_core *core, struct iod_row *row, struct iod_queue *queue)
+void iod_riders_send_back(struct iod_core *core, struct iod_row *row, struct iod_queue *queue)
 {
 	if (!row)
 		return;
-	send_back(core, row->range_next, queue);
+	iod_riders_send_back(core, row->range_next, queue);
 	row->range_next = NULL;
 	row->host = NULL;
 	row->phase = IOD_P_NONE;
@@ -46,7 +33,7 @@ static void send_back(struct iod_core *core, struct iod_row *row, struct iod_que
 	iod_row_release(core, row);
 	row->wait = IOD_W_ORDER;
 	iod_row_to(core, row, IOD_S_WAITING);
-	back_in_front(queue, row);
+	iod_queue_add_first(queue, row);
 }
 
 static bool may_ride(struct iod_core *core, struct iod_row *row, uint32_t room, uint64_t bytes)
@@ -118,7 +105,8 @@ void iod_riders_leave(struct iod_core *core, struct iod_row *host)
 	struct iod_row *riders = host->riders;
 
 	host->riders = NULL;
-	send_back(core, riders, &host->target->order[host->direction]);
+	host->batched = false;
+	iod_riders_send_back(core, riders, &host->target->order[host->direction]);
 }
 
 struct iod_row *iod_riders_share(struct iod_core *core, struct iod_row *host, uint64_t bytes)
@@ -141,7 +129,7 @@ struct iod_row *iod_riders_share(struct iod_core *core, struct iod_row *host, ui
 		bytes -= n;
 		if (row->moved < row->total) {
 			next_turn = row;
-			send_back(core, next, &target->order[direction]);
+			iod_riders_send_back(core, next, &target->order[direction]);
 			break;
 		}
 		core->count.coalesced++;

@@ -59,7 +59,7 @@ int iod_submit(struct iod_core *core, const struct iod_request *request, uint64_
 	row->wait = IOD_W_NONE;
 	row->cancel_wanted = row->cancel_sent = row->with_backend = row->holds_order = row->leased = false;
 	row->was_ranged = row->notified = row->ranged = row->reads_first = false;
-	row->cut = row->by_copy = row->by_write = row->alone = false;
+	row->cut = row->by_copy = row->by_write = row->alone = row->batched = row->no_end = false;
 	row->error = 0;
 	if (request->unit) {
 		if (row->total > request->end || request->position > request->end - row->total)

@@ -54,7 +54,7 @@ void iod_end_of_packets(struct iod_core *core, struct iod_row *row)
 
 	if (row->cut)
 		iod_row_complete(core, row, IOD_IO_ERROR, EMSGSIZE);
-	else if (row->direction == IOD_TO_MEMORY && poll(&poll_fd, 1, 0) > 0 && poll_fd.revents & (POLLRDHUP | POLLHUP))
+	else if (row->direction == IOD_TO_MEMORY && !row->no_end && poll(&poll_fd, 1, 0) > 0 && poll_fd.revents & (POLLRDHUP | POLLHUP))
 		iod_row_complete(core, row, IOD_PEER_GONE, 0);
 	else
 		iod_row_complete(core, row, IOD_OK, 0);
@@ -144,7 +144,7 @@ static bool was_cut(const struct iod_row *row, uint8_t phase, int32_t result)
 	return target->plain_io ? (uint64_t)result > row->total : row->message.msg_flags & MSG_TRUNC;
 }
 
-static void row_result(struct iod_core *core, struct iod_row *row, int32_t result)
+void iod_row_result(struct iod_core *core, struct iod_row *row, int32_t result)
 {
 	uint8_t phase = row->phase;
 
@@ -290,7 +290,10 @@ static void completion(struct iod_core *core, const struct iod_cqe *cqe)
 		row->notified = false;
 		result = row->sent;
 	}
-	row_result(core, row, result);
+	if (row->batched)
+		iod_batch_result(core, row, result);
+	else
+		iod_row_result(core, row, result);
 }
 
 uint32_t iod_core_reap(struct iod_core *core, uint32_t most)
@@ -324,5 +327,5 @@ void iod_script_done(struct iod_core *core, struct iod_row *row, int32_t result)
 	if (row->phase != IOD_P_SCRIPT)
 		return;
 	row->filled = false;
-	row_result(core, row, result);
+	iod_row_result(core, row, result);
 }

@@ -38,7 +38,7 @@ static inline bool hand_over(struct iod_core *core, struct iod_row *row, struct 
 	row->with_backend = true;
 	core->with_backend++;
 	core->count.requests++;
-	core->queued_bytes += row->op_bytes;
+	core->queued_bytes += row->batched ? row->message_bytes : row->op_bytes;
 	return true;
 }
 
@@ -79,8 +79,10 @@ void iod_row_continue(struct iod_core *core, struct iod_row *row)
 	int error = 0;
 
 	enum iod_plan plan = iod_plan_next(core, row, &op, &error);
-	if (plan == IOD_PLAN_REQUEST)
+	if (plan == IOD_PLAN_REQUEST) {
 		iod_riders_board(core, row, &op);
+		iod_batch_board(core, row, &op);
+	}
 	if (row->cancel_wanted && plan == IOD_PLAN_REQUEST) {
 		/* By a device window that the plan read from, or a stage that a rider's walk asked; nothing was handed
 		 * over yet. */
@@ -312,7 +314,7 @@ static void row_control(struct iod_core *core, struct iod_row *row)
 	iod_row_continue(core, row);
 }
 
-static void row_step(struct iod_core *core, struct iod_row *row)
+static void row_step(struct iod_core *core, struct iod_row *row, bool last)
 {
 	struct iod_target *target = row->target;
 
@@ -359,6 +361,10 @@ static void row_step(struct iod_core *core, struct iod_row *row)
 		}
 		if (!take_order(core, row) || !take_range(core, row))
 			return;
+		if (target->kind == IOD_T_PACKET && !last) {
+			iod_queue_add(&core->packets, row);
+			return;
+		}
 	}
 	if (translate(core, row))
 		iod_row_continue(core, row);
@@ -395,16 +401,17 @@ void iod_core_step(struct iod_core *core)
 	for (;;) {
 		if (core->budget_again)
 			feed_budget(core);
-		if (core->ring.head && iod_room(core) > core->ready.count)
+		if (core->ring.head && iod_room(core) > core->ready.count + core->packets.count)
 			iod_row_ready(core, core->ring.head);
 		for (struct iod_target *target = core->driven; target; target = target->next_driven)
 			if (target->driver_wait.head && target->driver->room > core->ready.count)
 				iod_row_ready(core, target->driver_wait.head);
 		struct iod_row *row = core->ready.head;
-		if (!row)
+		bool last = !row;
+		if (last && !(row = core->packets.head))
 			return;
 		iod_queue_remove(row);
-		row_step(core, row);
+		row_step(core, row, last);
 	}
 }
 

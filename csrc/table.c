@@ -87,6 +87,19 @@ void iod_queue_add(struct iod_queue *queue, struct iod_row *row)
 	queue->count++;
 }
 
+void iod_queue_add_first(struct iod_queue *queue, struct iod_row *row)
+{
+	row->queue = queue;
+	row->previous = NULL;
+	row->next = queue->head;
+	if (queue->head)
+		queue->head->previous = row;
+	else
+		queue->tail = row;
+	queue->head = row;
+	queue->count++;
+}
+
 void iod_queue_remove(struct iod_row *row)
 {
 	struct iod_queue *queue = row->queue;

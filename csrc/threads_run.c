@@ -106,6 +106,9 @@ int32_t iod_job_run(const struct iod_op *op)
 		return result(fallocate(op->fd, op->mode, (off_t)op->offset, (off_t)op->length));
 	case IOD_OP_POLL:
 		return poll_now(op);
+	case IOD_OP_SEND_PACKETS:
+	case IOD_OP_RECEIVE_PACKETS:
+		return iod_packets_run(op);
 	default:
 		return -EOPNOTSUPP;
 	}

@@ -98,9 +98,42 @@ static void complete_locally(struct iod_uring *u, uint64_t user_data, int res)
 		kick(u->event_fd);
 }
 
+/* What need not wait goes without the ring. */
+static int queue_packets(struct iod_uring *u, const struct iod_op *op)
+{
+	if (u->inflight >= u->base.max_inflight || u->packet_ops == URING_PACKETS)
+		return -EAGAIN;
+	u->packets[u->packet_ops++] = *op;
+	u->inflight++;
+	u->base.stats.queued++;
+	return 0;
+}
+
+static void run_packets(struct iod_uring *u)
+{
+	for (uint32_t i = 0; i < u->packet_ops; i++) {
+		u->base.stats.enters++;
+		complete_locally(u, u->packets[i].user_data, iod_packets_run(&u->packets[i]));
+	}
+	u->packet_ops = 0;
+}
+
+static bool cancel_packets(struct iod_uring *u, uint64_t user_data)
+{
+	for (uint32_t i = 0; i < u->packet_ops; i++)
+		if (u->packets[i].user_data == user_data) {
+			u->packets[i] = u->packets[--u->packet_ops];
+			complete_locally(u, user_data, -ECANCELED);
+			return true;
+		}
+	return false;
+}
+
 static int uring_queue(struct iod_backend *b, const struct iod_op *op)
 {
 	struct iod_uring *u = SELF(b);
+	if (iod_is_packets(op))
+		return queue_packets(u, op);
 	if (u->inflight >= b->max_inflight || sq_free(u) <= 1)
 		return -EAGAIN;
 	struct uring_sqe *s = &u->sqes[u->sq_tail & u->sq_mask];
@@ -120,6 +153,10 @@ static int uring_queue(struct iod_backend *b, const struct iod_op *op)
 static int uring_cancel(struct iod_backend *b, uint64_t user_data)
 {
 	struct iod_uring *u = SELF(b);
+	if (u->packet_ops && cancel_packets(u, user_data)) {
+		b->stats.cancels++;
+		return 0;
+	}
 	uint64_t id = iod_uring_poll_id(u, user_data);
 	if (id == user_data && id >= URING_UD_POLL) {
 		b->stats.cancels++; /* a poll that is over */
@@ -176,6 +213,7 @@ static int uring_now(struct iod_backend *b, const struct iod_op *op)
 static int uring_flush(struct iod_backend *b)
 {
 	struct iod_uring *u = SELF(b);
+	run_packets(u);
 	arm_wake(u);
 	__atomic_store_n(u->k_sq_tail, u->sq_tail, __ATOMIC_RELEASE);
 	while (sq_pending(u)) {
@@ -371,6 +409,7 @@ static int uring_wait(struct iod_backend *b, uint32_t least, int64_t timeout_ns,
 	struct iod_uring *u = SELF(b);
 	uint32_t others;
 	int r;
+	run_packets(u);
 	arm_wake(u);
 	bool done = take_wake(u) || enough(u, least, &others);
 	if (done || spin_ns || !timeout_ns) {

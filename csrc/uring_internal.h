@@ -24,6 +24,8 @@
 #define URING_UD_CANCEL (UINT64_MAX - 1)
 #define URING_UD_WAKE UINT64_MAX
 
+#define URING_PACKETS 16
+
 struct uring_poll {
 	uint64_t user_data;
 	int fd;
@@ -56,6 +58,10 @@ struct iod_uring {
 	/* Completions made here, for ops that this kernel does not know. */
 	struct iod_cqe *local;
 	uint32_t local_head, local_count;
+
+	/* Packets that the next flush sends or receives. */
+	struct iod_op packets[URING_PACKETS];
+	uint32_t packet_ops;
 
 	int never_cached; /* a descriptor that refused RWF_NOWAIT, or -1 */
 

@@ -71,6 +71,13 @@ struct iod_queue {
 	uint32_t count;
 };
 
+/* Of a packet endpoint, in one direction: see batch.c. */
+struct iod_batch {
+	struct mmsghdr *packet;
+	uint32_t count, most; /* in the request; tried together */
+	bool wait;	      /* the next one goes alone, by a request that waits */
+};
+
 /* A host endpoint, as far as the core must know it. */
 struct iod_target {
 	uint8_t kind;
@@ -86,6 +93,7 @@ struct iod_target {
 	struct iod_queue order[2]; /* and those behind it */
 	struct iovec *vector;	   /* STREAM: of a request that carries several sends */
 	uint64_t took;		   /* STREAM: bytes of the last send that was cut short; 0: it was not */
+	struct iod_batch batch[2]; /* PACKET */
 	uint8_t *held;		   /* PACKET that is a tap: what was read for a peek ... */
 	uint32_t held_bytes;	   /* ... and not received yet: so many bytes; 0: nothing */
 	struct iod_row *writers;   /* direct FILE: writes under way, by their block ranges */
@@ -167,6 +175,8 @@ struct iod_row {
 	bool ranged : 1, reads_first : 1; /* a write to a direct file; one that must read blocks first */
 	bool cut : 1;	   /* a packet was longer than the list */
 	bool alone : 1;	   /* of a stream: nobody rides with it */
+	bool batched : 1;  /* its request has several packets */
+	bool no_end : 1;   /* a packet that is empty is just that */
 	bool by_copy : 1;  /* a zero-copy send that the kernel had no room for */
 	bool by_cache : 1; /* of a direct file's bounce: exactly the payload, through the page cache */
 	bool by_write : 1; /* ZEROES: the file or the range takes none but written ones */
@@ -182,7 +192,8 @@ struct iod_row {
 	uint8_t reason; /* of the bounce */
 	bool blocks_read; /* of a write that reads first: `sent` bytes of them are there, and that is all of them */
 	int32_t sent;
-	uint64_t message_bytes; /* of a stream's request, the riders' included */
+	uint8_t planned;	/* of a packet that rides: its own phase */
+	uint64_t message_bytes; /* of a request with riders: theirs included */
 
 	struct iod_extent inline_extent[2 * IOD_INLINE_SEGMENTS];
 
@@ -280,6 +291,7 @@ struct iod_core {
 	uint32_t slabs, rows, in_use;
 	struct iod_queue unused;
 	struct iod_queue ready;	  /* DESCRIBED again: to be stepped */
+	struct iod_queue packets; /* DESCRIBED, and stepped last: those behind them ride along */
 	struct iod_queue work;	  /* IN_FLIGHT, moved by the core itself */
 	struct iod_queue done;	  /* COMPLETE, with a user */
 	struct iod_queue budget;  /* WAITING */
@@ -367,6 +379,7 @@ static inline void iod_row_mark(struct iod_core *core, const struct iod_row *row
 		iod_trace_note(core, row, (uint8_t)mark, bytes);
 }
 void iod_queue_add(struct iod_queue *, struct iod_row *);
+void iod_queue_add_first(struct iod_queue *, struct iod_row *);
 void iod_queue_remove(struct iod_row *);
 void iod_row_wait(struct iod_core *, struct iod_row *, enum iod_wait_reason, struct iod_queue *);
 void iod_row_complete(struct iod_core *, struct iod_row *, enum iod_status, int error);
@@ -421,6 +434,7 @@ void iod_packet_give(struct iod_core *, struct iod_row *); /* the held one, to a
 /* coalesce.c */
 void iod_riders_board(struct iod_core *, struct iod_row *host, struct iod_op *); /* whoever can comes along */
 void iod_riders_leave(struct iod_core *, struct iod_row *host); /* nothing was sent of them: as before */
+void iod_riders_send_back(struct iod_core *, struct iod_row *first, struct iod_queue *);
 /* The host is done and `bytes` more were sent: completes it and those whose bytes they are.  Gives the row that has the
  * turn now and needs its next request, if there is one. */
 struct iod_row *iod_riders_share(struct iod_core *, struct iod_row *host, uint64_t bytes);
@@ -452,7 +466,12 @@ void iod_remote_resume(struct iod_core *, struct iod_row *);
 void iod_remote_own(struct iod_row *, uint8_t *flat); /* of the move under way: to be freed with it */
 void iod_remote_drop(struct iod_row *); /* nobody waits for its answers any more */
 
+/* batch.c */
+void iod_batch_board(struct iod_core *, struct iod_row *host, struct iod_op *);
+void iod_batch_result(struct iod_core *, struct iod_row *host, int32_t result);
+
 /* result.c */
+void iod_row_result(struct iod_core *, struct iod_row *, int32_t result); /* of its own request, or as if it had one */
 void iod_row_scattered(struct iod_core *, struct iod_row *, int error, uint64_t done); /* an iod_then: what was in flat memory */
 void iod_end_of_packets(struct iod_core *, struct iod_row *);
 

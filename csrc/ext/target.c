@@ -144,6 +144,8 @@ static void target_dealloc(Target *self)
 		iod_region_put(self->target.region);
 	free(self->target.vector);
 	free(self->target.held);
+	free(self->target.batch[0].packet);
+	free(self->target.batch[1].packet);
 	Py_XDECREF(self->region);
 	Py_XDECREF(self->script);
 	Py_XDECREF(self->script_cancel);

@@ -14,16 +14,25 @@ static struct fake *fake_of(struct iod_backend *backend)
 
 static bool reads(const struct iod_op *op) /* into memory */
 {
-	return op->code == IOD_OP_READV || op->code == IOD_OP_RECVMSG;
+	return op->code == IOD_OP_READV || op->code == IOD_OP_RECVMSG || op->code == IOD_OP_RECEIVE_PACKETS;
 }
 
 static bool moves(const struct iod_op *op)
 {
-	return op->code <= IOD_OP_SEND_ZC && op->code != IOD_OP_NOP;
+	return (op->code <= IOD_OP_SEND_ZC && op->code != IOD_OP_NOP) || iod_is_packets(op);
 }
 
-static const struct iovec *vector_of(const struct iod_op *op, size_t *count)
+uint32_t fake_vectors(const struct iod_op *op)
 {
+	return !moves(op) ? 0 : iod_is_packets(op) ? op->niov : 1;
+}
+
+const struct iovec *fake_vector(const struct iod_op *op, uint32_t which, size_t *count)
+{
+	if (iod_is_packets(op)) {
+		*count = op->packets[which].msg_hdr.msg_iovlen;
+		return op->packets[which].msg_hdr.msg_iov;
+	}
 	if (op->code == IOD_OP_READV || op->code == IOD_OP_WRITEV) {
 		*count = op->niov;
 		return op->iov;
@@ -32,10 +41,10 @@ static const struct iovec *vector_of(const struct iod_op *op, size_t *count)
 	return op->msg->msg_iov;
 }
 
-static void touch(struct fake *fake, const struct iod_op *op, uint64_t bytes)
+static void touch(struct fake *fake, const struct iod_op *op, uint32_t which, uint64_t bytes)
 {
 	size_t count;
-	const struct iovec *iov = vector_of(op, &count);
+	const struct iovec *iov = fake_vector(op, which, &count);
 	volatile uint8_t sink = 0;
 
 	for (size_t i = 0; i < count && bytes; i++) {
@@ -67,9 +76,9 @@ static int fake_queue(struct iod_backend *backend, const struct iod_op *op)
 		return -EAGAIN;
 	struct fake_op *own = &fake->op[fake->count++];
 	*own = (struct fake_op){.op = *op};
-	if (moves(op)) {
+	for (uint32_t k = 0; k < fake_vectors(op); k++) {
 		size_t count;
-		const struct iovec *iov = vector_of(op, &count);
+		const struct iovec *iov = fake_vector(op, k, &count);
 		for (size_t i = 0; i < count; i++)
 			own->bytes += iov[i].iov_len;
 		volatile uint8_t sink = 0;
@@ -133,6 +142,27 @@ void fake_init(struct fake *fake, uint32_t most)
 	*fake = (struct fake){.most = most, .backend = {.ops = &ops, .max_inflight = most}};
 }
 
+/* So many of the packets, each whole; of those that come some are shorter or longer than where they go. */
+static int32_t end_packets(struct fake *fake, const struct iod_op *op, int32_t result)
+{
+	uint32_t went = 1 + (uint32_t)result % op->niov;
+
+	for (uint32_t k = 0; k < went; k++) {
+		size_t count;
+		uint64_t bytes = 0;
+		const struct iovec *iov = fake_vector(op, k, &count);
+		for (size_t i = 0; i < count; i++)
+			bytes += iov[i].iov_len;
+		if (reads(op) && fake->next % 4 == 0)
+			bytes /= 2;
+		touch(fake, op, k, bytes);
+		fake->next++;
+		op->packets[k].msg_len = (unsigned)bytes;
+		op->packets[k].msg_hdr.msg_flags = reads(op) && fake->next % 8 == 1 ? MSG_TRUNC : 0;
+	}
+	return (int32_t)went;
+}
+
 void fake_end(struct fake *fake, uint32_t i, int32_t result)
 {
 	struct fake_op *own = &fake->op[i];
@@ -140,13 +170,15 @@ void fake_end(struct fake *fake, uint32_t i, int32_t result)
 
 	if (own->sent) {
 		result = 0;
+	} else if (result > 0 && iod_is_packets(&own->op)) {
+		result = end_packets(fake, &own->op, result);
 	} else if (result > 0) {
 		if (!moves(&own->op))
 			result = own->op.code == IOD_OP_POLL ? 1 : 0;
 		else if ((uint64_t)result > own->bytes)
 			result = (int32_t)own->bytes;
 		if (moves(&own->op))
-			touch(fake, &own->op, (uint64_t)result);
+			touch(fake, &own->op, 0, (uint64_t)result);
 		more = own->op.code == IOD_OP_SEND_ZC && result > 0;
 	}
 	fake->cqe[fake->cqes++] = (struct iod_cqe){own->op.user_data, result, more ? IOD_CQE_MORE : 0};
@@ -160,14 +192,14 @@ bool fake_touches(const struct fake *fake, const void *base, uint64_t size)
 {
 	for (uint32_t i = 0; i < fake->count; i++) {
 		const struct iod_op *op = &fake->op[i].op;
-		if (!moves(op))
-			continue;
-		size_t count;
-		const struct iovec *iov = vector_of(op, &count);
-		for (size_t k = 0; k < count; k++)
-			if ((uintptr_t)iov[k].iov_base < (uintptr_t)base + size &&
-			    (uintptr_t)base < (uintptr_t)iov[k].iov_base + iov[k].iov_len)
-				return true;
+		for (uint32_t p = 0; p < fake_vectors(op); p++) {
+			size_t count;
+			const struct iovec *iov = fake_vector(op, p, &count);
+			for (size_t k = 0; k < count; k++)
+				if ((uintptr_t)iov[k].iov_base < (uintptr_t)base + size &&
+				    (uintptr_t)base < (uintptr_t)iov[k].iov_base + iov[k].iov_len)
+					return true;
+		}
 	}
 	return false;
 }

@@ -37,6 +37,9 @@ void fake_init(struct fake *, uint32_t most);
 /* Op `i` ends with this result: bytes (cut to what it asked for) or -errno. */
 void fake_end(struct fake *, uint32_t i, int32_t result);
 /* Whether some op's vector, as the kernel has it, has a byte in [base, base + size). */
+/* The vectors of an op: none, one, or one a packet. */
+uint32_t fake_vectors(const struct iod_op *);
+const struct iovec *fake_vector(const struct iod_op *, uint32_t which, size_t *count);
 bool fake_touches(const struct fake *, const void *base, uint64_t size);
 
 #endif

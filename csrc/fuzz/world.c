@@ -197,15 +197,12 @@ static enum iod_verdict hook(struct iod_space *space, uint64_t address, uint64_t
 	return space == &w->iommu ? IOD_REFUSE : IOD_PASS; /* an IOMMU asks about what it misses */
 }
 
-/* What the kernel may be asked. */
-static void inspect(void *context, const struct fake_op *own)
+/* One vector that the kernel is given. */
+static void inspect_vector(struct world *w, const struct fake_op *own, const struct iovec *iov, size_t count)
 {
-	struct world *w = context;
 	const struct iod_op *op = &own->op;
 	const struct iod_target *direct = &w->target[DIRECT];
 	bool file = op->code == IOD_OP_READV || op->code == IOD_OP_WRITEV;
-	const struct iovec *iov = file ? op->iov : op->code <= IOD_OP_SEND_ZC ? op->msg->msg_iov : NULL;
-	size_t count = file ? op->niov : iov ? op->msg->msg_iovlen : 0;
 
 	MUST(count <= IOD_IOV_MAX);
 	if (file && op->fd == direct->fd) {
@@ -221,15 +218,13 @@ static void inspect(void *context, const struct fake_op *own)
 	const struct iod_arena *arena = &w->core.arena;
 	const struct iod_row *asks = iod_find(&w->core, op->user_data);
 	bool zeroes = asks && asks->kind == IOD_R_ZEROES && op->code == IOD_OP_WRITEV; /* the core's own page of them */
-	if (op->code == IOD_OP_POLL) /* a piece of the arena is kept for a peer's sake only if it cannot be filled again */
-		MUST(!asks->bounce || asks->filled);
 	for (size_t i = 0; i < count; i++) {
 		const uint8_t *at = iov[i].iov_base, *past = at + iov[i].iov_len;
 		bool good = iov[i].iov_len == 0;
 		if (zeroes && iov[i].iov_len)
 			good = at[0] == 0 && !memcmp(at, at + 1, iov[i].iov_len - 1);
 		if (at >= arena->base && past <= arena->base + arena->pages * IOD_ARENA_PAGE)
-			good = (registered < 0 || registered == arena->buffer_index) && (file || op->flags & IOD_OP_NOWAIT);
+			good = (registered < 0 || registered == arena->buffer_index) && (file || iod_is_packets(op) || op->flags & IOD_OP_NOWAIT);
 		for (uint32_t r = 0; !good && r < w->core.rows; r++) { /* of a row that holds it */
 			const struct iod_row *row = iod_row_at(&w->core, r);
 			for (uint32_t k = 0; row->leased && !good && k < row->t.count; k++) {
@@ -241,13 +236,30 @@ static void inspect(void *context, const struct fake_op *own)
 		}
 		MUST(good);
 	}
+}
+
+/* What the kernel may be asked. */
+static void inspect(void *context, const struct fake_op *own)
+{
+	struct world *w = context;
+	const struct iod_op *op = &own->op;
+	const struct iod_row *asks = iod_find(&w->core, op->user_data);
+
+	if (op->code == IOD_OP_POLL) /* a piece of the arena is kept for a peer's sake only if it cannot be filled again */
+		MUST(!asks->bounce || asks->filled);
+	for (uint32_t k = 0; k < fake_vectors(op); k++) {
+		size_t count;
+		const struct iovec *iov = fake_vector(op, k, &count);
+		inspect_vector(w, own, iov, count);
+	}
 	for (int t = STREAM; t <= PACKET; t++)
 		for (int out = 0; out < 2; out++) {
 			unsigned n = 0;
 			for (uint32_t i = 0; i < w->fake.count; i++) {
 				const struct iod_op *each = &w->fake.op[i].op;
-				bool is_out = each->code == IOD_OP_SENDMSG || each->code == IOD_OP_SEND_ZC;
-				bool is_in = each->code == IOD_OP_RECVMSG;
+				bool is_out = each->code == IOD_OP_SENDMSG || each->code == IOD_OP_SEND_ZC ||
+					      each->code == IOD_OP_SEND_PACKETS;
+				bool is_in = each->code == IOD_OP_RECVMSG || each->code == IOD_OP_RECEIVE_PACKETS;
 				n += each->fd == w->target[t].fd && (out ? is_out : is_in);
 			}
 			MUST(n <= 1);
@@ -341,8 +353,11 @@ void world_drop(struct world *w)
 	for (int i = 0; i < REGIONS; i++)
 		iod_region_put(w->region[i]);
 	iod_region_put(w->target[BUFFER].region);
-	for (int i = 0; i < TARGETS; i++)
+	for (int i = 0; i < TARGETS; i++) {
 		free(w->target[i].vector);
+		free(w->target[i].batch[0].packet);
+		free(w->target[i].batch[1].packet);
+	}
 	iod_core_destroy(&w->core);
 	MUST(regions_alive == 0);
 }

@@ -18,6 +18,7 @@
 #include <limits.h>
 
 #include "loops.h"
+#include "packets.h"
 #include "vfio_ext.h"
 #include "vhost_ext.h"
 
@@ -201,6 +202,76 @@ static PyObject *list_copy_loop(PyObject *self, PyObject *args, PyObject *kwargs
 	return right ? result_or_error(0, &result) : NULL;
 }
 
+static PyObject *packet_send_loop(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+	static char *names[] = { "fd", "memory", "lists", "segments", "seconds", NULL };
+	struct peer_result result = { 0 };
+	struct peer_reads from = { 0 };
+	Py_buffer memory, lists;
+	unsigned segments = 1;
+	uint64_t ns;
+	double seconds = 0.4;
+	int fd, error = 0;
+	bool right;
+
+	(void)self;
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iw*y*|$Id:packet_send_loop", names, &fd, &memory, &lists, &segments,
+					 &seconds))
+		return NULL;
+	from.memory_bytes = (size_t)memory.len;
+	right = !check_lists(&from, &lists, segments) && !check_seconds(seconds, &ns);
+	if (right) {
+		Py_BEGIN_ALLOW_THREADS
+		error = peer_packet_sends(fd, memory.buf, from.segments, segments, from.lists, ns, &result);
+		Py_END_ALLOW_THREADS
+	}
+	PyBuffer_Release(&memory);
+	PyBuffer_Release(&lists);
+	return right ? result_or_error(error, &result) : NULL;
+}
+
+static PyObject *packet_drain(PyObject *self, PyObject *args)
+{
+	struct peer_result result = { 0 };
+	int fd, error;
+
+	(void)self;
+	if (!PyArg_ParseTuple(args, "i:packet_drain", &fd))
+		return NULL;
+	Py_BEGIN_ALLOW_THREADS
+	error = peer_packet_drain(fd, &result);
+	Py_END_ALLOW_THREADS
+	return result_or_error(error, &result);
+}
+
+static PyObject *swap_loop(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+	static char *names[] = { "target", "source", "bytes", "seconds", NULL };
+	struct peer_result result = { 0 };
+	Py_buffer target, source;
+	Py_ssize_t bytes, shorter;
+	uint64_t ns;
+	double seconds = 0.4;
+	bool right;
+
+	(void)self;
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "w*y*n|$d:swap_loop", names, &target, &source, &bytes, &seconds))
+		return NULL;
+	shorter = target.len < source.len ? target.len : source.len;
+	right = bytes >= 1 && bytes <= shorter;
+	if (!right)
+		PyErr_Format(PyExc_ValueError, "bytes is %zd, must be 1 to %zd, the shorter of the buffers", bytes, shorter);
+	right = right && !check_seconds(seconds, &ns);
+	if (right) {
+		Py_BEGIN_ALLOW_THREADS
+		peer_swap_copies(target.buf, source.buf, (size_t)bytes, (size_t)(shorter / bytes), ns, &result);
+		Py_END_ALLOW_THREADS
+	}
+	PyBuffer_Release(&target);
+	PyBuffer_Release(&source);
+	return right ? result_or_error(0, &result) : NULL;
+}
+
 static PyObject *lookup_loop(PyObject *self, PyObject *args, PyObject *kwargs)
 {
 	static char *names[] = { "map", "addresses", "rounds", NULL };
@@ -218,6 +289,9 @@ static PyMethodDef methods[] = {
 	{ "uring_read_loop", (PyCFunction)(void (*)(void))uring_read_loop, METH_VARARGS | METH_KEYWORDS, NULL },
 	{ "memcpy_loop", (PyCFunction)(void (*)(void))memcpy_loop, METH_VARARGS | METH_KEYWORDS, NULL },
 	{ "list_copy_loop", (PyCFunction)(void (*)(void))list_copy_loop, METH_VARARGS | METH_KEYWORDS, NULL },
+	{ "packet_send_loop", (PyCFunction)(void (*)(void))packet_send_loop, METH_VARARGS | METH_KEYWORDS, NULL },
+	{ "packet_drain", packet_drain, METH_VARARGS, NULL },
+	{ "swap_loop", (PyCFunction)(void (*)(void))swap_loop, METH_VARARGS | METH_KEYWORDS, NULL },
 	{ "vfio_serve", (PyCFunction)(void (*)(void))vfio_serve, METH_VARARGS | METH_KEYWORDS, NULL },
 	{ "lookup_loop", (PyCFunction)(void (*)(void))lookup_loop, METH_VARARGS | METH_KEYWORDS, NULL },
 	{ NULL, NULL, 0, NULL },

@@ -115,6 +115,72 @@ static void packets(struct iod_backend *b)
 	close_pair(s);
 }
 
+#define MANY 8
+
+/* Several packets in one op: a prefix goes, and it never waits. */
+static void many_packets(struct iod_backend *b)
+{
+	int s[2], small = 4096;
+	unsigned char in[MANY][16];
+	struct iovec out[MANY], into[MANY];
+	struct mmsghdr send[MANY], receive[MANY];
+	CHECK_EQ(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, s), 0);
+	struct iod_op sends = {.code = IOD_OP_SEND_PACKETS, .fd = s[0], .packets = send, .niov = MANY, .user_data = 3};
+	struct iod_op receives = {.code = IOD_OP_RECEIVE_PACKETS, .fd = s[1], .packets = receive, .niov = MANY};
+	for (size_t i = 0; i < MANY; i++) {
+		bytes[i] = (unsigned char)(i + 1);
+		out[i] = vec(bytes + i, 20 - i);
+		into[i] = vec(in[i], sizeof in[i]);
+		send[i] = (struct mmsghdr){.msg_hdr = header(&out[i], 1)};
+		receive[i] = (struct mmsghdr){.msg_hdr = header(&into[i], 1)};
+	}
+	CHECK_EQ(run_op(b, receives), -EAGAIN);
+	CHECK_EQ(run_op(b, sends), MANY);
+	receives.niov = MANY - 1;
+	CHECK_EQ(run_op(b, receives), MANY - 1);
+	receives.niov = MANY;
+	CHECK(receive[0].msg_hdr.msg_flags & MSG_TRUNC);
+	for (size_t i = 0; i < MANY - 1; i++) {
+		CHECK_EQ(send[i].msg_len, 20 - i);
+		CHECK_EQ(receive[i].msg_len, 20 - i < 16 ? 20 - i : 16);
+		CHECK_EQ(in[i][0], i + 1);
+	}
+	CHECK_EQ(run_op(b, receives), 1); /* the last one, and no more */
+	CHECK_EQ(in[0][0], MANY);
+
+	/* One that is too long ends the call in front of it. */
+	CHECK_EQ(setsockopt(s[0], SOL_SOCKET, SO_SNDBUF, &small, sizeof small), 0);
+	out[3] = vec(bytes, sizeof bytes);
+	CHECK_EQ(run_op(b, sends), 3);
+	sends.packets = send + 3;
+	sends.niov = MANY - 3;
+	CHECK_EQ(run_op(b, sends), -EMSGSIZE);
+	sends.packets = send + 4;
+	sends.niov = 1;
+	while (run_op(b, sends) == 1)
+		;
+	CHECK_EQ(run_op(b, sends), -EAGAIN);
+
+	/* What was not handed over is cancelled, and nothing of it went. */
+	while (recv(s[1], in[0], sizeof in[0], MSG_DONTWAIT) > 0)
+		;
+	struct iod_op other = sends;
+	other.user_data = 4;
+	queue_op(b, sends);
+	queue_op(b, other);
+	CHECK_EQ(b->ops->cancel(b, 3), 0);
+	struct iod_cqe c[2];
+	b->ops->flush(b);
+	CHECK_EQ(b->ops->reap(b, c, 2), 2);
+	CHECK_EQ(c[c[0].user_data == 4].res, -ECANCELED);
+	CHECK_EQ(c[c[0].user_data != 4].res, 1);
+	CHECK_EQ(recv(s[1], in[0], sizeof in[0], MSG_DONTWAIT), 16);
+	CHECK(recv(s[1], in[0], sizeof in[0], MSG_DONTWAIT) < 0);
+	close(s[1]);
+	CHECK_EQ(run_op(b, sends), -EPIPE);
+	close(s[0]);
+}
+
 static void polls(struct iod_backend *b)
 {
 	int p[2];
@@ -266,6 +332,7 @@ static const struct test tests[] = {
 	TEST(without_waiting, 8, 8),
 	TEST(closed_peers, 8, 8),
 	TEST(packets, 8, 8),
+	TEST(many_packets, 8, 8),
 	TEST(polls, 8, 8),
 	TEST(cancels, 8, 8),
 	TEST(cancels_without_end, 8, 8),

@@ -55,6 +55,28 @@ def uring_read_loop(
         OSError: the ring could not be set up, or a read failed or came back short.
     """
 
+def packet_send_loop(
+    fd: int, memory: _Buffer, lists: _Buffer, *, segments: int = 1, seconds: float = 0.4
+) -> tuple[int, int, int]:
+    """Sends a packet a list, with one `sendmsg` each, which waits where the socket is full.
+
+    Raises:
+        ValueError: an argument that cannot be right.
+        OSError: a send failed.
+    """
+
+def packet_drain(fd: int, /) -> tuple[int, int, int]:
+    """Takes packets in until an empty one comes. Raises OSError."""
+
+def swap_loop(
+    target: _Buffer, source: _Buffer, bytes: int, *, seconds: float = 0.4
+) -> tuple[int, int, int]:
+    """`memcpy` of so many bytes, then the bytes of each 16-bit word change places.
+
+    Raises:
+        ValueError: as `memcpy_loop`.
+    """
+
 def memcpy_loop(
     target: _Buffer, source: _Buffer, bytes: int, *, seconds: float = 0.4, copies: int = 0
 ) -> tuple[int, int, int]:

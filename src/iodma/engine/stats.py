@@ -106,7 +106,8 @@ class Stats:
         pending: how often one waited for a translation.
         requests: handed to the kernel (or the worker threads).
         splits: requests beyond a transfer's first.
-        coalesced: sends that went with the request of another of the same stream.
+        coalesced: sends that went with the request of another of the same stream, packets that went
+            with the call of another of the same endpoint.
         pieces: of host memory, all translations together.
         messages: register accesses by DMA.
         revocations, revocations_failed: begun, and past their deadline.
