@@ -22,7 +22,7 @@ from typing import Any
 import iodma
 from iodma.devices.lance import CSR0, CSR3, RMD1, TMD1, InitializationBlock, Lance
 from iodma.testing import FakeMemory
-from tests.unit.engines import WatchedEngine, settle
+from tests.unit.engines import WatchedEngine
 
 __all__ = ["BROADCAST", "STATION", "Driver", "lance_machine", "swapped"]
 
@@ -204,6 +204,6 @@ def lance_machine(
         driver = Driver(engine, space, lance, wire)
         yield driver
         lance.request_reset()
-        settle(engine)
+        driver.settle()
         assert engine.stats().tasks == 0, "tasks that never ended"
         assert not engine.failures

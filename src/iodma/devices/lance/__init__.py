@@ -14,7 +14,7 @@ its CMOS version, the Am79C90 (C-LANCE).
 | `descriptors` | message descriptors, and the rings that they stand in |
 | `transmit` | from the transmit ring to the network, a batch at a time |
 | `receive` | from the network to the receive ring |
-| `wire` | what waits on the network, looked at before it is taken |
+| `wire` | what is known of the host's end of the cable |
 | `address_filter` | which frames are for this station |
 | `loopback` | the transmitter connected to the receiver |
 | `device` | the chip: registers on a bus, its parts, an interrupt line |

@@ -51,7 +51,7 @@ from iodma.devices.lance.receive import Receiver
 from iodma.devices.lance.transmit import Transmitter
 from iodma.devices.registers import Register
 from iodma.devices.state import DeviceState
-from iodma.errors import DmaFault
+from iodma.errors import ArgumentError, DmaFault
 from iodma.log import GuestLog
 from iodma.stages import ByteLanes
 
@@ -76,13 +76,17 @@ class Lance(Device):
         port: where its DMA goes: 24-bit addresses of a bus on which words have their low byte
             first.
         network: a packet endpoint, at which frames come without an FCS, and go so; None: there is
-            no cable.
+            no cable. It stays the caller's.
         poll: seconds after which the transmitter looks at its ring by itself.
         name: for messages.
 
+    Raises:
+        ArgumentError: the network is not one of packets.
+
     Attributes:
         network: as given.
-        payload: the port that the payload goes through, as CSR3.BSWP says.
+        payload: the port that the payload goes through, as CSR3.BSWP says; `straight`: the one
+            past the byte lanes.
         mode: the MODE register.
         flags: what is stored of CSR0, without ERR and INTR.
         chip: what it is doing.
@@ -95,7 +99,7 @@ class Lance(Device):
     rap = Register(0x2, 2, mask=3, doc="Register Address Port: CSR 0 to 3")
 
     network: Endpoint | None
-    _straight: Port
+    straight: Port
 
     def __init__(
         self,
@@ -105,9 +109,11 @@ class Lance(Device):
         poll: float = POLL_SECONDS,
         name: str | None = None,
     ) -> None:
+        if network is not None and network.constraints.order != "packet":
+            raise ArgumentError(f"{network!r} has no packets; a Datagram or Tap would be right")
         lanes = ByteLanes(port.space, 2, name=f"{port.name} payload")
         straight = port.engine.port(lanes, f"{port.name} payload")
-        super().__init__(port, name=name, network=network, _straight=straight)
+        super().__init__(port, name=name, network=network, straight=straight)
         self._poll = poll
         self._timer: Any = None
         self._csr1 = self._csr2 = 0
@@ -126,6 +132,11 @@ class Lance(Device):
     def started(self) -> bool:
         """Whether it was started and not stopped since."""
         return self.chip is Chip.STARTED
+
+    @property
+    def link(self) -> Endpoint | None:
+        """The network; None: there is no cable, or no more."""
+        return None if self.network is None or self.network.closed else self.network
 
     @property
     def mode(self) -> int:
@@ -148,11 +159,6 @@ class Lance(Device):
             self.on_memory_error(fault)
         self.raise_flags(MERR)
 
-    def frame_waits(self) -> None:
-        """The network has a frame."""
-        if self.started:
-            self._run("receive", self.receiver.run)
-
     @property
     def busy(self) -> bool:
         """Whether it does something that will end without help from outside.
@@ -164,10 +170,7 @@ class Lance(Device):
             return self.state is DeviceState.RESETTING
         if not all(drain.done for drain in self._drains):
             return True
-        waiting = int(self.transmitter.blocked())
-        if self.receiver.wire is not None:
-            waiting += self.receiver.wire.listening()
-        return self.tasks > waiting or (self.started and self.receiver.busy())
+        return self.tasks > self.transmitter.blocked() + self.receiver.blocked()
 
     # --- registers --------------------------------------------------------------------------------
 
@@ -178,7 +181,7 @@ class Lance(Device):
         return (self._csr1, self._csr2, self.csr3)[number - 1]
 
     def _write_csr(self, value: int) -> None:
-        number = self.rap
+        number, value = self.rap, int(value)  # not a flag's type, whose arithmetic is slow
         if number == 0:
             self._write_csr0(value)
         elif self.flags & STOP:  # otherwise it is not written
@@ -192,7 +195,7 @@ class Lance(Device):
     def _set_csr3(self, value: int) -> None:
         self.csr3 = value
         self.swaps = not value & _BSWP
-        self.payload = self.port if self.swaps else self._straight
+        self.payload = self.port if self.swaps else self.straight
 
     def _write_csr0(self, value: int) -> None:
         asked = command(value)
@@ -291,15 +294,14 @@ class Lance(Device):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self.receiver.wire is not None:
-            self.receiver.wire.deafen()
+        self.receiver.forget()
         current = self._port and self.engine.current_task
         for task in self._tasks.values():
             if task is not current and not task.done:
                 task.cancel()
         self._tasks.clear()
         self.transmitter.waiting = False
-        self._drains = (self.port.reset(), self._straight.reset())
+        self._drains = (self.port.reset(), self.straight.reset())
 
     def _run(self, what: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Begins work when the memory is left alone by what was stopped."""
@@ -332,6 +334,6 @@ class Lance(Device):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self.receiver.wire is not None:
-            self.receiver.wire.deafen()
+        self.receiver.forget()
+        self.transmitter.waiting = False
         return super().request_reset()

@@ -81,8 +81,8 @@ class Loopback:
         if self._collides:
             return RETRY
         if not self._internal:
-            network = chip.network
-            if network is None or network.closed:
+            network = chip.link
+            if network is None:
                 return LOST_CARRIER
             done = await chip.payload.from_memory(packet.list, to=network)
             if done.fault is not None:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The receiver (sections "Receive Descriptor Ring", "Buffer Management", "Receive Errors").
 
-A frame that the address filter takes goes into the buffers of the descriptors that the chip owns,
-from the current one on, as one vector straight from the network. If it owns none, the frame is lost
+A frame is looked at, where it waits in the host, before a byte of it is in memory. If the address
+filter takes it, it goes into the buffers of the descriptors that the chip owns, from the current
+one on, as one vector straight from the network. If it owns none, the frame is lost
 and MISS says so; if it owns too few, what fits is there and the last of them has BUFF.
 
 - **Padding and FCS.** The host's endpoints carry frames without a frame check sequence, and shorter
@@ -24,8 +25,10 @@ Invariants
 from __future__ import annotations
 
 from collections.abc import Sequence
+from errno import EOPNOTSUPP
 from typing import TYPE_CHECKING
 
+from iodma.devices.lance.address_filter import ADDRESS_BYTES
 from iodma.devices.lance.csr import MISS, RINT, RXON
 from iodma.devices.lance.descriptors import (
     ENP,
@@ -38,11 +41,15 @@ from iodma.devices.lance.descriptors import (
     released,
     segments,
 )
-from iodma.devices.lance.wire import Frame, make_wire
+from iodma.devices.lance.wire import readable
 from iodma.errors import DmaFault
+from iodma.types import Status
 
 if TYPE_CHECKING:
+    from iodma._core import Transfer
     from iodma.devices.lance.device import Lance
+    from iodma.endpoints import Endpoint
+    from iodma.port import Peek
 
 __all__ = ["Receiver", "Room"]
 
@@ -53,8 +60,8 @@ FCS = 4
 FIFO = 48
 _MCNT = 0xFFF
 _ERR, _BUFF, _OFLO = int(RMD1.ERR), int(RMD1.BUFF), int(RMD1.OFLO)
-#: Frames after which others have their turn.
-_FAIR = 64
+#: Between two tries where the other end is gone.
+PAUSE_SECONDS = 0.1
 
 Pieces = list[tuple[int, int]]
 
@@ -107,51 +114,64 @@ class Receiver:
     def __init__(self, chip: Lance) -> None:
         self._chip = chip
         self.ring = Ring()
-        self.wire = make_wire(chip, chip.network)
+        self._looks: Transfer[Peek] | None = None
+        self._pauses = False
 
     async def run(self) -> None:
-        """Takes the frames that wait, and listens again."""
-        chip, wire = self._chip, self.wire
-        if wire is None:
-            return
-        fair = _FAIR
-        while chip.started:
-            frame = wire.look()
-            if frame is None:
-                wire.listen(chip.frame_waits)
-                return
-            listens = chip.flags & RXON and not chip.loopback.deaf
-            if not (listens and chip.filter.accepts(frame.head)):
-                wire.drop()
+        """Takes the frames that come, or lets them pass by, until the chip is stopped."""
+        chip, port = self._chip, self._chip.straight
+        while chip.started and (network := chip.link) is not None:
+            self._looks = port.peek(network, ADDRESS_BYTES)
+            seen = await self._looks
+            self._looks = None
+            if not seen.ok:
+                if seen.done.status is Status.CANCELLED or seen.done.error == EOPNOTSUPP:
+                    return  # it was closed, or gives nothing
+                await self._pause()
+            elif not (self._listens() and chip.filter.accepts(seen.head)) or not seen.length:
+                await port.drop(network)
             else:
                 try:
-                    await self._receive(frame)
+                    await self._receive(network, seen.length)
                 except DmaFault as fault:
-                    wire.drop()
+                    port.drop(network)
                     chip.memory_error(fault)  # which has another task go on
                     return
-            fair -= 1
-            if not fair:
-                fair = _FAIR
-                await chip.engine.sleep(0)
 
-    async def _receive(self, frame: Frame) -> None:
-        """One frame from the network."""
-        chip, wire = self._chip, self.wire
-        assert wire is not None
-        padded = max(frame.length, SHORTEST) + FCS
+    def _listens(self) -> bool:
+        return bool(self._chip.flags & RXON) and not self._chip.loopback.deaf
+
+    async def _pause(self) -> None:
+        """The other end is gone, perhaps for now only."""
+        self._pauses = True
+        await self._chip.engine.sleep(PAUSE_SECONDS)
+        self._pauses = False
+
+    def blocked(self) -> bool:
+        """Whether it can go on only when a frame comes."""
+        if self._looks is None or self._looks.done:
+            return self._pauses
+        return not readable(self._chip.network)
+
+    def forget(self) -> None:
+        """What it waited for is cancelled."""
+        self._looks, self._pauses = None, False
+
+    async def _receive(self, network: Endpoint, length: int) -> None:
+        """The frame that is next."""
+        chip = self._chip
+        padded = max(length, SHORTEST) + FCS
         room = await self.room(padded)
         if room is None:
-            wire.drop()
+            await chip.straight.drop(network)
             return
-        moved = min(frame.length, room.size)
-        done = await wire.take(chip.payload, cut(room.pieces, 0, moved))
+        moved = min(length, room.size)
+        done = await chip.payload.to_memory(cut(room.pieces, 0, moved), source=network)
         if done.fault is not None:
             raise DmaFault(done)
-        if done.moved < moved:
-            return  # it was gone
-        await self.fill(room, moved, bytes(padded - frame.length))
-        await self.give_back(room, padded)
+        if done.moved == moved:
+            await self.fill(room, moved, bytes(padded - length))
+            await self.give_back(room, padded)
 
     async def room(self, wanted: int) -> Room | None:
         """The descriptors for a frame of `wanted` bytes; None: the chip owns none, and has said so.
@@ -176,17 +196,16 @@ class Receiver:
         now that more of it comes it is stored again, as a whole.
         """
         chip = self._chip
+        pieces = cut(room.pieces, start, len(data))
+        if chip.swaps and start and pieces and pieces[0][0] & 1:
+            longer = cut(room.pieces, start - 1, len(data) + 1)
+            if longer[0][1] > 1:  # the byte before is in the same buffer
+                data = await chip.payload.load_bytes(longer[0][0], 1) + data
+                pieces = longer
         at = 0
-        for address, length in cut(room.pieces, start, len(data)):
-            part = data[at : at + length]
+        for address, length in pieces:
+            await chip.payload.store_bytes(address, data[at : at + length])
             at += length
-            if chip.swaps and address & 1 and start:
-                before = cut(room.pieces, start - 1, 1)[0][0]
-                if before == address - 1:
-                    part = await chip.payload.load_bytes(before, 1) + part
-                    address = before
-            start += length
-            await chip.payload.store_bytes(address, part)
 
     async def give_back(self, room: Room, length: int, status: int = 0) -> None:
         """Gives the descriptors of a frame back, and tells the host.
@@ -207,7 +226,3 @@ class Receiver:
         await self.ring.store(chip.port, data)
         self.ring.advance(len(data) // ENTRY)
         chip.raise_flags(RINT)
-
-    def busy(self) -> bool:
-        """Whether a frame waits that will be taken."""
-        return self.wire is not None and self.wire.waits()

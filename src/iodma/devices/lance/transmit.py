@@ -11,7 +11,8 @@ in runs, as the host takes the frames. A buffer goes to the network from where i
 - The frame check sequence is the network's: the host's endpoints carry frames without one, so none
   is made. With MODE.DTCR the last four bytes are whatever the driver made of them, and are sent.
 - LCAR and CERR say that the host's end of the cable is gone: a frame that it refuses was sent to
-  nobody. A retry, a deferral or a late collision cannot happen there.
+  nobody. One that is longer than the host can take has babbled, and nobody has understood it.
+  A retry, a deferral or a late collision cannot happen there.
 
 Invariants
  - A descriptor is given back when the network has taken its frame, and not before.
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from errno import EMSGSIZE
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -198,31 +200,26 @@ class Transmitter:
         chip = self._chip
         status = run[STATUS::ENTRY]
         plain = len(status) - len(status.lstrip(_PLAIN))
-        if chip.loopback.on:
-            await chip.loopback.send(packets(run, fault is None), run)
-        elif plain > 1 and self._fill_plain(run[: plain * ENTRY], plain):
+        if plain > 1 and not chip.loopback.on and self._fill_plain(run[: plain * ENTRY], plain):
             await self._send_batch(run[: plain * ENTRY], None, plain, plain)
-        else:
-            await self._send_packets(packets(run, fault is None), run, fault)
-
-    async def _send_packets(self, found: list[Packet], run: bytes, fault: DmaFault | None) -> None:
-        """Packets of any shape: those to be sent go in batches, the others in between."""
+            return
+        found = packets(run, fault is None)
         if not found and fault is not None:
             raise fault
-        at = 0
-        while at < len(found) and self._chip.flags & TXON:
-            packet = found[at]
-            if packet.ending is not None:
-                await self.give_back(run[: packet.entries * ENTRY], packet.ending)
-                taken = 1
-            else:
-                taken = self._fill(found[at:])
-                if taken == 1:
-                    await self._send_one(run, packet)
-                else:
-                    await self._send_batch(run, found[at : at + taken], taken, self._segments)
-            run = run[sum(each.entries for each in found[at : at + taken]) * ENTRY :]
-            at += taken
+        if chip.loopback.on:
+            await chip.loopback.send(found, run)
+        else:
+            await self._send_packets(found, run)
+
+    async def _send_packets(self, found: list[Packet], run: bytes) -> None:
+        """Packets of any shape: as many as are one batch; the rest is looked at again."""
+        sent = next((i for i, each in enumerate(found) if each.ending is not None), len(found))
+        if sent > 1:
+            await self._send_batch(run, found[:sent], sent, self._fill(found[:sent]))
+        elif sent:
+            await self._send_one(run, found[0])
+        else:
+            await self.give_back(run[: found[0].entries * ENTRY], found[0].ending or SKIPPED)
 
     def _fill_plain(self, run: bytes, count: int) -> bool:
         """Packets of one buffer each, into the batch. False: one of them wraps, or babbles."""
@@ -239,28 +236,26 @@ class Transmitter:
         return True
 
     def _fill(self, found: list[Packet]) -> int:
-        """The packets up to the first not to be sent, into the batch. How many there are."""
+        """Packets, into the batch. How many segments they have."""
         addresses: list[int] = []
         lengths: list[int] = []
         firsts: list[int] = []
         for packet in found:
-            if packet.ending is not None:
-                break
             firsts.append(len(addresses))
             for address, length in packet.list:
                 addresses.append(address)
                 lengths.append(length)
-        batch, count, self._segments = self._batch, len(firsts), len(addresses)
-        batch.address[: self._segments] = addresses
-        batch.length[: self._segments] = lengths
+        batch, count, pieces = self._batch, len(firsts), len(addresses)
+        batch.address[:pieces] = addresses
+        batch.length[:pieces] = lengths
         batch.first[:count] = firsts
-        batch.count[:count] = np.diff([*firsts, self._segments])
-        return count
+        batch.count[:count] = np.diff([*firsts, pieces])
+        return pieces
 
     async def _send_one(self, run: bytes, packet: Packet) -> None:
         """One packet."""
-        network = self._chip.network
-        if network is None or network.closed:
+        network = self._chip.link
+        if network is None:
             ending = LOST_CARRIER
         else:
             self._waits()
@@ -268,7 +263,7 @@ class Transmitter:
             self.waiting = False
             if done.fault is not None:
                 raise DmaFault(done)
-            ending = ENDINGS[done.status]
+            ending = SENT if done.error == EMSGSIZE else ENDINGS[done.status]
         await self.give_back(run[: packet.entries * ENTRY], ending, packet.length)
 
     async def _send_batch(
@@ -282,8 +277,8 @@ class Transmitter:
             count, pieces: how many packets, and buffers.
         """
         chip, batch = self._chip, self._batch
-        network, payload = chip.network, chip.payload
-        good = 0 if network is None or network.closed else self._readable(payload, count, pieces)
+        network, payload = chip.link, chip.payload
+        good = 0 if network is None else self._readable(payload, count, pieces)
         if good == 0 or network is None:
             # The first of them is refused: by itself, so that nothing behind it goes out.
             packet = found[0] if found else Packet(1, segments(*buffer(run, 0)), 0)
@@ -296,7 +291,7 @@ class Transmitter:
         late: dict[int, int] = {}
         async for done in payload.completions(limit=_MOST):
             self._waits()
-            if done.all_ok and not late:
+            if done.all_ok and not late and done.id[0] == given:
                 upto = given + len(done)
                 entries = len(done) if found is None else sum(p.entries for p in found[given:upto])
                 longest = 0 if found is None else max(p.length for p in found[given:upto])
@@ -305,7 +300,10 @@ class Transmitter:
                 run = run[entries * ENTRY :]
                 given = upto
             else:
-                late.update(zip(done.id.tolist(), done.status.tolist(), strict=False))
+                for i, status, error in zip(
+                    done.id.tolist(), done.status.tolist(), done.error.tolist(), strict=False
+                ):
+                    late[i] = int(Status.OK) if error == EMSGSIZE else status
                 while given in late:
                     status = late.pop(given)
                     packet = found[given] if found else Packet(1, (), 0)
