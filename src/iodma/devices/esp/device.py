@@ -36,6 +36,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from iodma._core import Wait
 from iodma.devices import Device, Register
 from iodma.devices.esp.channel import Channel
 from iodma.devices.esp.connection import Connection
@@ -55,13 +56,13 @@ from iodma.devices.esp.registers import (
     INTR_ICMD,
     INTR_RESEL,
     INTR_RST,
+    MESSAGE_IN,
     STAT_GE,
     STAT_INT,
     STAT_TC,
     Mode,
 )
 from iodma.devices.esp.sequences import Sequences
-from iodma._core import Wait
 from iodma.engine import Engine, Event
 from iodma.scsi import State, Target
 
@@ -190,11 +191,12 @@ class Esp(Device):
                 self._stat |= STAT_GE
 
     def read_status(self) -> int:
+        value = self._stat | (STAT_INT if self._intr else 0)
         bus = self.bus
-        phase = bus.phase(self.atn) if bus is not None else BUS_FREE
-        if phase is None or phase == BUS_FREE:
-            phase = 0
-        return phase | self._stat | (STAT_INT if self._intr else 0)
+        if bus is None:
+            return value
+        phase = MESSAGE_IN if self.acknowledging else bus.phase(self.atn)
+        return value if phase is None or phase == BUS_FREE else value | phase
 
     def read_interrupt(self) -> int:
         value = self._intr
@@ -307,8 +309,10 @@ class Esp(Device):
         """The chip's SCSI ID."""
         return self.config1 & CFG1_ID
 
-    def target(self) -> Target | None:
-        """Who answers a selection now; a chip does not answer its own."""
+    def arbitrate(self) -> Target | None:
+        """Who answers a selection now: a chip does not answer its own. One that would come back
+        has to wait for another Enable Selection."""
+        self._selectable = False
         chosen = self.destination & 7
         return None if chosen == self.own_id else self.targets.get(chosen)
 

@@ -98,7 +98,7 @@ class Sequences:
         """Arbitrates and selects; None: nobody is there, and the time is over."""
         chip = self.chip
         chip.step = 0
-        target = chip.target()
+        target = chip.arbitrate()
         if target is None:
             chip.raise_interrupt(INTR_DIS)
             return None
@@ -110,7 +110,7 @@ class Sequences:
 
     async def transfer(self, dma: bool, _: int) -> None:
         """Transfer Information: in the phase that there is."""
-        chip, bus = self.chip, self._bus()
+        chip, bus = self.chip, self._accept()
         phase = bus.phase(chip.atn)
         if phase in (DATA_IN, DATA_OUT):
             await self._data(bus, dma, phase)
@@ -148,7 +148,7 @@ class Sequences:
 
     async def complete(self, dma: bool, _: int) -> None:
         """Initiator Command Complete: a status byte, and a message byte that is not accepted."""
-        chip, bus = self.chip, self._bus()
+        chip, bus = self.chip, self._accept()
         phase = bus.phase(chip.atn)
         if phase == STATUS:
             await self._give(dma, bytes((bus.status(),)))
@@ -163,11 +163,7 @@ class Sequences:
 
     async def message_accepted(self, dma: bool, _: int) -> None:
         """Negates ACK: the target goes on, or leaves the bus."""
-        chip, bus = self.chip, self._bus()
-        if chip.acknowledging:
-            chip.acknowledging = False
-            bus.accepted()
-        self._ended(0, await self._settle(bus))
+        self._ended(0, await self._settle(self._accept()))
 
     # --- data -------------------------------------------------------------------------------------
 
@@ -210,7 +206,7 @@ class Sequences:
 
     async def pad(self, dma: bool, _: int) -> None:
         """Transfer Pad: zeroes to the target, or what it gives for nobody; no request for DMA."""
-        chip, bus = self.chip, self._bus()
+        chip, bus = self.chip, self._accept()
         request = bus.request
         phase = bus.phase(chip.atn)
         if request is not None and phase in (DATA_IN, DATA_OUT):
@@ -271,9 +267,13 @@ class Sequences:
 
     # --- the target -------------------------------------------------------------------------------
 
-    def _bus(self) -> Connection:
-        bus = self.chip.bus
+    def _accept(self) -> Connection:
+        """The target, with ACK negated: every command of an initiator does that first."""
+        chip, bus = self.chip, self.chip.bus
         assert bus is not None, "the command table lets no command of an initiator pass"
+        if chip.acknowledging:
+            chip.acknowledging = False
+            bus.accepted()
         return bus
 
     def _port(self) -> Port:
