@@ -3,7 +3,7 @@
 
     processor --+-- RAM
                 +-- IOMMU --- the SBus --+-- LEDMA --- byte lanes --- LANCE --- network
-                |                        +-- ESPDMA
+                |                        +-- ESPDMA --- ESP --- SCSI targets
                 +-- interrupt controller <-- LEDMA, ESPDMA, IOMMU
 
 What a device masters goes through the IOMMU to physical memory: RAM, and the registers of the
@@ -19,11 +19,13 @@ Invariants
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Self
 
 from iodma.boards.sun4m.places import MOST_RAM, PLACES, QOM, WIRES, Place
 from iodma.devices import Device
 from iodma.devices.dma2 import EspDma, Ledma
+from iodma.devices.esp import Esp
 from iodma.devices.lance import Lance
 from iodma.devices.sbus_iommu import SbusIommu
 from iodma.devices.slavio_intctl import SlavioIntctl
@@ -31,6 +33,7 @@ from iodma.endpoints import Endpoint
 from iodma.engine import Engine
 from iodma.errors import ArgumentError
 from iodma.memory import DeviceWindow, Memory, Ram
+from iodma.scsi import Target
 from iodma.stages import ByteLanes
 from iodma.transports import Bus
 from iodma.transports.inprocess import BusWindow
@@ -48,6 +51,7 @@ class Sun4m:
         engine: runs it.
         memory: RAM: its size in bytes, or a `Ram`, which stays the caller's.
         network: what LANCE's cable leads to: a packet endpoint; None: to nothing.
+        targets: what is on the SCSI bus: SCSI ID, 0 to 6 -> `Target`, which stays the caller's.
         name: for messages.
 
     Attributes:
@@ -55,7 +59,7 @@ class Sun4m:
         memory: physical memory, as DMA sees it: RAM and registers.
         space: physical memory, as its processor sees it.
         bus: the devices' registers alone, in values.
-        intctl, iommu, ledma, lance, espdma: the devices.
+        intctl, iommu, ledma, lance, espdma, esp: the devices.
         devices: all of them, by name.
         machine: the board, for a `QtestServer`.
 
@@ -69,6 +73,7 @@ class Sun4m:
         *,
         memory: int | Ram = 64 << 20,
         network: Endpoint | None = None,
+        targets: Mapping[int, Target] | None = None,
         name: str = "sun4m",
     ) -> None:
         size = memory.size if isinstance(memory, Ram) else memory
@@ -92,7 +97,8 @@ class Sun4m:
         lanes = ByteLanes(self.ledma.stage, 2, name="lance lanes")
         self.lance = Lance(engine.port(lanes, "lance"), network=network, name="lance")
         self.espdma = EspDma(engine.port(self.iommu.stage, "espdma"), name="espdma")
-        made = (self.intctl, self.iommu, self.ledma, self.lance, self.espdma)
+        self.esp = Esp(self.espdma, targets or {}, name="esp")
+        made = (self.intctl, self.iommu, self.ledma, self.lance, self.espdma, self.esp)
         self.devices: dict[str, Device] = {device.name: device for device in made}
         self._connect()
         self._place()
@@ -109,6 +115,8 @@ class Sun4m:
         self.lance.interrupt.connect(self.ledma.chip_interrupt)
         self.lance.on_memory_error = lambda fault: self.ledma.memory_error()
         self.ledma.on_reset = self.lance.request_reset
+        self.esp.interrupt.connect(self.espdma.chip_interrupt)
+        self.espdma.on_reset = self.esp.reset_chip
 
     def _place(self) -> None:
         """Gives devices their windows, and has both processor and DMA see them."""
@@ -133,7 +141,7 @@ class Sun4m:
     def _pins(self) -> dict[str, Pins]:
         levels = [line for line in self.intctl.levels if line is not None]
         pins = {QOM["intctl"]: Pins(self.intctl.inputs, {"sysbus-irq": levels})}
-        for name in ("iommu", "ledma", "lance", "espdma"):
+        for name in ("iommu", "ledma", "lance", "espdma", "esp"):
             pins[QOM[name]] = Pins((), {"sysbus-irq": [self.devices[name].interrupt]})
         return pins
 
@@ -163,7 +171,7 @@ class Sun4m:
         return self._busy()
 
     def _busy(self) -> bool:
-        return self.iommu.busy or self.lance.busy
+        return self.iommu.busy or self.lance.busy or self.esp.busy
 
     async def settle(self) -> None:
         """Waits until it is not busy."""

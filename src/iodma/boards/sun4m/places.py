@@ -48,6 +48,7 @@ PLACES: Final = (
     # Its halves count accesses that are narrower as errors of theirs.
     Place("espdma", 0x7840_0000, 0x10, least=1),
     Place("ledma", 0x7840_0010, 0x10, least=1),
+    Place("esp", 0x7880_0000, 0x40, least=1, most=1),
     Place("lance", 0x78C0_0000, 4, least=2, most=2),
 )
 
@@ -64,5 +65,6 @@ QOM: Final = {
     "iommu": "/machine/unattached/device[7]",
     "espdma": "/machine/unattached/device[9]/espdma",
     "ledma": "/machine/unattached/device[9]/ledma",
+    "esp": "/machine/unattached/device[9]/espdma/esp",
     "lance": "/machine/unattached/device[9]/ledma/lance",
 }
