@@ -7,14 +7,16 @@ import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from iodma import Engine
+from iodma import Engine, PciSlot
 from iodma.testing import strict_engine
+from iodma.transports.vfio_user import VfioUserServer
 from tests.unit import vfio_client as vc
 from tests.unit.vfio_client import MSIX, Client, Refused, SharedMemory
-from tests.unit.vfio_kit import StillClock, serving
+from tests.unit.vfio_kit import Copier, StillClock, run, serving
 
 PAGE, BASE, SIZE = 4096, 0x10_0000, 1 << 20
 GET, SET, PROBE = 1 << 16, 1 << 17, 1 << 18
@@ -184,3 +186,51 @@ def test_nothing_gets_out_without_bus_master_enable(tmp_path: Path) -> None:
             client.wait(lambda: server.function.device.state.value == "failed")
             client.reset()
         assert not any(memory.bytes[:64]) and not client.asked
+
+
+# --- memory that is not to be mapped --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_memory_that_is_shared_and_not_mapped(engine: Engine, tmp_path: Path, mapped: bool) -> None:
+    """Its bytes are asked for by messages; the client knows what it was asked to write, so no page
+    of it is dirty here, whichever way that is asked."""
+
+    def map_half(address: int, size: int) -> bool:
+        asked.append((address, size))
+        return address == BASE
+
+    asked: list[tuple[int, int]] = []
+    served: list[tuple[int, int]] = []
+    device = Copier(engine.port(PciSlot()))
+    how: Any = map_half if mapped else False
+    server = VfioUserServer(engine, device, tmp_path / "s", mapped=how)
+    with Client(tmp_path / "s", engine) as client, SharedMemory(2 * SIZE) as memory:
+        client.negotiate()
+        client.map(BASE, SIZE, memory.fd)
+        client.map(BASE + SIZE, SIZE, memory.fd, SIZE)
+        client.map(BASE + SIZE, SIZE, memory.fd, SIZE)  # the very same again
+        with pytest.raises(Refused) as caught:
+            client.map(BASE + SIZE, SIZE, memory.fd, 0)
+        assert caught.value.errno == errno.EEXIST
+        client.bus_master()
+
+        def move(command: int, address: int, what: int | bytes) -> bytes:
+            served.append((command, address))
+            return bytes(what) if isinstance(what, int) else b""
+
+        client.serve = move
+        start(client)
+        write(client, BASE)
+        write(client, BASE + SIZE)
+        there = [(vc.DMA_READ, BASE + SIZE), (vc.DMA_WRITE, BASE + SIZE + 8)]
+        assert served[-2:] == there and len(served) == (2 if mapped else 4)
+        assert report(client) == (1 if mapped else 0)
+        assert report(client, address=BASE + SIZE) == 0
+        payload = struct.pack("=IIQQQQ", 48, 1, BASE + SIZE, SIZE, PAGE, SIZE // PAGE // 8)
+        payload = struct.pack("=I", 40 + SIZE // PAGE // 8) + payload[4:]
+        bitmap = client.ask(vc.DMA_UNMAP, payload).payload[40:]
+        assert bitmap == bytes(SIZE // PAGE // 8)
+        if mapped:
+            assert asked == [(BASE, SIZE), (BASE + SIZE, SIZE), (BASE + SIZE, SIZE)]
+    run(engine, server.close)

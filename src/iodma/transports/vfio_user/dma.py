@@ -2,7 +2,8 @@
 """The DMA regions of a session: bus addresses that the client maps and unmaps.
 
 A region that comes with a descriptor is a part of a file, which is mapped as a whole; one that
-comes without is memory that the client moves the bytes of, asked by messages.
+comes without, or is not to be mapped, is memory that the client moves the bytes of, asked by
+messages.
 
 Where the specification and libvfio-user differ: a region over another one is refused with EEXIST,
 as the one says, but for the very same region again, which is nothing, as the other does. An unmap
@@ -29,7 +30,7 @@ from iodma.errors import AddressRangeError
 from iodma.memory import Memory, RemoteMemory, RemoteRequest
 from iodma.transports.descriptors import Descriptor
 from iodma.transports.vfio_user.dirty import Area, bitmap_bytes, move, pages_of
-from iodma.transports.vfio_user.mappings import MOST_BYTES, PAGE, Mapping, Mappings
+from iodma.transports.vfio_user.mappings import MOST_BYTES, PAGE, File, Mapping, Mappings
 from iodma.transports.vfio_user.messages import MOST_REGIONS, MOST_TRANSFER, Refusal
 from iodma.transports.vfio_user.remote import Remote
 
@@ -52,10 +53,12 @@ class _Part:
         region: what is mapped at its address.
         mapping: that this is; None: the client moves the bytes.
         offset: where it is in the file.
+        file: that it came with, or None. Where the client moves its bytes all the same, nobody here
+            writes to it.
         dirty: pages of the file that were written to and not reported; bit 0 is the region's first.
     """
 
-    __slots__ = ("access", "address", "dirty", "mapping", "offset", "region", "size")
+    __slots__ = ("access", "address", "dirty", "file", "mapping", "offset", "region", "size")
 
     def __init__(
         self,
@@ -65,6 +68,7 @@ class _Part:
         region: Region,
         mapping: Mapping | None,
         offset: int,
+        file: File | None,
     ) -> None:
         self.address = address
         self.size = size
@@ -72,6 +76,7 @@ class _Part:
         self.region = region
         self.mapping = mapping
         self.offset = offset
+        self.file = file
         self.dirty = 0
 
     def __str__(self) -> str:
@@ -88,6 +93,7 @@ class DmaTable:
         most: regions at once.
         private: whether what the client writes to a file is its own, asked with (device, inode)
             and a descriptor of it. Regions of such a file are as those without a descriptor.
+        mapped: whether a region is mapped, asked with its address and size; None: each that can be.
 
     Attributes:
         memory: it.
@@ -101,7 +107,8 @@ class DmaTable:
         name: str = "dma",
         *,
         most: int = MOST_REGIONS,
-        private: Callable[[tuple[int, int], int], bool] | None = None,
+        private: Callable[[File, int], bool] | None = None,
+        mapped: Callable[[int, int], bool] | None = None,
     ) -> None:
         self.memory = memory
         self.name = name
@@ -110,6 +117,7 @@ class DmaTable:
         self._most = most
         self._parts: dict[int, _Part] = {}
         self._mappings = Mappings(engine, private)
+        self._mapped = mapped
         #: Where transfers held on beyond the deadline.
         self._stuck: list[tuple[_Part, Revocation]] = []
         self._log_page = 0
@@ -161,9 +169,12 @@ class DmaTable:
             return
         if offset + size >= 1 << 63:
             raise Refusal(errno.EINVAL, f"{size:#x} bytes at {offset:#x} of a file")
-        mapping = self._mappings.take(descriptor.fileno(), offset, size, bool(flags & WRITE))
+        mapping = None
+        if self._mapped is None or self._mapped(address, size):
+            mapping = self._mappings.take(descriptor.fileno(), offset, size, bool(flags & WRITE))
         if mapping is None:
-            self._map_remote(address, size, flags & 3)
+            file = file_of(descriptor.fileno())
+            self._map_remote(address, size, flags & 3, offset, file)
             return
         try:
             if self._stuck:
@@ -172,12 +183,16 @@ class DmaTable:
         except Refusal:
             self._mappings.give(mapping)
             raise
-        self._parts[address] = _Part(address, size, flags & 3, mapping.region, mapping, offset)
+        self._parts[address] = _Part(
+            address, size, flags & 3, mapping.region, mapping, offset, mapping.file
+        )
 
-    def _map_remote(self, address: int, size: int, access: int) -> None:
+    def _map_remote(
+        self, address: int, size: int, access: int, offset: int = 0, file: File | None = None
+    ) -> None:
         theirs = RemoteMemory(_Theirs(self._remote, address), size, most=self._remote.most)
         self._map(address, size, 0, theirs, access)
-        self._parts[address] = _Part(address, size, access, theirs, None, 0)
+        self._parts[address] = _Part(address, size, access, theirs, None, offset, file)
 
     def _map(self, address: int, size: int, base: int, region: Region, access: int) -> None:
         try:
@@ -190,10 +205,9 @@ class DmaTable:
     ) -> bool:
         if (part.size, part.access) != (size, flags & 3):
             return False
-        file = None if descriptor is None else file_of(descriptor.fileno())
-        if part.mapping is None:
-            return file is None or self._mappings.is_private(file)
-        return part.offset == offset and part.mapping.file == file
+        if descriptor is None:
+            return part.file is None
+        return part.offset == offset and part.file == file_of(descriptor.fileno())
 
     def _check_stuck(self, mapping: Mapping, offset: int, size: int) -> None:
         self._stuck = [each for each in self._stuck if not each[1].done]
@@ -337,20 +351,22 @@ class DmaTable:
         if room < bitmap_bytes(part.size, page):
             raise Refusal(errno.EINVAL, f"{room} bytes for the bitmap of {part}")
         mapping = part.mapping
-        if mapping is None:
+        if mapping is None and part.file is None:
             raise Refusal(errno.EINVAL, f"the client itself moves the bytes of {part}")
 
         def report() -> bytes:
             try:
                 return self._report([part], part.address, part.size, page).ljust(room, b"\0")
             finally:
-                self._mappings.give(mapping)
+                if mapping is not None:
+                    self._mappings.give(mapping)
 
         async def wait_for(wait: Wait[None]) -> bytes:
             await wait
             return report()
 
-        mapping.users += 1  # its log is still to be read
+        if mapping is not None:
+            mapping.users += 1  # its log is still to be read
         wait = self._take_away([part])
         return report() if wait is None else wait_for(wait)
 
@@ -372,7 +388,7 @@ class DmaTable:
 
     def _report(self, there: list[_Part], address: int, length: int, page: int) -> bytes:
         mappings = {part.mapping for part in there if part.mapping is not None}
-        if not mappings:
+        if not mappings and all(part.file is None for part in there):
             raise Refusal(errno.EINVAL, f"the client itself moves the bytes at {address:#x}")
         for mapping in mappings:
             self._harvest(mapping, there)

@@ -76,7 +76,13 @@ class Handlers:
         irqs: where interrupts go.
     """
 
-    def __init__(self, engine: Engine, function: Function, name: str) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        function: Function,
+        name: str,
+        mapped: Callable[[int, int], bool] | None,
+    ) -> None:
         self.engine = engine
         self.function = function
         self.name = name
@@ -86,7 +92,9 @@ class Handlers:
         self.table = (
             None
             if memory is None
-            else DmaTable(engine, memory, self.remote, name, private=self._is_private)
+            else DmaTable(
+                engine, memory, self.remote, name, private=self._is_private, mapped=mapped
+            )
         )
         self.faults = (
             None if memory is None else Faults(engine, memory, self.remote, name, self._may_ask)

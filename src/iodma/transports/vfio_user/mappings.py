@@ -25,7 +25,7 @@ from iodma.engine import Engine
 from iodma.engine.timers import Timer
 from iodma.transports.vfio_user.messages import Refusal
 
-__all__ = ["MOST_BYTES", "PAGE", "Mapping", "Mappings"]
+__all__ = ["MOST_BYTES", "PAGE", "File", "Mapping", "Mappings"]
 
 PAGE = 4096
 #: Bytes of a region, and of a mapping: as in libvfio-user.
@@ -87,10 +87,6 @@ class Mappings:
 
     def __iter__(self) -> Iterator[Mapping]:
         return iter(self._all)
-
-    def is_private(self, file: File) -> bool:
-        """Whether a file is known as one that the client has for itself."""
-        return file in self._private
 
     def take(self, fd: int, offset: int, size: int, writable: bool) -> Mapping | None:
         """The mapping that holds ``size`` bytes at ``offset`` of a file, used once more: `give` it

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 
 from iodma.devices import Device
 from iodma.engine import Engine
@@ -37,6 +38,9 @@ class VfioUserServer(Listener[Session]):
         path: where to listen. A socket there that nobody listens on is replaced.
         fd: instead of a path: a unix stream socket, which listens or is connected. The descriptor
             is duplicated.
+        mapped: whether memory that the client shares is mapped: always, never, or as a function of
+            a region's bus address and bytes says. What is not mapped is reached by messages, as
+            memory that is not shared is: for clients that have to be tried, and slow.
 
     Attributes:
         function: the device as a PCI function.
@@ -62,16 +66,18 @@ class VfioUserServer(Listener[Session]):
         path: str | os.PathLike[str] | None = None,
         *,
         fd: int | None = None,
+        mapped: bool | Callable[[int, int], bool] = True,
     ) -> None:
         function = device if isinstance(device, Function) else Function(device)
         super().__init__(engine, function.device.name, log, path, fd)
         self.function = function
+        self._mapped = mapped if callable(mapped) else None if mapped else _never
         self._function_is_ours = function is not device
         engine.attach(function.device)
         self._serve()
 
     def _open(self, sock: socket.socket) -> Session:
-        return Session(self.engine, self.function, sock, self._name, self._ended)
+        return Session(self.engine, self.function, sock, self._name, self._ended, self._mapped)
 
     async def close(self) -> None:
         """Ends the session, drains what is in flight, removes the socket file; the device can be
@@ -79,3 +85,7 @@ class VfioUserServer(Listener[Session]):
         await super().close()
         if self._function_is_ours:
             self.function.close()
+
+
+def _never(address: int, size: int) -> bool:
+    return False

@@ -75,6 +75,7 @@ class Session(Handlers):
         sock: the connection; the session's from now on.
         name: for messages.
         ended: called when nothing is left of it.
+        mapped: whether a region of its memory is mapped; None: each that can be.
 
     Attributes:
         over: set when nothing is left of it.
@@ -87,8 +88,9 @@ class Session(Handlers):
         sock: socket.socket,
         name: str,
         ended: Callable[[], None],
+        mapped: Callable[[int, int], bool] | None = None,
     ) -> None:
-        super().__init__(engine, function, name)
+        super().__init__(engine, function, name, mapped)
         self._on_end = ended
         self._agreed = False  # on a version
         self._pending: deque[_Pending] = deque()  # begun, in the order of their answers
