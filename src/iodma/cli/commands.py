@@ -107,6 +107,19 @@ def bench(args: argparse.Namespace) -> int:
 
 
 def serve(args: argparse.Namespace) -> int:
+    return serve_sun4m(args) if args.device == "sun4m" else serve_blk(args)
+
+
+def serve_sun4m(args: argparse.Namespace) -> int:
+    from iodma.tools.serve_sun4m import Options, serve
+    from iodma.tools.service import Where
+
+    where = Where(args.qtest, args.fd, args.run)
+    netdev = args.netdev if args.tap is None else f"tap,ifname={args.tap}"
+    return serve(Options(where, args.memory, netdev, args.engine, args.trace), tell)
+
+
+def serve_blk(args: argparse.Namespace) -> int:
     from iodma.tools.serve import CAPABILITIES, Options, serve
 
     if args.print_capabilities:

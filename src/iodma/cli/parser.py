@@ -47,6 +47,13 @@ def positive_float(text: str) -> float:
     return value
 
 
+def size(text: str) -> int:
+    """Bytes, with K, M or G behind them if it is more."""
+    value = text.strip()
+    unit = {"K": 10, "M": 20, "G": 30}.get(value[-1:].upper(), 0)
+    return positive_int(value[:-1] if unit else value) << unit
+
+
 def given(text: str) -> tuple[str, str]:
     """NAME=FILE or NAME=VALUE."""
     name, equals, value = text.partition("=")
@@ -58,9 +65,11 @@ def given(text: str) -> tuple[str, str]:
 # What argparse calls them in "invalid ... value".
 positive_int.__name__ = "positive whole number"
 natural.__name__ = "whole number"
+size.__name__ = "size"
 positive_float.__name__ = "positive number"
 
 
+Devices: TypeAlias = "argparse._SubParsersAction[Command]"
 #: Ends the program with status 2 and a line.
 Fail: TypeAlias = Callable[[str], NoReturn]
 
@@ -155,7 +164,7 @@ def build() -> argparse.ArgumentParser:
     add_serve(
         command(
             "serve",
-            "serve a device to a virtual machine monitor, over vhost-user",
+            "serve a device to a virtual machine monitor, or a machine to a program",
             "It stays in the foreground; SIGTERM or Ctrl-C drains what is in flight and ends it"
             " with status 0. SIGUSR1 prints statistics.",
         )
@@ -360,6 +369,62 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="print what this back-end can do, as JSON, and nothing else",
     )
+
+    add_serve_sun4m(devices)
+
+
+def add_serve_sun4m(devices: Devices) -> None:
+    sun4m = devices.add_parser(
+        "sun4m",
+        help="a machine: the DMA side of a SPARCstation 5",
+        description="Serve a SPARCstation 5 - IOMMU, LEDMA with its LANCE, ESPDMA, interrupt"
+        " controller, RAM - to programs that drive it over QEMU's qtest protocol, one at a time."
+        " Addresses and byte order are those of qemu-system-sparc -M SS-5 -accel qtest; time"
+        " passes by clock_step alone. The machine stays as it is when a client goes; iodma_reset"
+        " resets it.",
+        epilog=EXIT_CODES,
+    )
+    assert isinstance(sun4m, Command)
+    sun4m.check = check_sun4m
+    sun4m.set_defaults(device="sun4m")
+    add_verbose(sun4m, argparse.SUPPRESS)
+    where = sun4m.add_mutually_exclusive_group()
+    where.add_argument(
+        "--qtest", metavar="SOCKET", type=Path, help="listen there, for clients of the protocol"
+    )
+    where.add_argument(
+        "--fd", metavar="N", type=natural, help="a unix socket that was opened for this process"
+    )
+    cable = sun4m.add_mutually_exclusive_group()
+    cable.add_argument(
+        "--netdev",
+        metavar="TEXT",
+        help="what LANCE is connected to, as QEMU has it: dgram,local.type=unix,local.path=HERE,"
+        "remote.type=unix,remote.path=THERE (or local.type=inet,local.host=...,local.port=... and"
+        " so on); socket,udp=HOST:PORT,localaddr=HOST:PORT; socket,fd=N; tap,ifname=NAME. The other"
+        " end has to be there (default: no cable)",
+    )
+    cable.add_argument("--tap", metavar="NAME", help="short for --netdev tap,ifname=NAME")
+    sun4m.add_argument(
+        "--memory",
+        metavar="SIZE",
+        type=size,
+        default=64 << 20,
+        help="RAM: 64M, 1024K (default: 64M, at most 256M)",
+    )
+    sun4m.add_argument(
+        "--run",
+        metavar="COMMAND",
+        help="serve for the life of a shell command, and end with its status; it finds the socket"
+        " in $IODMA_SOCKET",
+    )
+    add_engine(sun4m)
+    add_trace(sun4m)
+
+
+def check_sun4m(found: argparse.Namespace, fail: Fail) -> None:
+    if found.qtest is None and found.fd is None and found.run is None:
+        fail("one of the arguments --qtest --fd --run is required")
 
 
 def add_num_queues(parser: argparse.ArgumentParser, default: int | None = 1) -> None:

@@ -68,7 +68,8 @@ class Service:
 
     Args:
         where: where it listens, and the command.
-        words: the socket's path -> what `iodma qemu-args` would print, for the command.
+        words: the socket's path -> what `iodma qemu-args` would print, for the command; None: that
+            prints nothing for it.
         hang_up: called on SIGHUP; None: the signal is not looked at.
     """
 
@@ -76,7 +77,7 @@ class Service:
         self,
         engine: Engine,
         where: Where,
-        words: Callable[[str], str],
+        words: Callable[[str], str] | None = None,
         hang_up: Callable[[], object] | None = None,
     ) -> None:
         self.engine = engine
@@ -155,7 +156,8 @@ class Service:
         environment = dict(os.environ)
         if path is not None:
             environment["IODMA_SOCKET"] = path
-            environment["IODMA_QEMU"] = self.words(path)
+            if self.words is not None:
+                environment["IODMA_QEMU"] = self.words(path)
         self.child = child = subprocess.Popen(command, shell=True, env=environment)
         pidfd = os.pidfd_open(child.pid)
         try:
