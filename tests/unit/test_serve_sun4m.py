@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from iodma import ArgumentError, BusyError, Datagram
+from iodma import ArgumentError, BusyError, Datagram, File
 from iodma.cli import main
 from iodma.tools.netdev import network
 from tests.qtest import Qtest
@@ -53,14 +53,20 @@ def bound(path: Path) -> Iterator[socket.socket]:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_serves_until_it_is_told_to_end(tmp_path: Path, number: int) -> None:
     path, here, there = tmp_path / "s", tmp_path / "here", tmp_path / "there"
+    drive = tmp_path / "disk.img"
+    drive.write_bytes(bytes(1 << 20))
     netdev = f"dgram,id=n,local.type=unix,local.path={here},remote.type=unix,remote.path={there}"
     with (
         bound(there),
-        server(f"--qtest={path}", "--netdev", netdev, "--memory=32M") as process,
+        server(
+            f"--qtest={path}", "--netdev", netdev, "--memory=32M", f"--drive={drive}"
+        ) as process,
     ):
         client = connected(path)
         client.write(0x1F_FFFC, 0x1234)
         assert client.read(0x1000_0000) == 0x0500_0000 and here.is_socket()
+        with File(drive) as file, pytest.raises(BusyError):
+            file.lock()
         client.close()
         client = connected(path)
         assert client.read(0x1F_FFFC) == 0x1234  # as it was left
@@ -84,7 +90,8 @@ def test_a_connection_that_was_given(tmp_path: Path) -> None:
 def test_for_the_life_of_a_command() -> None:
     program = (
         "import os, socket; s = socket.socket(socket.AF_UNIX);"
-        "s.connect(os.environ['IODMA_SOCKET']); s.sendall(b'endianness\\n'); assert s.recv(99) == b'OK big\\n'; raise SystemExit(7)"
+        "s.connect(os.environ['IODMA_SOCKET']); s.sendall(b'endianness\\n');"
+        "assert s.recv(99) == b'OK big\\n'; raise SystemExit(7)"
     )
     command = f"{sys.executable} -c {shlex.quote(program)}"
     assert subprocess.run([*IODMA, "--run", command], timeout=50, check=False).returncode == 7
@@ -101,6 +108,8 @@ def test_for_the_life_of_a_command() -> None:
         (["--qtest=x", "--memory=1G"], 1, "up to 256 MiB, would be right"),
         (["--qtest=x", "--netdev=user"], 1, "dgram, socket, tap would be right"),
         (["--qtest=x", "--netdev=dgram,local=a,remote=b"], 1, "b: nobody is there"),
+        (["--qtest=x", "--drive=nothing"], 1, "nothing"),
+        (["--qtest=x", *["--drive=x"] * 8], 1, "8 drives: at most 7 would be right"),
         (["--qtest=nowhere/x"], 1, "No such file"),
     ],
 )

@@ -75,7 +75,7 @@ def test_an_interrupt_goes_all_the_way(rig: Rig) -> None:
     irqs.clear()
     guest.target = 5
     assert guest.command(bytes(6)) == -1
-    assert irqs == ["raise 18", "lower 18"] and Line.SCSI == 18
+    assert irqs == [f"raise {Line.SCSI}", f"lower {Line.SCSI}"]
     assert board.load(0x71E1_0000) == 0
 
 

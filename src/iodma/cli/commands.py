@@ -116,7 +116,8 @@ def serve_sun4m(args: argparse.Namespace) -> int:
 
     where = Where(args.qtest, args.fd, args.run)
     netdev = args.netdev if args.tap is None else f"tap,ifname={args.tap}"
-    return serve(Options(where, args.memory, netdev, args.engine, args.trace), tell)
+    options = Options(where, args.memory, netdev, args.drive, args.engine, args.trace)
+    return serve(options, tell)
 
 
 def serve_blk(args: argparse.Namespace) -> int:

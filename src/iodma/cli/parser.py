@@ -377,11 +377,11 @@ def add_serve_sun4m(devices: Devices) -> None:
     sun4m = devices.add_parser(
         "sun4m",
         help="a machine: the DMA side of a SPARCstation 5",
-        description="Serve a SPARCstation 5 - IOMMU, LEDMA with its LANCE, ESPDMA, interrupt"
-        " controller, RAM - to programs that drive it over QEMU's qtest protocol, one at a time."
-        " Addresses and byte order are those of qemu-system-sparc -M SS-5 -accel qtest; time"
-        " passes by clock_step alone. The machine stays as it is when a client goes; iodma_reset"
-        " resets it.",
+        description="Serve a SPARCstation 5 - IOMMU, LEDMA with its LANCE, ESPDMA with its ESP,"
+        " interrupt controller, RAM - to programs that drive it over QEMU's qtest protocol, one at"
+        " a time. Addresses and byte order are those of qemu-system-sparc -M SS-5 -accel qtest;"
+        " time passes by clock_step alone. The machine stays as it is when a client goes;"
+        " iodma_reset resets it.",
         epilog=EXIT_CODES,
     )
     assert isinstance(sun4m, Command)
@@ -405,6 +405,15 @@ def add_serve_sun4m(devices: Devices) -> None:
         " end has to be there (default: no cable)",
     )
     cable.add_argument("--tap", metavar="NAME", help="short for --netdev tap,ifname=NAME")
+    sun4m.add_argument(
+        "--drive",
+        metavar="FILE",
+        type=image,
+        action="append",
+        default=[],
+        help="a disk on the SCSI bus: an image, a block device or the URI of an NBD export; the"
+        " first is ID 0, the next ID 1, up to 6",
+    )
     sun4m.add_argument(
         "--memory",
         metavar="SIZE",
