@@ -62,7 +62,7 @@ class Flushes:
         try:
             transfer = port.flush(self._disk)
             # Noted also where a reset has cancelled who waits: the kernel tells only once.
-            transfer._when_done(lambda wait: self._note(wait.result))
+            transfer._when_done(lambda wait: self.note(wait.result))
             done = await transfer
             if done.ok:
                 self._ended = number
@@ -71,7 +71,8 @@ class Flushes:
             self._active = None
             active._resolve(None)
 
-    def _note(self, done: Completion) -> None:
+    def note(self, done: Completion) -> None:
+        """Of a flush, or a write that was to be stable, that ended: an error is never forgotten."""
         if done.status in (Status.OK, Status.CANCELLED) or self.lost:
             return
         self.lost = done.error or errno.EIO

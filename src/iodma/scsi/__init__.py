@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SCSI targets: commands, task sets, sense data, and a disk (SAM-5, SPC-4, SBC-4).
+"""SCSI targets: commands, task sets, sense data, and a disk (SAM-5, SPC-4, SBC-3).
 
     target = Target(engine, {0: Disk(iodma.File("disk.img"))})
     request = target.request(0, cdb, initiator=7)
@@ -12,7 +12,7 @@
 |---|---|
 | `sense` | status bytes and sense data |
 | `cdb` | layouts of command descriptor blocks, as data, and what a CDB says by them |
-| `primary`, `blocks` | the commands of SPC-4 and of SBC-4: the tables |
+| `primary`, `blocks` | the commands of SPC-4 and of SBC-3: the tables |
 | `request` | one command's states, and its data phase |
 | `movers` | what stands at the medium's end of a data phase |
 | `taskset` | which command may begin |

@@ -9,6 +9,7 @@ Invariants
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from errno import EDQUOT, ENOSPC
 
 from iodma._core import Completion, completion
@@ -20,11 +21,11 @@ from iodma.scsi.sense import INTERNAL_FAILURE, NO_SPACE, READ_ERROR, WRITE_ERROR
 from iodma.sg import ScatterList
 from iodma.types import Status
 
-__all__ = ["FromBytes", "OnEndpoint", "ToBytes", "medium_error"]
+__all__ = ["FromBytes", "OnEndpoint", "ToBytes", "after", "medium_error"]
 
 
 def medium_error(done: Completion, direction: DataDirection, lba: int) -> Sense:
-    """Sense data for what an endpoint refused, at a logical block (SBC-4 4.17)."""
+    """Sense data for what an endpoint refused, at a logical block (SBC-3 4.18)."""
     if direction is DataDirection.IN:
         return READ_ERROR.told(lba)
     if done.error in (ENOSPC, EDQUOT):
@@ -35,15 +36,21 @@ def medium_error(done: Completion, direction: DataDirection, lba: int) -> Sense:
 class OnEndpoint:
     """Bytes of an endpoint, from `offset` on: read for IN, written for OUT."""
 
-    __slots__ = ("block", "direction", "endpoint", "offset")
+    __slots__ = ("block", "direction", "endpoint", "note", "offset")
 
     def __init__(
-        self, endpoint: Endpoint, offset: int, block: int, direction: DataDirection
+        self,
+        endpoint: Endpoint,
+        offset: int,
+        block: int,
+        direction: DataDirection,
+        note: Callable[[Completion], None] | None = None,
     ) -> None:
         self.endpoint = endpoint
         self.offset = offset
         self.block = block
         self.direction = direction
+        self.note = note
 
     async def move(
         self, request: Request, port: Port, segments: ScatterList, at: int
@@ -56,6 +63,8 @@ class OnEndpoint:
         return await request.flight(transfer)
 
     def failed(self, at: int, done: Completion) -> Sense:
+        if self.note is not None:
+            self.note(done)
         return medium_error(done, self.direction, (self.offset + at) // self.block)
 
 
@@ -79,7 +88,7 @@ class FromBytes:
                     await request.flight(port.store_bytes(address, part))
                     moved += length
         except DmaFault as fault:
-            return _after(moved, fault.completion)
+            return after(moved, fault.completion)
         return completion(Status.OK, moved, 0)
 
     def failed(self, at: int, done: Completion) -> Sense:
@@ -107,14 +116,14 @@ class ToBytes:
                     self.data += part
                     moved += length
         except DmaFault as fault:
-            return _after(moved, fault.completion)
+            return after(moved, fault.completion)
         return completion(Status.OK, moved, 0)
 
     def failed(self, at: int, done: Completion) -> Sense:
         return INTERNAL_FAILURE
 
 
-def _after(moved: int, done: Completion) -> Completion:
+def after(moved: int, done: Completion) -> Completion:
     """`done`, of one segment, as it looks from the beginning of the list."""
     fault = done.fault
     if fault is None:

@@ -111,6 +111,8 @@ class Request:
         lun, cdb, tag, initiator, attribute: as given.
         autosense: the transport delivers `sense` with the status; else the unit keeps it for
             REQUEST SENSE.
+        offered: bytes that the initiator is ready to move, where its transport says so; None: it
+            does not.
         state: a `State`.
         direction: of the data phase, once `ready`.
         expected: bytes of the data phase, once `ready`.
@@ -128,6 +130,7 @@ class Request:
         tag: int | None,
         attribute: TaskAttribute,
         autosense: bool,
+        offered: int | None,
     ) -> None:
         engine = unit.engine
         self.unit = unit
@@ -137,6 +140,7 @@ class Request:
         self.tag = tag
         self.attribute = attribute
         self.autosense = autosense
+        self.offered = offered
         self.state = State.DORMANT
         self.direction = DataDirection.NONE
         self.expected = 0

@@ -58,6 +58,7 @@ class Sense:
         information: INFORMATION, mostly the LBA where it happened; None: not valid.
         field: (byte, bit or None, in the CDB): the field pointer of an ILLEGAL REQUEST
             (SPC-4 4.5.2.4.2); None: not valid.
+        descriptors: whether `data` is in descriptor format, as D_SENSE asks for.
     """
 
     key: SenseKey
@@ -65,6 +66,7 @@ class Sense:
     ascq: int = 0
     information: int | None = None
     field: tuple[int, int | None, bool] | None = None
+    descriptors: bool = False
 
     def at(self, byte: int, bit: int | None = None, *, in_cdb: bool = True) -> Sense:
         """The same, pointing at a byte of the CDB or parameters, and its upmost wrong bit."""
@@ -73,6 +75,11 @@ class Sense:
     def told(self, information: int) -> Sense:
         """The same with INFORMATION."""
         return replace(self, information=information)
+
+    @property
+    def data(self) -> bytes:
+        """The bytes that go with the status."""
+        return self.descriptor() if self.descriptors else self.fixed()
 
     def fixed(self) -> bytes:
         """18 bytes in fixed format, for the current command (SPC-4 4.5.3)."""
@@ -120,6 +127,7 @@ WRITE_ERROR = Sense(SenseKey.MEDIUM_ERROR, 0x0C, 0x00)
 READ_ERROR = Sense(SenseKey.MEDIUM_ERROR, 0x11, 0x00)  # UNRECOVERED READ ERROR
 NO_SPACE = Sense(SenseKey.DATA_PROTECT, 0x27, 0x07)  # SPACE ALLOCATION FAILED WRITE PROTECT
 WRITE_PROTECTED = Sense(SenseKey.DATA_PROTECT, 0x27, 0x00)
+SOFTWARE_WRITE_PROTECTED = Sense(SenseKey.DATA_PROTECT, 0x27, 0x02)
 INTERNAL_FAILURE = Sense(SenseKey.HARDWARE_ERROR, 0x44, 0x00)
 MISCOMPARE = Sense(SenseKey.MISCOMPARE, 0x1D, 0x00)
 OVERLAPPED = Sense(SenseKey.ABORTED_COMMAND, 0x4E, 0x00)

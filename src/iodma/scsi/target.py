@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from iodma._core import Wait
 from iodma.engine import Engine
 from iodma.errors import ArgumentError, integer
-from iodma.memory import Memory
 from iodma.scsi import sense as senses
 from iodma.scsi.request import Request, TaskAttribute
+from iodma.scsi.scratch import Scratch
 from iodma.scsi.unit import Absent, LogicalUnit
 
 __all__ = ["Target"]
@@ -35,7 +35,7 @@ class Target:
 
     Attributes:
         engine, units, name: as given.
-        port: the device server's own, for what reaches no initiator: flushes and the like.
+        port, scratch: the device server's own, for what reaches no initiator: flushes and the like.
 
     Raises:
         ArgumentError: a LUN that cannot be.
@@ -51,7 +51,8 @@ class Target:
     ) -> None:
         self.engine = engine
         self.name = name
-        self.port = engine.port(Memory(name=f"{name} device server"), name)
+        self.scratch = Scratch(engine, f"{name} device server")
+        self.port = engine.port(self.scratch.memory, name)
         self.units = {0: units} if isinstance(units, LogicalUnit) else dict(sorted(units.items()))
         for lun, unit in self.units.items():
             if not 0 <= integer(lun, "a LUN") < 1 << 14:
@@ -69,6 +70,7 @@ class Target:
         attribute: TaskAttribute = TaskAttribute.SIMPLE,
         initiator: object = 0,
         autosense: bool = False,
+        offered: int | None = None,
     ) -> Request:
         """A command from an initiator. It goes its way in later turns of the engine.
 
@@ -79,9 +81,10 @@ class Target:
             initiator: who it is: anything that can be a key.
             autosense: the transport delivers `Request.sense` with the status. Else the sense data
                 of a CHECK CONDITION waits for REQUEST SENSE.
+            offered: bytes that the initiator is ready to move, where its transport says so.
         """
         unit = self.units.get(lun, self._nobody)
-        return unit.request(bytes(cdb), tag, attribute, initiator, autosense, lun)
+        return unit.request(bytes(cdb), tag, attribute, initiator, autosense, lun, offered)
 
     # --- task management (SAM-5 chapter 7) --------------------------------------------------------
 
@@ -143,6 +146,7 @@ class Target:
         if not self.port.closed:
             self.reset()
             self.port.close()
+            self.scratch.close()
 
     def __repr__(self) -> str:
         return f"<Target {self.name}, LUNs {', '.join(map(str, self.units))}>"

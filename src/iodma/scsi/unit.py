@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from iodma._core import Wait
@@ -24,6 +25,7 @@ from iodma.port import Port
 from iodma.scsi import sense as senses
 from iodma.scsi.cdb import Cdb, Commands
 from iodma.scsi.movers import FromBytes, ToBytes
+from iodma.scsi.opcodes import supported_opcodes
 from iodma.scsi.primary import PRIMARY
 from iodma.scsi.request import DataDirection, Request, State, TaskAttribute
 from iodma.scsi.sense import CheckCondition, ScsiStatus, Sense
@@ -135,10 +137,11 @@ class LogicalUnit:
         initiator: object,
         autosense: bool,
         lun: int,
+        offered: int | None,
     ) -> Request:
         """See `Target.request`."""
         nexus = self.nexus(initiator)
-        request = Request(self, nexus, lun, cdb, tag, attribute, autosense)
+        request = Request(self, nexus, lun, cdb, tag, attribute, autosense, offered)
         if self.tasks.full:
             request.complete(ScsiStatus.TASK_SET_FULL)
             return request
@@ -186,6 +189,11 @@ class LogicalUnit:
         self.power_on()
         return done
 
+    @property
+    def descriptor_sense(self) -> bool:
+        """Hook: whether sense data is in descriptor format (D_SENSE)."""
+        return False
+
     def power_on(self) -> None:
         """Hook: everything that commands can change is as it was at first."""
 
@@ -193,7 +201,11 @@ class LogicalUnit:
         """I_T NEXUS LOSS (SAM-5 6.3.4): an initiator is gone, and so are its commands."""
         done = self.abort(lambda each: each.initiator == initiator)
         self._nexuses.pop(initiator, None)
+        self.forgotten(initiator)
         return done
+
+    def forgotten(self, initiator: object) -> None:
+        """Hook: an initiator is gone."""
 
     def ended(self, request: Request) -> None:
         """A request is over: others may begin."""
@@ -248,6 +260,8 @@ class LogicalUnit:
     def _refuse(self, request: Request, sense: Sense) -> None:
         if request.cancelled:
             return
+        if self.descriptor_sense and not sense.descriptors:
+            sense = replace(sense, descriptors=True)
         if not request.autosense:
             request.nexus.sense = sense
         request.complete(ScsiStatus.CHECK_CONDITION, sense)
@@ -286,7 +300,7 @@ class LogicalUnit:
         nexus = request.nexus
         sense = nexus.sense or self.pending(nexus) or self.condition()
         nexus.sense = None
-        data = sense.descriptor() if cdb["DESC"] else sense.fixed()
+        data = sense.descriptor() if cdb["DESC"] else sense.fixed()  # whatever D_SENSE says
         await self.give(request, data, cdb["ALLOCATION LENGTH"])
 
     def condition(self) -> Sense:
@@ -322,9 +336,28 @@ class LogicalUnit:
             raise cdb.invalid("SELECT REPORT")
         luns: Iterable[int] = self.target.units if cdb["SELECT REPORT"] != 1 else ()
         # Single level, peripheral device addressing; above 255 flat space (SAM-5 4.6.6).
+        # The well known unit of REPORT LUNS is not there, so that SELECT REPORT 01h is none.
         words = [lun if lun < 256 else lun | 0x4000 for lun in luns]
         data = b"".join(word.to_bytes(2, "big") + bytes(6) for word in words)
         await self.give(request, len(data).to_bytes(4, "big") + bytes(4) + data, allocation)
+
+    async def send_diagnostic(self, request: Request, cdb: Cdb) -> None:
+        """SEND DIAGNOSTIC (SPC-4 6.42): the default self-test, which finds nothing."""
+        for what in ("SELF-TEST CODE", "DEVOFFL", "UNITOFFL", "PARAMETER LIST LENGTH"):
+            if cdb[what]:
+                raise cdb.invalid(what)
+        if not cdb["SELFTEST"]:
+            raise cdb.invalid("SELFTEST")
+
+    async def report_opcodes(self, request: Request, cdb: Cdb) -> None:
+        """REPORT SUPPORTED OPERATION CODES (SPC-4 6.35)."""
+        data = supported_opcodes(self.commands, cdb)
+        await self.give(request, data, cdb["ALLOCATION LENGTH"])
+
+    async def report_functions(self, request: Request, cdb: Cdb) -> None:
+        """REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS (SPC-4 6.36): ATS, ATSS, CTSS, LURS, TRS."""
+        data = bytes((0x80 | 0x40 | 0x10 | 0x08 | 0x02, 0, 0, 0))
+        await self.give(request, data, cdb["ALLOCATION LENGTH"])
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} at LUN {self.lun}, {len(self.tasks)} commands>"
