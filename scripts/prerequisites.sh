@@ -53,6 +53,7 @@ check() {
         need mmdebstrap mmdebstrap --version
         need util-linux setpriv --version
         need pciutils sbin lspci --version
+        need libiscsi-bin iscsi-test-cu --list
         ;;
     *)
         echo "usage: $0 demo|test" >&2

@@ -3,7 +3,7 @@
 
 Invariants
  - `MOVES` has every state and what START and LOEJ do to it; nothing else changes it but a reset.
- - A medium that an initiator has said must stay is not ejected.
+ - While an initiator has said that the medium must stay it is neither ejected nor loaded.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Power(BlockUnit):
         after = MOVES[self.state, cdb["START"], cdb["LOEJ"]]
         if after is self.state:
             return
-        if after is Medium.EJECTED and self._prevents:
+        if cdb["LOEJ"] and self._prevents:
             raise CheckCondition(senses.REMOVAL_PREVENTED)
         if after is not Medium.READY and not cdb["NO_FLUSH"]:
             await self.flush()

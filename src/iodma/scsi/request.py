@@ -156,6 +156,7 @@ class Request:
         self._calling = False
         self._flights: set[Transfer[Any]] = set()
         self._abort: Callable[[], None] | None = None
+        self._at_end: list[Callable[[], object]] = []
         self._working = False
 
     # --- for the initiator's side -----------------------------------------------------------------
@@ -265,6 +266,10 @@ class Request:
             return self.state is State.ABORTING
         return True
 
+    def when_over(self, callback: Callable[[], object]) -> None:
+        """Has a plain function called when it ends; it is not over yet."""
+        self._at_end.append(callback)
+
     # --- for the logical unit ---------------------------------------------------------------------
 
     async def data_phase(self, direction: DataDirection, length: int, mover: Mover) -> None:
@@ -335,6 +340,8 @@ class Request:
         if not self._ready.done:
             self._ready._resolve(None)
         self._finished._resolve(self.status)
+        for callback in self._at_end:
+            callback()
 
     def _to(self, state: State) -> None:
         if (self.state, state) not in EDGES:

@@ -55,7 +55,7 @@ class Scratch:
         return self._ram.view(address, length)
 
     def _give(self, request: Request, slot: int) -> int:
-        request.finished._when_done(lambda _: self._back(slot))
+        request.when_over(lambda: self._back(slot))
         return slot
 
     def _back(self, slot: int) -> None:

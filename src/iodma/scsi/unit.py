@@ -159,14 +159,14 @@ class LogicalUnit:
         chosen = [each for each in self.tasks if which(each)]
         left = len(chosen)
 
-        def over(_: object) -> None:
+        def over() -> None:
             nonlocal left
             left -= 1
             if left <= 0:
                 done._resolve(bool(chosen))
 
         for each in chosen:
-            each.finished._when_done(over)
+            each.when_over(over)
             each.cancel()
         if not chosen:
             done._resolve(False)

@@ -141,9 +141,12 @@ def difference(unit: BlockUnit, view: memoryview, data: bytes, offset: int) -> S
     """MISCOMPARE for the first block that differs; None: none does."""
     if view == data:
         return None
-    have = bytes(view)
-    at = next(index for index, byte in enumerate(have) if byte != data[index])
-    return senses.MISCOMPARE.told((offset + at) // unit.block)
+    block, first = unit.block, offset // unit.block
+    for at in range(first * block - offset, len(data), block):  # pieces may begin within a block
+        here = slice(max(at, 0), at + block)
+        if view[here] != data[here]:
+            return senses.MISCOMPARE.told((offset + here.start) // block)
+    return None
 
 
 async def _load(request: Request, port: Port, segments: ScatterList) -> bytes:
