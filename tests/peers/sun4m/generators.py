@@ -7,8 +7,12 @@ from collections.abc import Callable
 
 from tests.peers.sun4m.lance_programs import driver, faults
 from tests.peers.sun4m.program import Program
+from tests.peers.sun4m.register_programs import hostile, iommu, ledma
 
 GENERATORS: dict[str, tuple[Callable[[int], Program], float]] = {
     "driver": (driver, 5),
     "faults": (faults, 1),
+    "iommu": (iommu, 2),
+    "ledma": (ledma, 2),
+    "hostile": (hostile, 2),
 }

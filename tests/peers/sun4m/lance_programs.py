@@ -71,7 +71,7 @@ class Driver:
 
     script: Script
     bswp: int = BSWP
-    station: bytes = b""
+    station: bytes = bytes(6)
     logical: bytes = bytes(8)
     mode: int = 0
     receive: Ring = field(default_factory=lambda: Ring(0, 0))
@@ -79,6 +79,8 @@ class Driver:
     heap: int = 0
     block: int = 0
     window: int = 0
+    range: int = 0
+    floor: int = 0
 
     @property
     def rng(self) -> random.Random:
@@ -93,13 +95,11 @@ class Driver:
         self.heap = at + size
         return self.window * PAGE + at
 
-    floor = 0
-
     def set_up(self) -> None:
         """IOMMU, LEDMA, rings and initialization block; up to INIT and STRT."""
         script, rng = self.script, self.rng
         self.window = rng.choice([0, 0, 0, 1, 100, 4096 - PAGES])
-        script.iommu()
+        script.iommu(self.range)
         script.map_all(self.window)
         script.ledma(D_TEST, WINDOW)
         script.ledma(D_CSR, INTERRUPT_ENABLE if script.chance(0.8) else 0)

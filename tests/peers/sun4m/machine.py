@@ -62,9 +62,10 @@ OBSERVED = (
     Register("LANCE RAP", RAP, 2),
 )
 
-#: The IOMMU's page table, for its smallest range of 16 MiB: a word a page. 16 KiB, aligned.
-TABLE, TABLE_BYTES = 0x14_0000, 0x4000
+#: The IOMMU's page table for the last 16 MiB, its smallest range: a word a page. Tables of larger
+#: ranges end where it ends, and so are aligned to their sizes.
+TABLE, TABLE_BYTES = 0x1F_C000, 0x4000
 #: Pages that DMA goes to, in front of the table.
-ARENA, ARENA_BYTES = 0x12_0000, TABLE - 0x12_0000
+ARENA, ARENA_BYTES = 0x1D_C000, TABLE - 0x1D_C000
 #: What is filled before each program, and compared at each checkpoint.
 COMPARED, COMPARED_BYTES = ARENA - PAGE, ARENA_BYTES + TABLE_BYTES + 2 * PAGE

@@ -93,11 +93,15 @@ class Script:
 
     # --- the IOMMU and what is behind it ----------------------------------------------------------
 
-    def iommu(self, control: int = 1) -> None:
-        """Table, base and control; no page is mapped."""
+    def iommu(self, size: int = 0) -> None:
+        """Table, base and control; no page of the last 16 MiB is mapped.
+
+        Args:
+            size: log2 of the range in units of 16 MiB, 0 to 7.
+        """
         self.fill(TABLE, TABLE_BYTES)
-        self.write(IOMMU_BASE, TABLE >> 4)
-        self.write(IOMMU_CONTROL, control)
+        self.write(IOMMU_BASE, TABLE + TABLE_BYTES - (TABLE_BYTES << size) >> 4)
+        self.write(IOMMU_CONTROL, size << 2 | 1)
         self.write(IOMMU_FLUSH_ALL, 0)
 
     def map(self, page: int, behind: int, *, writable: bool = True, valid: bool = True) -> None:
