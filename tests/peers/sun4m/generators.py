@@ -8,6 +8,7 @@ from collections.abc import Callable
 from tests.peers.sun4m.lance_programs import driver, faults
 from tests.peers.sun4m.program import Program
 from tests.peers.sun4m.register_programs import hostile, iommu, ledma
+from tests.peers.sun4m.scsi_programs import scsi
 
 GENERATORS: dict[str, tuple[Callable[[int], Program], float]] = {
     "driver": (driver, 5),
@@ -15,4 +16,5 @@ GENERATORS: dict[str, tuple[Callable[[int], Program], float]] = {
     "iommu": (iommu, 2),
     "ledma": (ledma, 2),
     "hostile": (hostile, 2),
+    "scsi": (scsi, 3),
 }

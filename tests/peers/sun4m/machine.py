@@ -67,5 +67,7 @@ OBSERVED = (
 TABLE, TABLE_BYTES = 0x1F_C000, 0x4000
 #: Pages that DMA goes to, in front of the table.
 ARENA, ARENA_BYTES = 0x1D_C000, TABLE - 0x1D_C000
+#: The disk at target 0 of the SCSI bus.
+BLOCK_BYTES, BLOCKS = 512, 256
 #: What is filled before each program, and compared at each checkpoint.
 COMPARED, COMPARED_BYTES = ARENA - PAGE, ARENA_BYTES + TABLE_BYTES + 2 * PAGE

@@ -22,13 +22,14 @@ from tests.peers.guests.foreign import unpack
 from tests.peers.guests.process import mortal
 from tests.peers.guests.qmp import Qmp, QmpError
 from tests.peers.sun4m.machine import RAM_BYTES, RAP, RDP
-from tests.peers.sun4m.session import Gone, Session, Wire
+from tests.peers.sun4m.session import Gone, Session, Wire, fill_disk
 
 PROGRAM = "qemu-system-sparc"
 #: SLAVIO's processor counter: 31 bits that count in 500 ns, from bit 9 on in its low word.
 COUNTER, COUNTER_NS = 0x71D0_0004, 500
 BRANCH_TO_SELF = 0x3080_0000
 
+DISK = "scsi-hd,drive=disk,scsi-id=0,lun=0"
 #: Registers of its network card that a reset does not touch: CSR1 and CSR2, and of PCnet's, which
 #: the Am7990 has not, the mode and the poll counter.
 LEFT_BY_RESET = (1, 2, 15, 46, 47)
@@ -77,6 +78,8 @@ class Qemu(Session):
         ours, theirs = socket.socketpair()
         qmp, far = socket.socketpair()
         wire = Wire.at(folder, name.replace(" ", "-"))
+        disk = folder / f"{name.replace(' ', '-')}.disk"
+        fill_disk(disk)
         words = [
             *(*command, "-M", "SS-5", "-m", f"{RAM_BYTES >> 20}M"),
             *("-nodefaults", "-no-user-config", "-display", "none", "-vga", "none"),
@@ -86,6 +89,7 @@ class Qemu(Session):
             *("-netdev", "dgram,id=net,local.type=unix,remote.type=unix"
               f",local.path={wire.machine},remote.path={wire.path}"),
             *("-net", "nic,model=lance,netdev=net"),
+            *("-drive", f"if=none,id=disk,format=raw,cache=unsafe,file={disk}", "-device", DISK),
         ]  # fmt: skip
         self.log = folder / f"{name.replace(' ', '-')}.log"
         with open(self.log, "wb") as log:
@@ -99,7 +103,7 @@ class Qemu(Session):
         theirs.close()
         far.close()
         self._qmp = Qmp(qmp)
-        super().__init__(ours, wire)
+        super().__init__(ours, wire, disk)
         self._prime()
 
     def close(self) -> None:
@@ -115,6 +119,15 @@ class Qemu(Session):
         except QmpError as error:
             raise Gone(f"{self.name}: {error}") from error
         self.commands([line for number in LEFT_BY_RESET for line in csr(number, 0)])
+
+    def rest(self) -> None:
+        """A machine that is stopped has no transfer of its disk under way."""
+        try:
+            self._qmp.execute("stop")
+            self._qmp.execute("cont")
+            self._qmp.events.clear()
+        except QmpError as error:
+            raise Gone(f"{self.name}: {error}") from error
 
     def _prime(self) -> None:
         """A network card that has polled once: the first start of a process is unlike the others.

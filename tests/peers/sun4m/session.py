@@ -26,7 +26,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.peers.sun4m.machine import COMPARED, COMPARED_BYTES, OBSERVED, RAP, RDP
+from tests.peers.sun4m.machine import (
+    BLOCK_BYTES,
+    BLOCKS,
+    COMPARED,
+    COMPARED_BYTES,
+    ESP,
+    OBSERVED,
+    PAGE,
+    RAP,
+    RDP,
+)
 from tests.peers.sun4m.program import Program, Step
 
 LETTER = {1: "b", 2: "w", 4: "l", 8: "q"}
@@ -45,7 +55,8 @@ class Refused(AssertionError):
 class Observation(NamedTuple):
     """What one side said: at a step, of what, and the value.
 
-    `what` is a register's name, "memory" (all of COMPARED) or "wire" (the frames that went out).
+    `what` is a register's name, "memory" (all of COMPARED), "wire" (the frames that went out) or
+    "disk" (all of it).
     """
 
     step: int
@@ -66,6 +77,13 @@ class Look(NamedTuple):
 def filling(seed: int) -> bytes:
     """What COMPARED is filled with before a program."""
     return random.Random(seed).randbytes(COMPARED_BYTES)
+
+
+def fill_disk(path: Path, seed: int = 0) -> None:
+    """Makes the disk, or overwrites it in place."""
+    content = random.Random(seed).randbytes(BLOCKS * BLOCK_BYTES)
+    with open(path, "r+b" if path.exists() else "wb") as file:
+        file.write(content)
 
 
 @dataclass
@@ -102,13 +120,14 @@ class Session:
     Args:
         stream: connected to its qtest server.
         wire: of its network card.
+        disk: the file behind its disk, filled anew for each program.
     """
 
     name = "machine"
     answer_seconds = 30.0
 
-    def __init__(self, stream: socket.socket, wire: Wire) -> None:
-        self._stream, self.wire = stream, wire
+    def __init__(self, stream: socket.socket, wire: Wire, disk: Path) -> None:
+        self._stream, self.wire, self.disk = stream, wire, disk
         stream.setblocking(False)
         self._received = b""
         self._frames: list[bytes] = []
@@ -133,6 +152,8 @@ class Session:
         self._frames.clear()
         fill = base64.b64encode(filling(program.seed)).decode()
         self.commands([f"b64write {COMPARED:#x} {COMPARED_BYTES:#x} {fill}"])
+        fill_disk(self.disk, program.seed)
+        uses_disk = any(ESP <= step.address < ESP + PAGE for step in program.steps)
         found: list[Observation] = []
         lines: list[str] = []
         names: list[Look] = []
@@ -142,6 +163,9 @@ class Session:
                     self._observe(found, lines, names)
                     self.inject(step.data)
                 case "check":
+                    if uses_disk:
+                        self._observe(found, lines, names)
+                        self.rest()
                     for line, name, mask in looks():
                         if name:
                             names.append(Look(len(lines), place, name, mask))
@@ -151,6 +175,8 @@ class Session:
                     found.append(Observation(place, "memory", self.memory()))
                     found.append(Observation(place, "wire", tuple(self._frames)))
                     self._frames.clear()
+                    if uses_disk:
+                        found.append(Observation(place, "disk", self.disk.read_bytes()))
                 case "read":
                     name = f"{step.address:#x} ({step.size} bytes)"
                     names.append(Look(len(lines), place, name, (1 << 8 * step.size) - 1))
@@ -162,6 +188,9 @@ class Session:
                     lines.append(command(step))
         self._observe(found, lines, names)
         return found
+
+    def rest(self) -> None:
+        """Waits until the disk has done what it was asked to; a machine may do so anyway."""
 
     def advance(self, nanoseconds: int) -> None:
         """Lets the machine's time pass."""
