@@ -127,13 +127,15 @@ def failed(outcome: Verdict | str | None) -> bool:
     return isinstance(outcome, str) or bool(outcome and outcome.failure)
 
 
-def likeness(outcome: Verdict | str | None) -> frozenset[str]:
-    """What a failure is known by while it is shrunk: of what the sides said different things."""
+def likeness(outcome: Verdict | str | None) -> frozenset[tuple[str, int]]:
+    """What a failure is known by while it is shrunk: what differs, and in which bits."""
     if isinstance(outcome, str):
-        return frozenset({"gone"})
+        return frozenset({("gone", 0)})
     if outcome is None or outcome.failure is None:
         return frozenset()
-    return frozenset(outcome.failure.differs | ({"memory"} if outcome.failure.memory else set()))
+    moment = outcome.failure
+    memory = {("memory", 0)} if moment.memory else set()
+    return frozenset(memory | set(moment.differs.items()))
 
 
 def campaign(

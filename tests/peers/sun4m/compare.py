@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.peers.sun4m.machine import COMPARED
+from tests.peers.sun4m.machine import COMPARED, RAP, RDP
 from tests.peers.sun4m.program import Program
 from tests.peers.sun4m.session import Observation
 
@@ -33,7 +33,8 @@ class Moment:
 
     Attributes:
         ours, theirs: by what was observed, as in `Observation`.
-        differs: of these, what is not the same and not explained yet, but memory.
+        differs: of these, what is not the same and not explained yet, but memory: of a register the
+            bits, otherwise 1.
         memory: addresses whose bytes differ, with ours and theirs.
         before: moments that were compared already.
     """
@@ -42,13 +43,50 @@ class Moment:
     step: int
     ours: dict[str, Any]
     theirs: dict[str, Any]
-    differs: set[str]
+    differs: dict[str, int]
     memory: Bytes
     before: list[Moment]
 
     def register(self, name: str) -> tuple[int, int]:
         """Ours and theirs; of a register that was not read here, zeros."""
         return self.ours.get(name, 0), self.theirs.get(name, 0)
+
+    def written(self, address: int) -> int | None:
+        """What was written last to a register; None: nothing since the reset."""
+        for step in reversed(self.program.steps[: self.step]):
+            if step.op == "write" and step.address == address:
+                return step.value
+        return None
+
+    def csr_written(self, number: int) -> list[int]:
+        """All that was written to a register of LANCE, in order."""
+        values, rap = [], 0
+        for step in self.program.steps[: self.step]:
+            if step.op == "check":
+                rap = 0
+            elif step.op == "write" and step.address == RAP:
+                rap = step.value
+            elif step.op == "write" and step.address == RDP and rap == number:
+                values.append(step.value)
+        return values
+
+    def take(self, name: str, mask: int = 1) -> bool:
+        """Explains bits of a register, or all of something else; False: they do not differ."""
+        found = self.differs.get(name, 0) & mask
+        if found == self.differs.get(name):
+            self.differs.pop(name, None)
+        elif found:
+            self.differs[name] &= ~mask
+        return bool(found)
+
+    def only_theirs(self, name: str, mask: int) -> bool:
+        """`take`, of bits that are set in QEMU's register and not in ours."""
+        ours, theirs = self.register(name)
+        return self.take(name, theirs & ~ours & mask)
+
+    def only_ours(self, name: str, mask: int) -> bool:
+        ours, theirs = self.register(name)
+        return self.take(name, ours & ~theirs & mask)
 
     def done(self) -> bool:
         return not self.differs and not self.memory
@@ -133,10 +171,13 @@ def moments(
         for one, two in pairs:
             assert one[:2] == two[:2], (one[:2], two[:2])
             mine[one.what], other[two.what] = one.value, two.value
-        differs = {what for what in mine if mine[what] != other[what]}
+        differs = {
+            what: mine[what] ^ other[what] if isinstance(mine[what], int) else 1
+            for what in mine
+            if mine[what] != other[what]
+        }
         memory: Bytes = {}
-        if "memory" in differs:
-            differs.discard("memory")
+        if differs.pop("memory", 0):
             memory = differing(mine["memory"], other["memory"])
         yield Moment(program, step, mine, other, differs, memory, before)
 

@@ -176,12 +176,12 @@ class Driver:
 
     def send_frame(self, data: bytes, pieces: int) -> None:
         script = self.script
-        cuts = sorted(self.cut(len(data)) for _ in range(pieces - 1))
+        cuts = sorted({self.cut(len(data)) for _ in range(pieces - 1)})
         for place, (begin, end) in enumerate(zip([0, *cuts], [*cuts, len(data)], strict=True)):
             part = data[begin:end]
             at = self.address(len(part) + 2, 1 if self.bswp else 2)
             script.bus_store(at, self.payload(part))
-            status = OWN | (STP if place == 0 else 0) | (ENP if place == pieces - 1 else 0)
+            status = OWN | (STP if place == 0 else 0) | (ENP if end == len(data) else 0)
             script.bus_store(self.transmit.take(), descriptor(at, status, len(part)))
 
     def cut(self, size: int) -> int:

@@ -71,3 +71,13 @@ ARENA, ARENA_BYTES = 0x1D_C000, TABLE - 0x1D_C000
 BLOCK_BYTES, BLOCKS = 512, 256
 #: What is filled before each program, and compared at each checkpoint.
 COMPARED, COMPARED_BYTES = ARENA - PAGE, ARENA_BYTES + TABLE_BYTES + 2 * PAGE
+
+_NAMES = {register.address: register.name for register in OBSERVED}
+_ESP = ("TCLOW", "TCMED", "FIFO", "command", "status", "interrupt", "step", "flags", "config 1")
+
+
+def register_name(address: int) -> str:
+    """What an observation of a register is called."""
+    if ESP <= address < ESP + 4 * len(_ESP):
+        return f"ESP {_ESP[(address - ESP) // 4]}"
+    return _NAMES.get(address) or f"{address:#x}"

@@ -45,6 +45,8 @@ BSWP, ACON, BCON = 4, 2, 1
 # Mode word of the initialization block.
 PROM, INTL, DRTY, COLL, DTCR, LOOP, DTX, DRX = 0x8000, 0x40, 0x20, 0x10, 8, 4, 2, 1
 # Descriptors, second word.
+#: What is in front of the last byte of an odd buffer whose words are swapped.
+TAIL = 0xA5
 OWN, STP, ENP = 0x8000, 0x0200, 0x0100
 
 
@@ -180,8 +182,8 @@ def descriptor(address: int, status: int, size: int, last: int = 0) -> bytes:
 
 
 def swapped(data: bytes) -> bytes:
-    """Bytes of each 16-bit word exchanged; an odd tail gets a zero for company."""
-    data += bytes(len(data) % 2)
+    """Bytes of each 16-bit word exchanged; an odd tail gets `TAIL` for company."""
+    data += bytes([TAIL][: len(data) % 2])
     found = bytearray(data)
     found[::2], found[1::2] = data[1::2], data[::2]
     return bytes(found)

@@ -36,6 +36,7 @@ from tests.peers.sun4m.machine import (
     PAGE,
     RAP,
     RDP,
+    register_name,
 )
 from tests.peers.sun4m.program import Program, Step
 
@@ -157,6 +158,7 @@ class Session:
         found: list[Observation] = []
         lines: list[str] = []
         names: list[Look] = []
+        csr = 0
         for place, step in enumerate(program.steps):
             match step.op:
                 case "frame":
@@ -171,6 +173,7 @@ class Session:
                             names.append(Look(len(lines), place, name, mask))
                         lines.append(line)
                     self._observe(found, lines, names)
+                    csr = 0
                     self._settle()
                     found.append(Observation(place, "memory", self.memory()))
                     found.append(Observation(place, "wire", tuple(self._frames)))
@@ -178,13 +181,14 @@ class Session:
                     if uses_disk:
                         found.append(Observation(place, "disk", self.disk.read_bytes()))
                 case "read":
-                    name = f"{step.address:#x} ({step.size} bytes)"
+                    name = f"LANCE CSR{csr}" if step.address == RDP else register_name(step.address)
                     names.append(Look(len(lines), place, name, (1 << 8 * step.size) - 1))
                     lines.append(command(step))
                 case "clock":
                     self._observe(found, lines, names)
                     self.advance(step.value)
                 case _:
+                    csr = step.value if step.op == "write" and step.address == RAP else csr
                     lines.append(command(step))
         self._observe(found, lines, names)
         return found

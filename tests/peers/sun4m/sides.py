@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.peers.sun4m.board import Board
 from tests.peers.sun4m.qemu import Qemu, Qemu7, qemu7_sparc, qemu11_sparc
 from tests.peers.sun4m.session import Session
 
@@ -21,4 +22,4 @@ def qemu7(folder: Path) -> Session:
     return Qemu7(folder, qemu7_sparc(folder), "QEMU 7.2")
 
 
-SIDES: dict[str, Make] = {"qemu11": qemu11, "qemu7": qemu7}
+SIDES: dict[str, Make] = {"board": Board, "qemu11": qemu11, "qemu7": qemu7}

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process that our board runs in: `python served.py QTEST-FD NET-FD DISK RAM-BYTES`.
+
+Invariant: it serves one client, and ends with it.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+
+from iodma.boards.sun4m import Sun4m
+
+from iodma import Datagram, Engine
+from iodma.transports.qtest import QtestServer, SteppedClock
+
+
+def main(qtest: int, net: int, disk: str, ram: int) -> None:
+    clock = SteppedClock()
+    with (
+        Engine(clock=clock) as engine,
+        socket.socket(fileno=net) as wire,
+        Datagram(wire) as network,
+        Sun4m(engine, memory=ram, network=network) as board,
+    ):
+
+        async def serve() -> None:
+            async with QtestServer(engine, board.machine, fd=qtest) as server:
+                await server.wait()
+
+        engine.run(serve())
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
