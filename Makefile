@@ -23,7 +23,7 @@ test:
 	@$(BIN)/python scripts/run_tests.py $(STAGES)
 
 soak:
-	@$(MAKE) --no-print-directory test STAGES='soak-fuzz soak'
+	@$(MAKE) --no-print-directory test STAGES='soak-fuzz soak-sun4m soak'
 
 lint:
 	@$(MAKE) --no-print-directory test STAGES='format lint types stubs'

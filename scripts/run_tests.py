@@ -62,6 +62,11 @@ SOAK = (
     Stage(
         "soak-fuzz", ("make", "-C", "csrc", "fuzz", "SECONDS=3600"), silence=4000, total=2 * 3600
     ),
+    Stage(
+        "soak-sun4m",
+        (PYTHON, "-m", "tests.peers.sun4m.campaign", "--programs", "100000"),
+        total=8 * 3600,
+    ),
     Stage("soak", (*PYTEST, "tests"), {"IODMA_SOAK": "1"}, silence=600, total=12 * 3600),
 )
 

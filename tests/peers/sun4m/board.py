@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.peers.guests.process import mortal
 from tests.peers.sun4m.machine import RAM_BYTES
-from tests.peers.sun4m.session import Gone, Session, Wire, fill_disk
+from tests.peers.sun4m.session import Gone, Session, Wire, csr, fill_disk
 
 SERVED = Path(__file__).with_name("served.py")
 
@@ -54,7 +54,7 @@ class Board(Session):
         super().close()
 
     def reset(self) -> None:
-        self.commands(["iodma_reset"])
+        self.commands(["iodma_reset", *csr(1, 0), *csr(2, 0)])
 
     def commands(self, lines: list[str]) -> list[str]:
         try:

@@ -202,7 +202,7 @@ def worker(
         divergences = DIVERGENCES if arguments.ours == "board" else ()
         sent = Tally()
         for program in programs:
-            sent = campaign(pair, iter([program]), divergences)
+            sent = campaign(pair, iter([program]), divergences, failures=arguments.failures)
             results.put(sent)
 
 
@@ -215,6 +215,7 @@ def main() -> int:
     parser.add_argument("--kind", action="append", choices=list(GENERATORS), default=[])
     parser.add_argument("--ours", choices=list(SIDES), default="board")
     parser.add_argument("--oracle", choices=list(SIDES), default="qemu11")
+    parser.add_argument("--failures", type=Path, default=FAILURES, help="where they are saved")
     parser.add_argument("--replay", type=Path, help="a saved program, instead of a campaign")
     parser.add_argument("--observations", action="store_true", help="with --replay: print all")
     arguments = parser.parse_args()

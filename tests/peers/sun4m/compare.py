@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.peers.sun4m.machine import COMPARED, RAP, RDP
-from tests.peers.sun4m.program import Program
+from tests.peers.sun4m.program import Program, Step
 from tests.peers.sun4m.session import Observation
 
 Bytes = dict[int, tuple[int, int]]
@@ -57,6 +57,11 @@ class Moment:
             if step.op == "write" and step.address == address:
                 return step.value
         return None
+
+    def frames(self) -> list[Step]:
+        """The frames that came in since the last check."""
+        first = self.before[-1].step if self.before else 0
+        return [step for step in self.program.steps[first : self.step] if step.op == "frame"]
 
     def csr_written(self, number: int) -> list[int]:
         """All that was written to a register of LANCE, in order."""
@@ -137,6 +142,7 @@ def compare(
     verdict = Verdict()
     known: Bytes = {}
     before: list[Moment] = []
+    divergences = sorted(divergences, key=lambda divergence: divergence.ends)
     for moment in moments(program, ours, theirs, before):
         verdict.compared += 1
         for address in [at for at, pair in moment.memory.items() if known.get(at) == pair]:

@@ -12,8 +12,27 @@ Invariants:
 from __future__ import annotations
 
 from tests.peers.sun4m.compare import Divergence, Moment
-from tests.peers.sun4m.machine import D_CSR, LEDMA
-from tests.peers.sun4m.script import ACON, BCON, BSWP, MISS, STOP, STRT, TAIL, TDMD, TXON
+from tests.peers.sun4m.machine import COMPARED, D_ADDR, D_CSR, IOMMU, LEDMA, RAP, RDP
+from tests.peers.sun4m.script import (
+    ACON,
+    BABL,
+    BCON,
+    BSWP,
+    INEA,
+    INIT,
+    INTR,
+    MERR,
+    MISS,
+    OWN,
+    RXON,
+    STOP,
+    STP,
+    STRT,
+    TAIL,
+    TDMD,
+    TINT,
+    TXON,
+)
 
 CSR0 = "LANCE CSR0"
 SLAVE_ERR = 0x40
@@ -82,10 +101,47 @@ def odd_received(moment: Moment) -> bool:
     return bool(lone)
 
 
+def odd_address(moment: Moment) -> bool:
+    """A buffer that begins at an odd address, through the swap."""
+    odd = any(
+        step.op == "store" and len(step.data) == 8 and step.data[1] & 1 and step.data[2] & OWN >> 8
+        for step in moment.program.steps[: moment.step]
+    )
+    only = moment.memory or set(moment.differs) == {"wire"}
+    return bool(swaps(moment) and odd and only) and everything(moment)
+
+
 def swaps(moment: Moment) -> bool:
-    return not (moment.csr_written(3) or [0])[-1] & BSWP
+    return not csr3(moment)[0] & BSWP
 
 
+def csr3(moment: Moment) -> tuple[int, int]:
+    """What CSR3 holds, as the datasheet has it, and what was written to it last."""
+    kept, written, rap, stopped = 0, 0, 0, True
+    for step in moment.program.steps[: moment.step]:
+        if step.op == "check":
+            rap = 0
+        elif step.op == "write" and step.address == RAP:
+            rap = step.value & 3
+        elif step.op == "write" and step.address == LEDMA + D_CSR and step.value & RESET:
+            kept, written, stopped = 0, 0, True
+        elif step.op == "write" and step.address == RDP and rap == 0:
+            if step.value & STOP:
+                stopped = True
+                kept = 0
+            elif step.value & (INIT | STRT):
+                stopped = False
+        elif step.op == "write" and step.address == RDP and rap == 3:
+            written = step.value & (BSWP | ACON | BCON)
+            kept = written if stopped else kept
+    return kept, written
+
+
+#: Of the IOMMU's AFSR.
+AFSR_ERR, AFSR_RD = 0x8000_0000, 0x0004_0000
+SHORTEST, LONGEST, FCS = 60, 1514, 4
+#: Of LEDMA's CSR; NO_E_CSR has no meaning there, or does not stay.
+INT_PEND, RESET, A_LOADED, NO_E_CSR = 1, 0x80, 0x0400_0000, 0x0190_6768
 #: Of the status byte of a receive descriptor.
 RX_ERR, OFLO, BUFF = 0x40, 0x10, 0x04
 
@@ -97,10 +153,154 @@ def fourth_buffer(moment: Moment) -> bool:
         for at, (ours, theirs) in moment.memory.items()
         if at % 8 == 2 and not ours and theirs == RX_ERR | OFLO | BUFF
     ]
-    if found:
-        moment.memory.clear()
-        moment.differs.clear()
-    return bool(found)
+    return bool(found) and everything(moment)
+
+
+def stop_overrides(moment: Moment) -> bool:
+    """The last command with STOP had INIT or STRT besides; ours is stopped."""
+    both = [value for value in moment.csr_written(0) if value & STOP and value & (INIT | STRT)]
+    if not both or both[-1] & (STOP | STRT | INIT) == STOP | STRT | INIT:
+        return False
+    ours, theirs = moment.register(CSR0)
+    return bool(ours & STOP and not theirs & STOP) and everything(moment)
+
+
+def enable_while_stopped(moment: Moment) -> bool:
+    return moment.register(CSR0)[0] == STOP and moment.only_theirs(CSR0, INEA)
+
+
+def sent_while_stopped(moment: Moment) -> bool:
+    """QEMU has TXON from before, and has sent."""
+    ours, theirs = moment.register(CSR0)
+    if ours == STOP and theirs & (STOP | TINT) == STOP | TINT:
+        return everything(moment)
+    return False
+
+
+def never_initialized(moment: Moment) -> bool:
+    ours, theirs = moment.register(CSR0)
+    on = RXON | TXON
+    if not ours & (INIT | on) and ours & STRT and theirs & on:
+        return everything(moment)
+    return False
+
+
+def padded(moment: Moment) -> bool:
+    """MCNT: 64 in ours, and in QEMU's what came and four."""
+    short = {len(step.data) + FCS for step in moment.frames() if len(step.data) < SHORTEST}
+    for at, (ours, theirs) in moment.memory.items():
+        if at % 8 == 7 and ours == SHORTEST + FCS and theirs in short:
+            return everything(moment)
+    return False
+
+
+def babbled(moment: Moment) -> bool:
+    long = any(len(frame) > LONGEST for frame in moment.ours.get("wire", ()))
+    return long and moment.only_ours(CSR0, BABL) and everything(moment)
+
+
+def loaded(moment: Moment) -> bool:
+    test = moment.written(LEDMA + D_ADDR) is not None
+    return test and moment.only_theirs("LEDMA CSR", A_LOADED)
+
+
+def no_bits_of_it(moment: Moment) -> bool:
+    value = moment.written(LEDMA + D_CSR) or 0
+    return moment.only_theirs("LEDMA CSR", value & NO_E_CSR)
+
+
+def reset_line(moment: Moment) -> bool:
+    """QEMU's line is up though its LANCE asks for nothing."""
+    was_reset = any(
+        step.op == "write" and step.address == LEDMA + D_CSR and step.value & RESET
+        for step in moment.program.steps[: moment.step]
+    )
+    if not was_reset or moment.register(CSR0)[1] & (INTR | INEA) == INTR | INEA:
+        return False
+    taken = [
+        moment.only_theirs("interrupt controller pending", 1 << 16),
+        moment.only_theirs("processor's pending", 1 << 6),
+        moment.only_theirs("LEDMA CSR", INT_PEND),
+    ]
+    return any(taken)
+
+
+def base_bits(moment: Moment) -> bool:
+    return moment.only_ours("IOMMU base", 0xF800_0000)
+
+
+def burst_bit(moment: Moment) -> bool:
+    slots = [f"{IOMMU + offset:#x}" for offset in (0x1010, 0x1014, 0x1018, 0x101C)]
+    taken = [moment.only_ours(slot, 4) for slot in slots]
+    return any(taken)
+
+
+def mask_id(moment: Moment) -> bool:
+    return moment.only_theirs(f"{IOMMU + 0x3018:#x}", 0xFF_FFFF)
+
+
+def no_packet(moment: Moment) -> bool:
+    """TINT for a descriptor that was given without STP."""
+    orphans = any(
+        step.op == "store" and len(step.data) == 8 and step.data[2] & (OWN | STP) >> 8 == OWN >> 8
+        for step in moment.program.steps[: moment.step]
+    )
+    return orphans and moment.only_theirs(CSR0, TINT) and everything(moment)
+
+
+def transmitter_left_on(moment: Moment) -> bool:
+    """MODE.DTX, and QEMU's TXON was set by the STOP before."""
+    ours, theirs = moment.register(CSR0)
+    if not moment.before or not ours & STRT or ours & TXON or not theirs & TXON:
+        return False
+    return bool(moment.before[-1].register(CSR0)[1] & TXON) and everything(moment)
+
+
+def ones(moment: Moment) -> bool:
+    """A descriptor that QEMU has left alone, whose BCNT has not all ones above."""
+    content = moment.theirs.get("memory", b"")
+    for at, (ours, theirs) in moment.memory.items():
+        high = content[at + 2 - COMPARED] if at + 2 - COMPARED < len(content) else 0xF0
+        if at % 8 == 2 and ours & ~0x7F == 0 and theirs & 0x80 and high & 0xF0 != 0xF0:
+            return everything(moment)
+    return False
+
+
+def csr3_while_running(moment: Moment) -> bool:
+    kept, written = csr3(moment)
+    return kept != written and everything(moment)
+
+
+def before_start(moment: Moment) -> bool:
+    """Initialized, not started, and a frame came."""
+    ours, theirs = moment.register(CSR0)
+    waits = not ours & (STRT | STOP) and not theirs & STRT
+    return waits and bool(moment.frames()) and everything(moment)
+
+
+def memory_error(moment: Moment) -> bool:
+    """Ours has MERR, and both a fault of the IOMMU."""
+    ours, theirs = moment.register("IOMMU AFSR")
+    merr = moment.register(CSR0)
+    if ours & theirs & AFSR_ERR and merr[0] & MERR and not merr[1] & MERR:
+        return everything(moment)
+    return False
+
+
+def looked_ahead(moment: Moment) -> bool:
+    """QEMU's IOMMU has a fault of a read, ours has none, and nothing else differs."""
+    ours, theirs = moment.register("IOMMU AFSR")
+    others = {"IOMMU AFSR", "IOMMU AFAR", "interrupt controller pending", "processor's pending"}
+    if moment.memory or set(moment.differs) - others or ours & AFSR_ERR:
+        return False
+    return theirs & (AFSR_ERR | AFSR_RD) == AFSR_ERR | AFSR_RD and everything(moment)
+
+
+def everything(moment: Moment) -> bool:
+    """For those that end the comparison: the states differ from here on."""
+    moment.differs.clear()
+    moment.memory.clear()
+    return True
 
 
 DIVERGENCES: tuple[Divergence, ...] = (
@@ -115,6 +315,103 @@ DIVERGENCES: tuple[Divergence, ...] = (
         "STOP clears TXON; in QEMU it sets it",
         'Am7990, "Control and Status Register 0", TXON: cleared by RESET or by setting STOP',
         stopped,
+    ),
+    Divergence(
+        "STOP with INIT or STRT",
+        "STOP overrides the other; QEMU stops only where all three are set",
+        'Am7990, "Control and Status Register 0", STOP',
+        stop_overrides,
+        ends=True,
+    ),
+    Divergence(
+        "INEA while stopped",
+        "INEA stays clear; QEMU sets it",
+        'Am7990, "Control and Status Register 0", INEA: cannot be set while STOP is',
+        enable_while_stopped,
+    ),
+    Divergence(
+        "sent while stopped",
+        "nothing is sent while STOP is set; QEMU sends on TDMD, its TXON being set",
+        'Am7990, "Control and Status Register 0", STOP: disables all external activity',
+        sent_while_stopped,
+        ends=True,
+    ),
+    Divergence(
+        "started without an initialization",
+        "neither half is on: there are no rings; QEMU's work at address 0",
+        'Am7990, "Initialization": the block is read before the first start',
+        never_initialized,
+        ends=True,
+    ),
+    Divergence(
+        "frames below the minimum",
+        "padded to 60 bytes, as on an Ethernet; QEMU stores what its backend brought",
+        'Am7990, "Receive": a frame of fewer than 64 bytes is a runt; IEEE 802.3, 4.2.3.3',
+        padded,
+        ends=True,
+    ),
+    Divergence(
+        "BABL",
+        "a frame that is longer than 1,518 bytes sets BABL; QEMU never does",
+        'Am7990, "Control and Status Register 0", BABL',
+        babbled,
+        ends=True,
+    ),
+    Divergence(
+        "MERR",
+        "a fault ends the transfer, and MERR says so; QEMU's LANCE goes on with zeros",
+        'Am7990, "Control and Status Register 0", MERR',
+        memory_error,
+        ends=True,
+    ),
+    Divergence(
+        "look ahead",
+        "descriptors are read when their turn comes; QEMU reads others, and its IOMMU faults",
+        'Am7990, "Descriptor Rings"',
+        looked_ahead,
+        ends=True,
+    ),
+    Divergence(
+        "frame before the start",
+        "a frame that comes before STRT waits; QEMU receives it when INIT is done",
+        'Am7990, "Control and Status Register 0", STRT and RXON',
+        before_start,
+        ends=True,
+    ),
+    Divergence(
+        "TINT without a packet",
+        "buffers from before an STP are given back silently; QEMU sets TINT",
+        'Am7990, "Control and Status Register 0", TINT: after a packet',
+        no_packet,
+        ends=True,
+    ),
+    Divergence(
+        "TXON with MODE.DTX",
+        "the transmitter is off; QEMU's was set by the STOP before, and stays",
+        'Am7990, "MODE Register", DTX',
+        transmitter_left_on,
+        ends=True,
+    ),
+    Divergence(
+        "ones above BCNT",
+        "bits 15:12 of a descriptor's third word are not looked at; QEMU takes it for not owned",
+        'Am7990, "Transmit Message Descriptor 2": written by the host, unchanged by LANCE',
+        ones,
+        ends=True,
+    ),
+    Divergence(
+        "odd address through the swap",
+        "words begin at even addresses, and the byte before is not read; QEMU begins with it",
+        'Am7990, "Bus Interface", BM0 and BM1: a byte at an odd end is transferred by itself',
+        odd_address,
+        ends=True,
+    ),
+    Divergence(
+        "CSR3 written while running",
+        "is not written; in QEMU it is",
+        'Am7990, "Control and Status Register 3": accessible only when STOP is set',
+        csr3_while_running,
+        ends=True,
     ),
     Divergence(
         "CSR3 after STOP",
@@ -147,6 +444,42 @@ DIVERGENCES: tuple[Divergence, ...] = (
         "SLAVE_ERR stays clear; QEMU reads bit 6 as 1, for a drain, which is another bit",
         'DMA2, "E_CSR", bits 6 (SLAVE_ERR) and 10 (E_DRAIN)',
         drain,
+    ),
+    Divergence(
+        "A_LOADED of LEDMA",
+        "E_TST_CSR is only stored; QEMU sets bit 26 of the CSR, which is ESPDMA's",
+        'DMA2, "E_CSR" and "D_CSR", bit 26 (D_A_LOADED)',
+        loaded,
+    ),
+    Divergence(
+        "bits that E_CSR has not",
+        "what has no meaning in E_CSR, or does not stay, reads as 0; QEMU keeps what was written",
+        'DMA2, "E_CSR"',
+        no_bits_of_it,
+    ),
+    Divergence(
+        "LANCE's line after a reset",
+        "RESET takes LANCE's interrupt back; in QEMU it stays up until something else changes it",
+        'DMA2, "E_CSR", RESET; Am7990, RESET',
+        reset_line,
+    ),
+    Divergence(
+        "IOMMU base, bits 35:31",
+        "the table may be anywhere in 36 bits; QEMU keeps 31",
+        'Sun-4M System Architecture, "IOMMU Base Address Register"',
+        base_bits,
+    ),
+    Divergence(
+        "mask ID",
+        "is read-only; QEMU's takes bits that are written",
+        'Sun-4M System Architecture, "Mask ID Register"',
+        mask_id,
+    ),
+    Divergence(
+        "IOMMU slot configuration, BA16",
+        "is kept; QEMU has it as 0",
+        'Sun-4M System Architecture, "SBus Slot Configuration Registers"',
+        burst_bit,
     ),
     Divergence(
         "odd byte sent through the swap",

@@ -21,8 +21,8 @@ from pathlib import Path
 from tests.peers.guests.foreign import unpack
 from tests.peers.guests.process import mortal
 from tests.peers.guests.qmp import Qmp, QmpError
-from tests.peers.sun4m.machine import RAM_BYTES, RAP, RDP
-from tests.peers.sun4m.session import Gone, Session, Wire, fill_disk
+from tests.peers.sun4m.machine import RAM_BYTES
+from tests.peers.sun4m.session import Gone, Session, Wire, csr, fill_disk
 
 PROGRAM = "qemu-system-sparc"
 #: SLAVIO's processor counter: 31 bits that count in 500 ns, from bit 9 on in its low word.
@@ -33,11 +33,6 @@ DISK = "scsi-hd,drive=disk,scsi-id=0,lun=0"
 #: Registers of its network card that a reset does not touch: CSR1 and CSR2, and of PCnet's, which
 #: the Am7990 has not, the mode and the poll counter.
 LEFT_BY_RESET = (1, 2, 15, 46, 47)
-
-
-def csr(number: int, value: int) -> list[str]:
-    """The lines that write a register of LANCE; RAP is 0 afterwards."""
-    return [f"writew {RAP:#x} {number}", f"writew {RDP:#x} {value:#x}", f"writew {RAP:#x} 0"]
 
 
 def qemu11_sparc() -> list[str]:

@@ -32,6 +32,7 @@ from tests.peers.sun4m.script import (
     INEA,
     INIT,
     OWN,
+    PAGES,
     STOP,
     STRT,
     TDMD,
@@ -75,7 +76,7 @@ def iommu(seed: int) -> Program:
     guest.set_up()
     work(guest, rng.randint(1, 4))
     for _ in range(rng.randint(0, 3)):  # pages behind others, and the table elsewhere
-        page = rng.choice(sorted(script.pages))
+        page = guest.window + rng.randrange(-(-guest.floor // PAGE), PAGES)
         other = rng.choice(sorted(script.pages))
         script.map(page, script.pages[other])
         script.flush(page)

@@ -9,9 +9,8 @@ from __future__ import annotations
 import socket
 import sys
 
-from iodma.boards.sun4m import Sun4m
-
 from iodma import Datagram, Engine
+from iodma.boards.sun4m import Sun4m
 from iodma.transports.qtest import QtestServer, SteppedClock
 
 

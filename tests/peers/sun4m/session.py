@@ -294,6 +294,11 @@ class Session:
             self.commands(["readl 0x10000000"])
 
 
+def csr(number: int, value: int) -> list[str]:
+    """The lines that write a register of LANCE; RAP is 0 afterwards."""
+    return [f"writew {RAP:#x} {number}", f"writew {RDP:#x} {value:#x}", f"writew {RAP:#x} 0"]
+
+
 def command(step: Step) -> str:
     """A step that is one line."""
     match step.op:
