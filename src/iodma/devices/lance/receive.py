@@ -48,7 +48,6 @@ from iodma.types import Status
 if TYPE_CHECKING:
     from iodma._core import Transfer
     from iodma.devices.lance.device import Lance
-    from iodma.endpoints import Endpoint
     from iodma.port import Peek
 
 __all__ = ["Receiver", "Room"]
@@ -116,30 +115,46 @@ class Receiver:
         self.ring = Ring()
         self._looks: Transfer[Peek] | None = None
         self._pauses = False
+        self._moves = False
 
     async def run(self) -> None:
-        """Takes the frames that come, or lets them pass by, until the chip is stopped."""
-        chip, port = self._chip, self._chip.straight
-        while chip.started and (network := chip.link) is not None:
-            self._looks = port.peek(network, ADDRESS_BYTES)
+        """Takes the frames that come, or lets them pass by, until the chip is stopped.
+
+        The next frame is asked for while the one before is on its way into memory.
+        """
+        chip = self._chip
+        self._look()
+        while chip.started and self._looks is not None:
             seen = await self._looks
-            self._looks = None
             if not seen.ok:
+                self._looks = None
                 if seen.done.status is Status.CANCELLED or seen.done.error == EOPNOTSUPP:
                     return  # it was closed, or gives nothing
                 await self._pause()
+                self._look()
             elif not (self._listens() and chip.filter.accepts(seen.head)) or not seen.length:
-                await port.drop(network)
+                self._drop()
             else:
                 try:
-                    await self._receive(network, seen.length)
+                    await self._receive(seen.length)
                 except DmaFault as fault:
-                    port.drop(network)
-                    chip.memory_error(fault)  # which has another task go on
+                    chip.memory_error(fault)  # which has another task go on, with the same frame
                     return
 
     def _listens(self) -> bool:
         return bool(self._chip.flags & RXON) and not self._chip.loopback.deaf
+
+    def _look(self) -> None:
+        """Asks for the next frame."""
+        chip, network = self._chip, self._chip.link
+        self._looks = None if network is None else chip.straight.peek(network, ADDRESS_BYTES)
+
+    def _drop(self) -> None:
+        """Forgets the frame that was looked at, and asks for the next one."""
+        network = self._chip.link
+        if network is not None:
+            self._chip.straight.drop(network)
+        self._look()
 
     async def _pause(self) -> None:
         """The other end is gone, perhaps for now only."""
@@ -149,29 +164,33 @@ class Receiver:
 
     def blocked(self) -> bool:
         """Whether it can go on only when a frame comes."""
-        if self._looks is None or self._looks.done:
+        if self._looks is None or self._looks.done or self._moves:
             return self._pauses
         return not readable(self._chip.network)
 
     def forget(self) -> None:
         """What it waited for is cancelled."""
-        self._looks, self._pauses = None, False
+        self._looks, self._pauses, self._moves = None, False, False
 
-    async def _receive(self, network: Endpoint, length: int) -> None:
-        """The frame that is next."""
-        chip = self._chip
+    async def _receive(self, length: int) -> None:
+        """The frame that was looked at."""
+        chip, network = self._chip, self._chip.link
         padded = max(length, SHORTEST) + FCS
         room = await self.room(padded)
-        if room is None:
-            await chip.straight.drop(network)
+        if room is None or network is None:
+            self._drop()
             return
         moved = min(length, room.size)
-        done = await chip.payload.to_memory(cut(room.pieces, 0, moved), source=network)
+        moving = chip.payload.to_memory(cut(room.pieces, 0, moved), source=network)
+        self._look()
+        self._moves = True
+        done = await moving
         if done.fault is not None:
             raise DmaFault(done)
         if done.moved == moved:
             await self.fill(room, moved, bytes(padded - length))
             await self.give_back(room, padded)
+        self._moves = False
 
     async def room(self, wanted: int) -> Room | None:
         """The descriptors for a frame of `wanted` bytes; None: the chip owns none, and has said so.
