@@ -14,13 +14,14 @@ from typing import Any, Self
 
 from iodma import Constraints, Endpoint, Engine, Error, Memory, Port, Ram
 from iodma.endpoints.base import KIND_SCRIPT
+from iodma.testing import Clock
 
 
 class WatchedEngine(Engine):
     """Notes the devices that fail."""
 
-    def __init__(self, strict: bool = False) -> None:
-        super().__init__(strict=strict, slow_step=None)
+    def __init__(self, strict: bool = False, clock: Clock | None = None) -> None:
+        super().__init__(strict=strict, slow_step=None, clock=clock)
         self.failures: list[tuple[Any, BaseException]] = []
 
     def _device_failed(self, device: Any, error: BaseException) -> None:

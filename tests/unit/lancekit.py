@@ -21,7 +21,7 @@ from typing import Any
 
 import iodma
 from iodma.devices.lance import CSR0, CSR3, RMD1, TMD1, InitializationBlock, Lance
-from iodma.testing import FakeMemory
+from iodma.testing import Clock, FakeMemory, ScriptedEndpoint
 from tests.unit.engines import WatchedEngine
 
 __all__ = ["BROADCAST", "STATION", "Driver", "lance_machine", "swapped"]
@@ -54,6 +54,7 @@ class Driver:
         lance: the chip, on its bus.
         memory: the machine's.
         wire: the other end of the cable.
+        end: the host's socket at the chip's end.
         edges: how often the interrupt line has risen.
     """
 
@@ -64,6 +65,7 @@ class Driver:
         self.memory = memory
         self.lance = lance
         self.wire = wire
+        self.end = wire
         self.block = InitializationBlock()
         self.straight = True
 
@@ -173,6 +175,10 @@ class Driver:
 
     # --- the wire ---------------------------------------------------------------------------------
 
+    def narrow(self) -> None:
+        """Has the host take few frames at a time."""
+        self.end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+
     def sent(self) -> list[bytes]:
         """The frames that came out."""
         frames = []
@@ -184,24 +190,35 @@ class Driver:
 
 @contextmanager
 def lance_machine(
-    memory: int | dict[int, int] = MEMORY, *, network: bool = True, poll: float = 3600.0
+    memory: int | dict[int, int] = MEMORY,
+    *,
+    network: bool | ScriptedEndpoint = True,
+    poll: float = 3600.0,
+    clock: Clock | None = None,
 ) -> Iterator[Driver]:
-    """A machine: by default the transmitter looks at its ring only when it is told to."""
+    """A machine: by default the transmitter looks at its ring only when it is told to.
+
+    Args:
+        network: instead of a datagram socket: nothing, or an endpoint that the test scripts.
+    """
     ours, wire = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     wire.setblocking(False)
     with (
         ours,
         wire,
-        WatchedEngine(strict=True) as engine,
+        WatchedEngine(strict=True, clock=clock) as engine,
         FakeMemory(memory) as space,
         iodma.Datagram(ours) as link,
     ):
         lanes = iodma.ByteLanes(space, 2)
-        lance = Lance(
-            engine.port(lanes, "lance"), network=link if network else None, poll=poll, name="lance"
-        )
+        end: iodma.Endpoint | None = link if network else None
+        if isinstance(network, ScriptedEndpoint):
+            end = network
+            end.constraints = iodma.Constraints(order="packet")
+        lance = Lance(engine.port(lanes, "lance"), network=end, poll=poll, name="lance")
         engine.attach(lance)
         driver = Driver(engine, space, lance, wire)
+        driver.end = ours
         yield driver
         lance.request_reset()
         driver.settle()
