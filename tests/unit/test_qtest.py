@@ -129,8 +129,8 @@ def rig() -> Iterator[Rig]:
         # Across the end of RAM, and where nothing is.
         ("readl 0xfffe", "OK 0x00000000feff0000"),
         ("readb 0xffffffffffffffff", "OK 0x0000000000000000"),
-        ("readl -1", "OK 0x0000000000000000"),
-        ("read 0xfffffffffffffffe 4", "OK 0x00000000"),
+        ("readl -1", "OK 0x0000000000000102"),
+        ("read 0xfffffffffffffffe 4", "OK 0x00000001"),
         # Registers: of other widths, a bus error.
         ("readl 0x10000000", "OK 0x0000000001020304"),
         ("readq 0x10000000", "OK 0x0102030400000000"),
@@ -139,6 +139,7 @@ def rig() -> Iterator[Rig]:
         ("inb 0x70", "OK 0x00ff"),
         ("inw 0x70", "OK 0xffff"),
         ("inl 0x70", "OK 0xffffffff"),
+        ("inl 0x72", "OK 0x0000"),
         ("outl 0x70 1", "OK"),
         ("module_load a b", "FAIL"),
         ("clock_step", "FAIL cannot advance clock to the next deadline because there is no"
@@ -213,7 +214,10 @@ def test_each_line_has_its_answer(rig: Rig, line: str, answer: str) -> None:
         ("memset 0x10 2 0x1ff", 0x10, b"\xff\xff\0"),
         # What reaches beyond the end of RAM is lost, and what is in RAM is not.
         ("writel 0xfffe 0x12345678", 0xFFFE, b"\x12\x34"),
-        ("memset 0xfffe 0xffffffffffffffff 7", 0xFFFE, b"\7\7"),
+        ("memset 0xfffe 0xffffffff00000000 7", 0xFFFE, b"\7\7"),
+        # And goes on at 0 behind the last address.
+        ("memset 0xfffffffffffffffe 0x12 7", 0, b"\7" * 16 + b"\0"),
+        ("writeq 0xfffffffffffffffe 0x0102030405060708", 0, b"\3\4\5\6\7\x08\0"),
     ],
 )
 def test_what_is_written_lies_in_memory(rig: Rig, line: str, at: int, there: bytes) -> None:

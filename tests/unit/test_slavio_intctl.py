@@ -150,6 +150,7 @@ class Agreement(RuleBasedStateMachine):
     @invariant()
     def agrees(self) -> None:
         shown = {LEVELS[n] for n in range(31) if self.raised >> n & 1 and not self.target}
+        self.fifteen |= 15 in shown
         shown |= {15} if self.fifteen else set()
         hard = self.raised & IMPLEMENTED & ~self.mask
         seen = {LEVELS[n] for n in range(31) if hard >> n & 1 and not self.target}

@@ -12,7 +12,7 @@
 
 A source is a level: it is pending as long as its line is raised. Level 15, errors, is masked by
 nothing but the bit for all; it goes to each processor whichever is the target, and stays pending
-there until it is cleared or the line falls. A processor's pending register shows hard levels also
+there until it is cleared, which at the target takes the line's fall. A processor's pending register shows hard levels also
 while they are masked; what can only be written reads as 0.
 
 Invariants
@@ -109,12 +109,13 @@ class SlavioIntctl(Device):
         if not self._open:
             return
         mask = self._values["mask"]
+        if not self._values["target"]:
+            self._own |= _levels(self._raised) & HARD_15
         levels = self._own >> 16 & ~1
         if not mask & MASK_ALL:
             levels |= self._own & (HARD_15 | PROCESSOR_TIMER)
             if not self._values["target"]:
                 levels |= _levels(self._raised & IMPLEMENTED & ~mask)
-                levels |= _levels(self._raised) & HARD_15
         changed = levels ^ self._told
         self._told = levels
         for number in range(15, 0, -1):

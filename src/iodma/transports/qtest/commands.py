@@ -132,14 +132,13 @@ class Commands:
         self._space.fill(address, size, number(words, 3) & 0xFF)
         return OK
 
-    # --- I/O ports: a machine has none, and what is not there reads as ones -----------------------
+    # --- I/O ports: a machine has none; what is not there reads as ones, if it is aligned ---------
 
     def _in_of(self, width: int) -> Command:
-        answer = b"OK 0x%04x\n" % ((1 << 8 * width) - 1)
+        ones, zeros = b"OK 0x%04x\n" % ((1 << 8 * width) - 1), b"OK 0x0000\n"
 
         def command(words: Words) -> bytes:
-            self._port(words)
-            return answer
+            return zeros if self._port(words) % width else ones
 
         return command
 
@@ -148,9 +147,11 @@ class Commands:
         number(words, 2)
         return OK
 
-    def _port(self, words: Words) -> None:
-        if number(words, 1) > _MOST_PORT:
+    def _port(self, words: Words) -> int:
+        port = number(words, 1)
+        if port > _MOST_PORT:
             raise Refusal(f"port {shown(words[1])}: at most {_MOST_PORT:#x} would be right")
+        return port
 
     # --- interrupt lines --------------------------------------------------------------------------
 

@@ -144,9 +144,12 @@ class PhysicalSpace:
     # --- bytes ------------------------------------------------------------------------------------
 
     def read(self, address: int, length: int) -> bytes:
-        """So many bytes; zeros where nothing answers, and from 2^64 on."""
+        """So many bytes; zeros where nothing answers. What comes behind 2^64 - 1 is 0."""
+        if address + length > _SPACE:
+            first = _SPACE - address
+            return self.read(address, first) + self.read(0, length - first)
         data = bytearray(length)
-        at, end = address, min(address + length, _SPACE)
+        at, end = address, address + length
         while at < end:
             region, stop = self._at(at, end)
             start = at - address
@@ -161,8 +164,13 @@ class PhysicalSpace:
         return bytes(data)
 
     def write(self, address: int, data: bytes) -> None:
-        """Writes bytes; what meets nothing is dropped."""
-        at, end = address, min(address + len(data), _SPACE)
+        """Writes bytes; what meets nothing is dropped. What comes behind 2^64 - 1 is 0."""
+        if address + len(data) > _SPACE:
+            first = _SPACE - address
+            self.write(address, data[:first])
+            self.write(0, data[first:])
+            return
+        at, end = address, address + len(data)
         source = memoryview(data)
         while at < end:
             region, stop = self._at(at, end)
@@ -177,8 +185,13 @@ class PhysicalSpace:
             at = stop
 
     def fill(self, address: int, length: int, byte: int) -> None:
-        """Writes ``length`` bytes that are all the same."""
-        at, end = address, min(address + length, _SPACE)
+        """Writes ``length`` bytes that are all the same. What comes behind 2^64 - 1 is 0."""
+        if address + length > _SPACE:
+            first = _SPACE - address
+            self.fill(address, first, byte)
+            self.fill(0, length - first, byte)
+            return
+        at, end = address, address + length
         pattern = bytes((byte,)) * min(length, _PIECE)
         while at < end:
             region, stop = self._at(at, end)
