@@ -8,7 +8,7 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,6 +77,16 @@ class System:
             await self.engine.sleep(0)
         raise Unsettled(f"{self.esp!r} {self.esp.bus!r}")
 
+    async def settle_by(self, disk: Any, turns: int = 10_000) -> None:
+        """Waits until it is not busy; a disk that holds requests answers them."""
+        for _ in range(turns):
+            if disk.waiting:
+                disk.answer_all()
+            if not self.esp.busy:
+                return
+            await self.engine.sleep(0)
+        raise Unsettled(f"{self.esp!r} {self.esp.bus!r}")
+
     async def end(self) -> None:
         """Resets everything; no task is left."""
         await self.esp.request_reset()
@@ -102,9 +112,19 @@ class System:
         self.espdma.bus_write(0, 4, word | csr.INVALIDATE)
         self.espdma.bus_write(0, 4, word)
 
-    async def interrupt(self) -> tuple[int, int, int]:
-        """Waits for one: (status, sequence step, interrupt), read in this order."""
-        await self.settle()
+    async def interrupt(self, *, settled: bool = True) -> tuple[int, int, int]:
+        """Waits for one: (status, sequence step, interrupt), read in this order.
+
+        Args:
+            settled: waits until the chip is not busy; False: until it is raised.
+        """
+        if settled:
+            await self.settle()
+        else:
+            for _ in range(10_000):
+                if self.raised():
+                    break
+                await self.engine.sleep(0)
         assert self.raised(), f"no interrupt: {self.esp.bus!r}"
         return self.read(STATUS), self.read(SSTEP), self.read(INTRPT)
 
@@ -143,10 +163,12 @@ class System:
         tag: int | None = None,
         disconnect: bool = False,
         by_dma: bool = True,
+        settled: bool = True,
     ) -> tuple[int, int, int]:
         """Selects, and sends a command; the interrupt that ends it."""
         self.select(cdb, lun=lun, target=target, tag=tag, disconnect=disconnect, by_dma=by_dma)
-        return await self.interrupt()
+        # A target that has disconnected, or will, may keep the chip busy.
+        return await self.interrupt(settled=settled and not disconnect)
 
     def select(
         self,
@@ -171,15 +193,15 @@ class System:
                 self.write(FDATA, byte)
             self.command(code)
 
-    async def finish(self) -> int:
+    async def finish(self, *, settled: bool = True) -> int:
         """In status phase: the status byte, and the bus is free afterwards."""
         self.command(ICCS)
-        _, _, why = await self.interrupt()
+        _, _, why = await self.interrupt(settled=settled)
         assert why == INTR_FDONE, hex(why)
         status, message = self.read(FDATA), self.read(FDATA)
         assert message == 0, "COMMAND COMPLETE"
         self.command(MOK)
-        _, _, why = await self.interrupt()
+        _, _, why = await self.interrupt(settled=settled)
         assert why == INTR_DC, hex(why)
         return status
 
@@ -215,11 +237,11 @@ class System:
     async def message_in(self) -> tuple[int, int]:
         """A message; after DISCONNECT, until it is reselected. (status, interrupt) at its end."""
         self.command(TI)
-        _, _, why = await self.interrupt()
+        _, _, why = await self.interrupt(settled=False)
         assert why == INTR_FDONE
         message = self.read(FDATA)
         self.command(MOK)
-        status, _, why = await self.interrupt()
+        status, _, why = await self.interrupt(settled=False)
         if message != 4:
             return status, why
         assert why == INTR_DC
@@ -244,6 +266,17 @@ class System:
             self.invalidate()
             assert self.peek(BLOCK, 1) == b"\x20"
         return status, why
+
+
+def go(kit: System, main: Coroutine[Any, Any, None]) -> None:
+    """Runs a test, and resets everything."""
+
+    async def whole() -> None:
+        await main
+        await kit.end()
+
+    kit.engine.run(whole())
+    assert not kit.esp.counts.failures and not kit.espdma.counts.failures
 
 
 Units = Callable[[Any], dict[int, LogicalUnit]]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -56,6 +55,7 @@ from tests.unit.espkit import (
     TI,
     TPAD,
     System,
+    go,
     read10,
     system,
     write10,
@@ -76,15 +76,6 @@ def disk(tmp_path: Path) -> Path:
 def kit(engine: WatchedEngine, disk: Path) -> Iterator[System]:
     with system(engine, disk) as kit:
         yield kit
-
-
-def go(kit: System, main: Coroutine[Any, Any, None]) -> None:
-    async def whole() -> None:
-        await main
-        await kit.end()
-
-    kit.engine.run(whole())
-    assert not kit.esp.counts.failures and not kit.espdma.counts.failures
 
 
 # --- registers ------------------------------------------------------------------------------------

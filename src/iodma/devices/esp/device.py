@@ -63,7 +63,7 @@ from iodma.devices.esp.registers import (
     Mode,
 )
 from iodma.devices.esp.sequences import Sequences
-from iodma.engine import Engine, Event
+from iodma.engine import Event
 from iodma.scsi import State, Target
 
 if TYPE_CHECKING:
@@ -122,7 +122,8 @@ class Esp(Device):
         self._answered: Event | None = None
         self._idle = False  # the command waits for what only software can do
         self._worker: Connection | None = None  # the command waits for this target
-        self._flight: Transfer[Any] | None = None
+        self._flight: Any = None  # the last transfer of the chip's own, and its end
+        self._landed: Any = None
         self._power_on()
         self._sequences = Sequences(self)
         super().__init__(dma.port, name=name)
@@ -155,7 +156,11 @@ class Esp(Device):
             worker = self._worker
             if worker is None or worker.working is not None or not _dormant(worker):
                 return True
-        return any(_works(each) for each in self.away) or self._next_away() is not None
+        if self.bus is not None and _works(self.bus):
+            return True
+        return bool(self.away) and (
+            any(_works(each) for each in self.away) or self._next_away() is not None
+        )
 
     # --- registers --------------------------------------------------------------------------------
 
@@ -244,7 +249,7 @@ class Esp(Device):
 
     async def _run(self, sequence: Any, dma: bool, argument: int) -> None:
         while self._drains:
-            await _over(self.engine, self._drains[-1])
+            await self._drains[-1]
             self._drains.pop()
         await sequence(dma, argument)
         self._task = None
@@ -341,12 +346,11 @@ class Esp(Device):
 
     async def flight(self, transfer: Transfer[T]) -> T:
         """Awaits a transfer of the chip's own, which a reset cancels and waits for."""
-        self._flight = transfer
-        try:
-            return await transfer
-        finally:
-            if transfer.done:
-                self._flight = None
+        if not transfer.done:
+            self._flight = transfer
+            self._landed = landed = Wait(self.engine)
+            transfer._when_done(lambda _: landed._resolve(None))
+        return await transfer
 
     async def worked(self, bus: Connection) -> None:
         """Waits for what a target does."""
@@ -362,10 +366,15 @@ class Esp(Device):
         if bus is not None and bus.disconnecting and bus.request is not None:
             self.away = [each for each in self.away if not _gone(each)]
             self.away.append(bus)
-            bus.request.ready._when_done(lambda _: self._offer())
-            bus.request.finished._when_done(lambda _: self._offer())
+            self.start(self._watch(bus))
 
     # --- reselection, and the end of all ----------------------------------------------------------
+
+    async def _watch(self, bus: Connection) -> None:
+        """Until a target that has disconnected wants to come back, or was aborted."""
+        while not _ready(bus) and not _gone(bus):
+            await bus.wait()
+        self._offer()
 
     def _next_away(self) -> Connection | None:
         """The target that may come back now, if there is one."""
@@ -393,9 +402,9 @@ class Esp(Device):
             self._task = None
         self._idle = False
         self._answered = self._worker = None
-        flight, self._flight = self._flight, None
-        if flight is not None and flight.cancel():
-            self._drains.append(flight)
+        if self._landed is not None and not self._landed.done:
+            self._flight.cancel()
+            self._drains.append(self._landed)
         gone = [] if self.bus is None else [self.bus]
         self.bus = None
         self.atn = self.acknowledging = False
@@ -431,9 +440,3 @@ def _dormant(bus: Connection) -> bool:
     """Whether a target's command waits for its turn, which others' initiators may hold up."""
     return bus.request is not None and bus.request.state is State.DORMANT
 
-
-def _over(engine: Engine, wait: Wait[Any]) -> Wait[None]:
-    """Await it: `wait` is done, however it ended."""
-    over: Wait[None] = Wait(engine)
-    wait._when_done(lambda _: over._resolve(None))
-    return over
