@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ class System:
     esp: Esp
     target: Target
     file: Any
-    tags: Iterator[int] = field(default_factory=lambda: iter(range(256)))
+    memory: iodma.Memory
 
     # --- registers --------------------------------------------------------------------------------
 
@@ -250,19 +250,21 @@ class System:
 
     async def reconnected(self) -> tuple[int, int]:
         """What esp_reconnect does: the target's ID, its LUN, and its tag."""
-        status, _, why = await self.interrupt()
+        status, _, why = await self.interrupt(settled=False)
         assert why == INTR_RSEL | INTR_FDONE and status & 7 == MIP, (hex(why), hex(status))
         assert self.read(FDATA) == 1 << 7 | 1 << TARGET
         assert self.read(FDATA) & 0x80
         self.command(FLUSH)
         self.command(NOP)
         self.command(MOK)
-        status, _, why = await self.interrupt()
+        status, _, why = await self.interrupt(settled=False)
         if status & 7 == MIP:  # the tag
             self.dma(BLOCK, 2, True, TI)
             self.command(MOK)  # stacked, as esp_reconnect_with_tag does
-            status, _, why = await self.interrupt()
+            status, _, why = await self.interrupt(settled=False)
             assert why & INTR_FDONE
+            if not why & INTR_BSERV:
+                status, _, why = await self.interrupt(settled=False)
             self.invalidate()
             assert self.peek(BLOCK, 1) == b"\x20"
         return status, why
@@ -295,7 +297,8 @@ def system(
         ram = stack.enter_context(iodma.Ram(1 << 20))
         file: Any = iodma.Buffer(size) if path is None else iodma.File(path, create=size)
         stack.enter_context(file)
-        iommu = iodma.Iommu(iodma.Memory({0: ram}))
+        memory = iodma.Memory({0: ram})
+        iommu = iodma.Iommu(memory)
         iommu.map(BLOCK, 0xFF000, PAGE)
         for page in range(PAGES):  # neighbours on the bus, not in memory
             iommu.map(DATA + page * PAGE, (page * 37 + 11) % PAGES * 2 * PAGE, PAGE)
@@ -308,7 +311,7 @@ def system(
         engine.attach(espdma)
         engine.attach(esp)
         espdma.bus_write(0, 4, csr.INT_EN)
-        yield System(engine, ram, iommu, espdma, esp, target, file)
+        yield System(engine, ram, iommu, espdma, esp, target, file, memory)
 
 
 def read10(lba: int, blocks: int) -> bytes:

@@ -100,8 +100,8 @@ class Connection:
         self.working: Wait[Any] | None = None
         self.disconnecting = False
         self._may_disconnect = False
-        self._free = False
-        self._frees = False  # once the messages are accepted
+        self._leaves = False  # once its messages are accepted
+        self._accepted = False
         self._told = False  # the status
         self._moved = False  # data, since it was connected
         self._cdb = bytearray()
@@ -109,14 +109,14 @@ class Connection:
 
     def phase(self, atn: bool) -> int | None:
         """The phase that the target asks for now; None: it is at work, see `wait`."""
-        if self._free:
-            return BUS_FREE
         if self.working is not None:
             return BUS_FREE if self.working.done else None
         if atn:
             return MESSAGE_OUT
         if self.messages:
             return MESSAGE_IN
+        if self._leaves and self._accepted:
+            return BUS_FREE
         request = self.request
         if request is None:
             return COMMAND
@@ -161,16 +161,19 @@ class Connection:
         """Takes the status byte; COMMAND COMPLETE is what the target says next."""
         assert self.request is not None and self.request.status is not None
         if not self._told:
-            self._told = self._frees = True
-            self.messages.append(COMMAND_COMPLETE)
+            self._told = self._leaves = True
+            self._say(COMMAND_COMPLETE)
         return int(self.request.status)
 
     # --- messages in ------------------------------------------------------------------------------
 
     def accepted(self) -> None:
         """The initiator has accepted the last message byte that it took."""
-        if self._frees and not self.messages:
-            self._free = True
+        self._accepted = not self.messages
+
+    def _say(self, *message: int) -> None:
+        self.messages += bytes(message)
+        self._accepted = False
 
     @property
     def may_disconnect(self) -> bool:
@@ -180,15 +183,15 @@ class Connection:
     def disconnect(self) -> None:
         """Says that it disconnects, and goes on without the bus."""
         if self._moved:
-            self.messages.append(SAVE_DATA_POINTER)
-        self.messages.append(DISCONNECT)
-        self.disconnecting = self._frees = True
+            self._say(SAVE_DATA_POINTER)
+        self._say(DISCONNECT)
+        self.disconnecting = self._leaves = True
 
     def reselect(self) -> int:
         """It is connected again. Its IDENTIFY; the tag is what it says next (SCSI-2 6.6.17)."""
-        self.disconnecting = self._frees = self._free = self._moved = False
+        self.disconnecting = self._leaves = self._moved = False
         if self.tag is not None:
-            self.messages += bytes((SIMPLE_QUEUE_TAG, self.tag))
+            self._say(SIMPLE_QUEUE_TAG, self.tag)
         return IDENTIFY | self.lun
 
     # --- messages out -----------------------------------------------------------------------------
@@ -220,7 +223,7 @@ class Connection:
             self.tag = message[1]
         elif code == EXTENDED and message[2] == SYNCHRONOUS_TRANSFER and len(message) == 5:
             period, offset = max(message[3], FASTEST_PERIOD), min(message[4], MOST_OFFSET)
-            self.messages += bytes((EXTENDED, 3, SYNCHRONOUS_TRANSFER, period, offset))
+            self._say(EXTENDED, 3, SYNCHRONOUS_TRANSFER, period, offset)
         elif code == ABORT:
             self.working = self.target.abort_task_set(self.lun, self.initiator)
         elif code == ABORT_TAG:
@@ -232,6 +235,6 @@ class Connection:
         elif code == MESSAGE_REJECT:
             self.messages.clear()
             if self.disconnecting:
-                self.disconnecting = self._frees = self._may_disconnect = False
+                self.disconnecting = self._leaves = self._may_disconnect = False
         elif code not in IGNORED:
-            self.messages.append(MESSAGE_REJECT)
+            self._say(MESSAGE_REJECT)

@@ -348,7 +348,8 @@ class Esp(Device):
         """Awaits a transfer of the chip's own, which a reset cancels and waits for."""
         if not transfer.done:
             self._flight = transfer
-            self._landed = landed = Wait(self.engine)
+            landed: Wait[None] = Wait(self.engine)
+            self._landed = landed
             transfer._when_done(lambda _: landed._resolve(None))
         return await transfer
 
@@ -439,4 +440,3 @@ def _works(bus: Connection) -> bool:
 def _dormant(bus: Connection) -> bool:
     """Whether a target's command waits for its turn, which others' initiators may hold up."""
     return bus.request is not None and bus.request.state is State.DORMANT
-
