@@ -6,7 +6,6 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,9 @@ import pytest
 
 from iodma import Engine
 from iodma.pci import PciSlot
-from iodma.testing import strict_engine
 from iodma.transports.vfio_user import VfioUserServer
 from tests.unit import vfio_client as vc
+from tests.unit import vfio_kit
 from tests.unit.vfio_client import (
     BOOL,
     CONFIG,
@@ -34,17 +33,10 @@ from tests.unit.vfio_client import (
 )
 from tests.unit.vfio_kit import Copier, run, serving
 
-
-@pytest.fixture
-def engine() -> Iterator[Engine]:
-    with strict_engine(slow_step=None) as engine:
-        yield engine
+engine = vfio_kit.engine
 
 
-@pytest.fixture
-def client(engine: Engine, tmp_path: Path) -> Iterator[Client]:
-    with serving(engine, tmp_path) as (_, client):
-        yield client
+client = vfio_kit.client
 
 
 def refused(client: Client, command: int, payload: bytes, number: int = errno.EINVAL) -> None:

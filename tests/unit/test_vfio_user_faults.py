@@ -13,8 +13,8 @@ import pytest
 
 from iodma import Device, DmaFault, Doorbell, Engine, PciSlot, Register, Status
 from iodma.pci import Pci
-from iodma.testing import strict_engine
 from iodma.transports.vfio_user import VfioUserServer, faults
+from tests.unit import vfio_kit
 from tests.unit.vfio_client import CONFIG, DMA_READ, DMA_UNMAP, Client, SharedMemory
 from tests.unit.vfio_kit import pump, serving
 
@@ -44,10 +44,7 @@ class Mover(Device):
             self.faults += 1
 
 
-@pytest.fixture
-def engine() -> Iterator[Engine]:
-    with strict_engine(slow_step=None) as engine:
-        yield engine
+engine = vfio_kit.engine
 
 
 @contextmanager

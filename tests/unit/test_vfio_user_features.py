@@ -12,21 +12,18 @@ from typing import Any
 import pytest
 
 from iodma import Engine, PciSlot
-from iodma.testing import strict_engine
 from iodma.transports.vfio_user import VfioUserServer
 from tests.unit import vfio_client as vc
+from tests.unit import vfio_kit
 from tests.unit.vfio_client import MSIX, Client, Refused, SharedMemory
-from tests.unit.vfio_kit import Copier, StillClock, run, serving
+from tests.unit.vfio_kit import Copier, run, serving
 
 PAGE, BASE, SIZE = 4096, 0x10_0000, 1 << 20
 GET, SET, PROBE = 1 << 16, 1 << 17, 1 << 18
 MIGRATION, STATE, START, STOP, REPORT = 1, 2, 6, 7, 8
 
 
-@pytest.fixture
-def engine() -> Iterator[Engine]:
-    with strict_engine(slow_step=None, clock=StillClock()) as engine:
-        yield engine
+engine = vfio_kit.still_engine
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import pytest
 
 from iodma import Device, Engine, Register
 from iodma.pci import Pci
-from iodma.testing import strict_engine
 from tests.unit import vfio_client as vc
+from tests.unit import vfio_kit
 from tests.unit.vfio_client import (
     BOOL,
     CONFIG,
@@ -35,10 +35,7 @@ from tests.unit.vfio_kit import Copier, run, serving
 LINE, PULSE = 0x18, 0x24
 
 
-@pytest.fixture
-def engine() -> Iterator[Engine]:
-    with strict_engine(slow_step=None) as engine:
-        yield engine
+engine = vfio_kit.engine
 
 
 @pytest.fixture

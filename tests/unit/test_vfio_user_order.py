@@ -14,11 +14,12 @@ import pytest
 
 from iodma import Device, Doorbell, Engine, Register
 from iodma.pci import Pci, PciSlot
-from iodma.testing import Answer, Clock, ScriptedEndpoint, strict_engine
+from iodma.testing import Answer, Clock, ScriptedEndpoint
 from iodma.transports.vfio_user import VfioUserServer
 from tests.unit import vfio_client as vc
+from tests.unit import vfio_kit
 from tests.unit.vfio_client import CONFIG, Client, SharedMemory
-from tests.unit.vfio_kit import StillClock, pump, run, serving
+from tests.unit.vfio_kit import pump, run, serving
 
 BASE, SIZE, PAGE = 0x10_0000, 1 << 20, 4096
 
@@ -66,10 +67,7 @@ class World:
         assert not self.client._read() and not self.client._replies
 
 
-@pytest.fixture
-def engine() -> Iterator[Engine]:
-    with strict_engine(slow_step=None, clock=StillClock()) as engine:
-        yield engine
+engine = vfio_kit.still_engine
 
 
 @pytest.fixture
@@ -292,13 +290,17 @@ def test_a_server_that_closes_while_something_waits(world: World) -> None:
     assert world.client.gone()
 
 
-def test_one_client_after_the_other(world: World, tmp_path: Path) -> None:
+def test_one_client_after_the_other(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     world.fill(BASE)
     with Client(tmp_path / "s", world.engine) as second:
         id = second.post(vc.VERSION, struct.pack("=HH", 0, 0))
         for _ in range(10):
             world.engine.pump()
         assert not second._read()
+        waits = "another client has connected, and waits until the one before is gone"
+        assert caplog.text.count(waits) == 1
         world.client.close()
         pump(world.engine, lambda: world.disk.waiting[0].cancelled)
         assert not second._read()

@@ -7,7 +7,6 @@ import mmap
 import os
 import select
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +14,13 @@ import pytest
 
 from iodma import Bar, Device, Doorbell, Engine, Ram, Register
 from iodma.pci import BarInfo, Function, Pci, PciSlot
-from iodma.testing import strict_engine
 from iodma.transports.vfio_user import VfioUserServer
 from tests.unit import vfio_client as vc
+from tests.unit import vfio_kit
 from tests.unit.vfio_client import CONFIG, ROM, Client
 from tests.unit.vfio_kit import Copier, run, serving
 
-
-@pytest.fixture
-def engine() -> Iterator[Engine]:
-    with strict_engine(slow_step=None) as engine:
-        yield engine
+engine = vfio_kit.engine
 
 
 class Framebuffer(Device):

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from iodma import Engine
-from iodma.testing import strict_engine
 from iodma.transports.vfio_user.remote import Remote
 from tests.unit import vfio_client as vc
+from tests.unit import vfio_kit
 from tests.unit.vfio_client import CONFIG, DMA_READ, DMA_WRITE, Client
 from tests.unit.vfio_kit import pump, serving
 
@@ -39,10 +39,7 @@ class Asked:
         self.told += 1
 
 
-@pytest.fixture
-def engine() -> Iterator[Engine]:
-    with strict_engine(slow_step=None) as engine:
-        yield engine
+engine = vfio_kit.engine
 
 
 @contextmanager

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from iodma import Engine, PciSlot
-from iodma.testing import strict_engine
+from tests.unit import vfio_kit
 from tests.unit.vfio_client import (
     CONFIG,
     INTX,
@@ -21,11 +20,7 @@ from tests.unit.vfio_client import (
 )
 from tests.unit.vfio_kit import Copier, pump, serving
 
-
-@pytest.fixture
-def engine() -> Iterator[Engine]:
-    with strict_engine(slow_step=None) as engine:
-        yield engine
+engine = vfio_kit.engine
 
 
 def test_a_device_says_what_it_is(engine: Engine, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Devices for tests of vfio-user, and how a session with one is set up and taken down.
+"""Devices for tests of vfio-user, engines, and how a session is set up and taken down.
 
 Invariant: a session that a test leaves is closed, and its server with it.
 """
@@ -12,8 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from iodma import Device, Doorbell, Engine, Register
 from iodma.pci import Pci, PciSlot
+from iodma.testing import strict_engine
 from iodma.transports.vfio_user import VfioUserServer
 from tests.unit.vfio_client import PATIENCE, Client
 
@@ -91,3 +94,26 @@ def serving(
             yield server, client
     finally:
         run(engine, server.close)
+
+
+# A module of tests has them by an assignment: engine = vfio_kit.engine.
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    with strict_engine(slow_step=None) as engine:
+        yield engine
+
+
+@pytest.fixture
+def still_engine() -> Iterator[Engine]:
+    """No deadline passes."""
+    with strict_engine(slow_step=None, clock=StillClock()) as engine:
+        yield engine
+
+
+@pytest.fixture
+def client(engine: Engine, tmp_path: Path) -> Iterator[Client]:
+    """Of a `Copier`."""
+    with serving(engine, tmp_path) as (_, client):
+        yield client

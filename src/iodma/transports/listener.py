@@ -3,7 +3,7 @@
 
 Invariants
  - There is at most one session. The next peer is accepted when nothing is left of the one before;
-   until then it waits in the socket's backlog.
+   until then it waits in the socket's backlog, and the log says so once.
  - A socket file is this server's from its bind to its close, and only that one is removed. A path
    where another server listens is refused; the socket of one that is gone is replaced.
 """
@@ -132,6 +132,13 @@ class Listener(Generic[S]):
 
     def _accept(self) -> None:
         assert self._listening is not None
+        if self.session is not None:
+            self._log.warning(
+                "%s: another %s has connected, and waits until the one before is gone",
+                *(self._name, self._peer),
+            )
+            self._accept_no_more()
+            return
         try:
             sock, _ = self._listening.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -143,7 +150,6 @@ class Listener(Generic[S]):
             self._accept_no_more()
             self.engine.call_later(_RETRY_S, self._retry)
             return
-        self._accept_no_more()
         self._begin(sock)
 
     def _retry(self) -> None:
