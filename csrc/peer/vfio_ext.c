@@ -7,62 +7,15 @@
  *    whoever else calls is refused.
  *  - Memory that a loop touches is inside the buffer that it was given, which stays exported until it is over.
  */
-#ifndef Py_LIMITED_API
-#define Py_LIMITED_API 0x030B0000
-#endif
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-
-#include <errno.h>
-
+#include "client_ext.h"
 #include "vfio_ext.h"
 #include "vfio_user.h"
-
-#define MOST_SECONDS 600.0
 
 typedef struct {
 	PyObject_HEAD
 	struct vu_client client;
-	bool open, busy;
+	struct use use;
 } Client;
-
-static PyObject *raise_error(Client *self, int error)
-{
-	PyObject *arguments;
-
-	if (error == -EINVAL) {
-		PyErr_SetString(PyExc_ValueError, self->client.error);
-		return NULL;
-	}
-	arguments = Py_BuildValue("is", -error, self->client.error);
-	if (arguments) {
-		PyErr_SetObject(PyExc_OSError, arguments); /* errno chooses the subclass */
-		Py_DECREF(arguments);
-	}
-	return NULL;
-}
-
-static int refuse(const char *why)
-{
-	PyErr_SetString(PyExc_ValueError, why);
-	return -1;
-}
-
-static int enter(Client *self)
-{
-	if (!self->open || self->busy)
-		return refuse(self->busy ? "the client is busy in another thread" : "the client is closed");
-	self->busy = true;
-	return 0;
-}
-
-static int check_seconds(double seconds, uint64_t *ns)
-{
-	if (!(seconds > 0 && seconds <= MOST_SECONDS))
-		return refuse("seconds must be above 0 and at most 600");
-	*ns = (uint64_t)(seconds * 1e9);
-	return 0;
-}
 
 static int check_width(unsigned width)
 {
@@ -88,9 +41,9 @@ static PyObject *client_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
 		Py_BEGIN_ALLOW_THREADS
 		error = vu_open(&self->client, text, (uint32_t)(ns / 1000000) + 1);
 		Py_END_ALLOW_THREADS
-		self->open = !error;
+		self->use.open = !error;
 		if (error) {
-			raise_error(self, error);
+			raise_error(error, self->client.error);
 			Py_DECREF(self);
 			self = NULL;
 		}
@@ -104,7 +57,7 @@ static void client_dealloc(Client *self)
 	PyTypeObject *type = Py_TYPE((PyObject *)self);
 	freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
 
-	if (self->open)
+	if (self->use.open)
 		vu_close(&self->client);
 	release(self);
 	Py_DECREF(type);
@@ -112,11 +65,11 @@ static void client_dealloc(Client *self)
 
 static PyObject *client_close(Client *self, PyObject *Py_UNUSED(ignored))
 {
-	if (!self->open)
+	if (!self->use.open)
 		Py_RETURN_NONE;
-	if (enter(self))
+	if (enter(&self->use))
 		return NULL;
-	self->open = self->busy = false;
+	self->use.open = self->use.busy = false;
 	vu_close(&self->client);
 	Py_RETURN_NONE;
 }
@@ -157,13 +110,13 @@ static PyObject *client_request(Client *self, PyObject *args, PyObject *kwargs)
 		return NULL;
 	if (command > UINT16_MAX) {
 		refuse("command must be below 65536");
-	} else if (!take_fds(sequence, fds, &count) && !enter(self)) {
+	} else if (!take_fds(sequence, fds, &count) && !enter(&self->use)) {
 		Py_BEGIN_ALLOW_THREADS
 		error = vu_request(&self->client, (uint16_t)command, payload.buf, (size_t)payload.len, fds, count, answer,
 				   sizeof answer, &got, &error_number);
 		Py_END_ALLOW_THREADS
-		self->busy = false;
-		result = error ? raise_error(self, error) :
+		self->use.busy = false;
+		result = error ? raise_error(error, self->client.error) :
 				 Py_BuildValue("Iy#", error_number, (char *)answer, (Py_ssize_t)got);
 	}
 	if (payload.obj)
@@ -174,7 +127,7 @@ static PyObject *client_request(Client *self, PyObject *args, PyObject *kwargs)
 static PyObject *result_or_error(Client *self, int error, const struct vu_result *r)
 {
 	if (error)
-		return raise_error(self, error);
+		return raise_error(error, self->client.error);
 	return Py_BuildValue("{sKsKsKsKsK}", "ns", (unsigned long long)r->ns, "requests",
 			     (unsigned long long)r->requests, "waits", (unsigned long long)r->waits, "p50_ns",
 			     (unsigned long long)r->p50_ns, "p99_ns", (unsigned long long)r->p99_ns);
@@ -194,12 +147,12 @@ static PyObject *client_reads(Client *self, PyObject *args, PyObject *kwargs)
 		return NULL;
 	job.offset = offset;
 	job.most_requests = requests;
-	if (check_width(job.width) || check_seconds(seconds, &job.most_ns) || enter(self))
+	if (check_width(job.width) || check_seconds(seconds, &job.most_ns) || enter(&self->use))
 		return NULL;
 	Py_BEGIN_ALLOW_THREADS
 	error = vu_run_reads(&self->client, &job, &result);
 	Py_END_ALLOW_THREADS
-	self->busy = false;
+	self->use.busy = false;
 	return result_or_error(self, error, &result);
 }
 
@@ -221,7 +174,7 @@ static PyObject *client_doorbells(Client *self, PyObject *args, PyObject *kwargs
 	if (bytes < 8 || bytes > (uint64_t)memory.len || source > (uint64_t)memory.len - bytes ||
 	    target > (uint64_t)memory.len - bytes) {
 		refuse("source and target must be inside the memory, and 8 bytes or longer");
-	} else if (!check_seconds(seconds, &job.most_ns) && !enter(self)) {
+	} else if (!check_seconds(seconds, &job.most_ns) && !enter(&self->use)) {
 		job.offset = offset;
 		job.source = (uint8_t *)memory.buf + source;
 		job.target = (uint8_t *)memory.buf + target;
@@ -230,7 +183,7 @@ static PyObject *client_doorbells(Client *self, PyObject *args, PyObject *kwargs
 		Py_BEGIN_ALLOW_THREADS
 		error = vu_run_doorbells(&self->client, &job, &result);
 		Py_END_ALLOW_THREADS
-		self->busy = false;
+		self->use.busy = false;
 		answer = result_or_error(self, error, &result);
 	}
 	PyBuffer_Release(&memory);
@@ -257,14 +210,14 @@ static PyObject *client_lists(Client *self, PyObject *args, PyObject *kwargs)
 		refuse("the ring must be inside the memory, at a multiple of 8");
 	} else if (!job.group || job.group >= job.entries || job.entries % job.group) {
 		refuse("group must divide entries, and be below it");
-	} else if (!check_seconds(seconds, &job.most_ns) && !enter(self)) {
+	} else if (!check_seconds(seconds, &job.most_ns) && !enter(&self->use)) {
 		job.offset = offset;
 		job.ring = (struct vu_list *)((uint8_t *)memory.buf + ring);
 		job.most_requests = requests;
 		Py_BEGIN_ALLOW_THREADS
 		error = vu_run_lists(&self->client, &job, &result);
 		Py_END_ALLOW_THREADS
-		self->busy = false;
+		self->use.busy = false;
 		answer = result_or_error(self, error, &result);
 	}
 	PyBuffer_Release(&memory);
@@ -292,12 +245,12 @@ static PyObject *run_pages(Client *self, PyObject *args, PyObject *kwargs,
 	job.pages = pages;
 	job.page = page;
 	job.step = step;
-	if (enter(self))
+	if (enter(&self->use))
 		return NULL;
 	Py_BEGIN_ALLOW_THREADS
 	error = run(&self->client, &job, &result);
 	Py_END_ALLOW_THREADS
-	self->busy = false;
+	self->use.busy = false;
 	return result_or_error(self, error, &result);
 }
 

@@ -7,51 +7,15 @@
  *    whoever else calls is refused.
  *  - After close() every method but close() raises.
  */
-#ifndef Py_LIMITED_API
-#define Py_LIMITED_API 0x030B0000
-#endif
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-
-#include <errno.h>
-
+#include "client_ext.h"
 #include "vhost_blk.h"
 #include "vhost_ext.h"
-
-#define MOST_SECONDS 600.0
 
 typedef struct {
 	PyObject_HEAD
 	struct vb_session session;
-	bool open, busy;
+	struct use use;
 } Client;
-
-static PyObject *raise_error(Client *self, int error)
-{
-	PyObject *arguments;
-
-	if (error == -EINVAL) {
-		PyErr_SetString(PyExc_ValueError, self->session.error);
-		return NULL;
-	}
-	arguments = Py_BuildValue("is", -error, self->session.error);
-	if (arguments) {
-		PyErr_SetObject(PyExc_OSError, arguments); /* errno chooses the subclass */
-		Py_DECREF(arguments);
-	}
-	return NULL;
-}
-
-static int enter(Client *self)
-{
-	if (!self->open || self->busy) {
-		PyErr_SetString(PyExc_ValueError, self->busy ? "the client is busy in another thread" :
-							       "the client is closed");
-		return -1;
-	}
-	self->busy = true;
-	return 0;
-}
 
 static int check_options(const struct vb_options *o, double patience)
 {
@@ -71,9 +35,7 @@ static int check_options(const struct vb_options *o, double patience)
 		wrong = "the segments of all slots must not be above 4 GiB";
 	else if (!(patience > 0 && patience <= MOST_SECONDS))
 		wrong = "patience must be above 0 and at most 600 s";
-	if (wrong)
-		PyErr_SetString(PyExc_ValueError, wrong);
-	return wrong ? -1 : 0;
+	return wrong ? refuse(wrong) : 0;
 }
 
 static PyObject *client_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
@@ -107,9 +69,9 @@ static PyObject *client_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
 		Py_BEGIN_ALLOW_THREADS
 		error = vb_open(&self->session, &o);
 		Py_END_ALLOW_THREADS
-		self->open = !error;
+		self->use.open = !error;
 		if (error) {
-			raise_error(self, error);
+			raise_error(error, self->session.error);
 			Py_DECREF(self);
 			self = NULL;
 		}
@@ -123,7 +85,7 @@ static void client_dealloc(Client *self)
 	PyTypeObject *type = Py_TYPE((PyObject *)self);
 	freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
 
-	if (self->open) {
+	if (self->use.open) {
 		self->session.broken = true; /* no farewell: this must not wait */
 		vb_close(&self->session);
 	}
@@ -135,17 +97,17 @@ static PyObject *client_close(Client *self, PyObject *Py_UNUSED(ignored))
 {
 	int error;
 
-	if (!self->open)
+	if (!self->use.open)
 		Py_RETURN_NONE;
-	if (enter(self))
+	if (enter(&self->use))
 		return NULL;
-	self->open = false;
+	self->use.open = false;
 	Py_BEGIN_ALLOW_THREADS
 	error = vb_close(&self->session);
 	Py_END_ALLOW_THREADS
-	self->busy = false;
+	self->use.busy = false;
 	if (error)
-		return raise_error(self, error);
+		return raise_error(error, self->session.error);
 	Py_RETURN_NONE;
 }
 
@@ -174,14 +136,9 @@ static PyObject *client_run(Client *self, PyObject *args, PyObject *kwargs)
 	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$pIdKppKpKKK:run", names, &write, &load.bytes, &seconds,
 					 &requests, &random, &poll, &seed, &verify, &data_seed, &first, &span))
 		return NULL;
-	if (!(seconds > 0 && seconds <= MOST_SECONDS)) {
-		PyErr_SetString(PyExc_ValueError, "seconds must be above 0 and at most 600");
-		return NULL;
-	}
-	if (enter(self))
+	if (check_seconds(seconds, &load.most_ns) || enter(&self->use))
 		return NULL;
 	load.type = write ? VB_OUT : VB_IN;
-	load.most_ns = (uint64_t)(seconds * 1e9);
 	load.most_requests = requests;
 	load.random = random;
 	load.poll = poll;
@@ -193,8 +150,8 @@ static PyObject *client_run(Client *self, PyObject *args, PyObject *kwargs)
 	Py_BEGIN_ALLOW_THREADS
 	error = vb_run(&self->session, &load, &result);
 	Py_END_ALLOW_THREADS
-	self->busy = false;
-	return error ? raise_error(self, error) : result_dict(&result);
+	self->use.busy = false;
+	return error ? raise_error(error, self->session.error) : result_dict(&result);
 }
 
 static PyObject *client_request(Client *self, PyObject *args, PyObject *kwargs)
@@ -214,14 +171,14 @@ static PyObject *client_request(Client *self, PyObject *args, PyObject *kwargs)
 		PyErr_SetString(PyExc_ValueError, "too many bytes for one request");
 	else
 		in = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)in_bytes);
-	if (in && !enter(self)) {
+	if (in && !enter(&self->use)) {
 		to = (uint8_t *)PyBytes_AsString(in);
 		Py_BEGIN_ALLOW_THREADS
 		error = vb_request(&self->session, type, sector, data.buf, (uint32_t)data.len, to, in_bytes, &status,
 				   &written);
 		Py_END_ALLOW_THREADS
-		self->busy = false;
-		result = error ? raise_error(self, error) : Py_BuildValue("iOI", (int)status, in, written);
+		self->use.busy = false;
+		result = error ? raise_error(error, self->session.error) : Py_BuildValue("iOI", (int)status, in, written);
 	}
 	Py_XDECREF(in);
 	if (data.obj)

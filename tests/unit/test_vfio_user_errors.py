@@ -34,8 +34,6 @@ from tests.unit.vfio_client import (
 from tests.unit.vfio_kit import Copier, run, serving
 
 engine = vfio_kit.engine
-
-
 client = vfio_kit.client
 
 

@@ -15,7 +15,6 @@ Invariants
 from __future__ import annotations
 
 import os
-import platform
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -25,10 +24,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy
-
-from iodma._version import __version__
 from iodma.errors import ArgumentError
+from iodma.tools.bench.beside import check_pairs, facts, middle, processors
 from iodma.tools.bench.budget import Budget, plan
 from iodma.tools.bench.files import shared_memory
 from iodma.tools.bench.harness import (
@@ -44,7 +41,6 @@ from iodma.tools.bench.options import Options
 from iodma.tools.bench.vfio_layout import MEMORY_BYTES
 from iodma.tools.bench.vfio_works import WORKS, Side, Work
 from iodma.tools.bench.workers import Case, Worker
-from iodma.tools.machine import kernel_release, processor, read_text
 
 __all__ = ["run"]
 
@@ -90,7 +86,7 @@ def run(options: Options, tell: Callable[[str], None]) -> Report:
             if work.loads_both:
                 once_more = replace(work, name=f"{work.name}; on one processor")
                 one.append(bench.measure(once_more, client, f"{heading}; on one processor"))
-    machine = facts(client, server, budget)
+    machine = facts(budget, client, server)
     machine["others_percent"] = round(median(bench.others or [0.0]), 1)
     if (others := machine["others_percent"]) > MOST_OTHERS:
         tell(f"note: others had {others:.0f} % of the processors: these figures tell little")
@@ -203,11 +199,6 @@ def described(side: Side | None, cpu: int) -> str:
     return f"taskset -c {cpu} {side.function.replace(':', '.')}(memory=MEMORY)"
 
 
-def middle(seen: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The median of each detail over the samples of a side."""
-    return {key: round(median(each[key] for each in seen), 4) for key in seen[0]} if seen else {}
-
-
 def find_peers() -> None:
     """Sees that the peers are there.
 
@@ -246,13 +237,10 @@ def places(wanted: int | None) -> tuple[int, int]:
         ArgumentError: this process may not use the processor that is asked for.
         BenchError: there is only one processor.
     """
-    allowed = os.sched_getaffinity(0)
-    client = max(allowed) if wanted is None else wanted
-    if client not in allowed:
-        raise ArgumentError(f"processor {client} is not one of {sorted(allowed)}")
-    if len(allowed) < 2:
+    client, server = processors(wanted)
+    if server is None:
         raise BenchError("client and server need a processor each, and there is one")
-    return client, max(allowed - {client})
+    return client, server
 
 
 def costs(works: Sequence[Work]) -> list[tuple[bool, float, float]]:
@@ -272,24 +260,5 @@ def limits(options: Options) -> dict[str, Any]:
     Raises:
         ArgumentError: an option that cannot be right.
     """
-    if options.pairs < 1:
-        raise ArgumentError(f"pairs is {options.pairs}, must be at least 1")
+    check_pairs(options)
     return {"pairs": options.pairs, "total_s": options.seconds, "sample_s": options.sample_s}
-
-
-def facts(client: int, server: int, budget: Budget) -> dict[str, Any]:
-    """What it runs on, and how."""
-    return {
-        "kernel": kernel_release()[0],
-        "processor": processor(),
-        "processors": os.cpu_count(),
-        # Under haltpoll a processor polls before it stops, and waking it costs little.
-        "idle_governor": read_text("/sys/devices/system/cpu/cpuidle/current_governor"),
-        "client_on": client,
-        "server_on": server,
-        "python": platform.python_version(),
-        "numpy": numpy.__version__,
-        "iodma": __version__,
-        "load_at_start": round(os.getloadavg()[0], 2),
-        "sample_seconds": round(budget.sample_s, 3),
-    }

@@ -17,7 +17,6 @@ Invariants
 from __future__ import annotations
 
 import os
-import platform
 import shlex
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
@@ -26,10 +25,8 @@ from functools import partial
 from statistics import median
 from typing import Any
 
-import numpy
-
-from iodma._version import __version__
 from iodma.errors import ArgumentError
+from iodma.tools.bench.beside import check_pairs, facts, middle, processors
 from iodma.tools.bench.budget import Budget, plan
 from iodma.tools.bench.files import PIECE, DataFile, data_file, shared_memory
 from iodma.tools.bench.harness import (
@@ -51,7 +48,6 @@ from iodma.tools.bench.vhost_servers import (
 )
 from iodma.tools.bench.vhost_works import WORKS, Work, small
 from iodma.tools.bench.workers import Case, Worker
-from iodma.tools.machine import kernel_release, processor, read_text
 
 __all__ = ["run"]
 
@@ -122,7 +118,9 @@ def run(options: Options, tell: Callable[[str], None]) -> Report:
             row, peers[work.name] = bench.measure(work, f"[{number}/{len(works)}] {work.name}")
             rows.append(row)
         extra = bench.extra()
-        machine = facts(place, version, budget, bench.filesystem)
+        servers = {"own": place.other, "one": place.client}
+        told = {PEER: version, "filesystem": bench.filesystem}
+        machine = facts(budget, place.client, servers, **told)
         machine["others_percent"] = round(median(bench.others), 1)
     if (others := machine["others_percent"]) > MOST_OTHERS:
         tell(f"note: others had {others:.0f} % of the processors: these figures tell little")
@@ -311,11 +309,6 @@ class Bench:
         return f"taskset -c {self._place.server(work)} {shlex.join(command)}"
 
 
-def middle(seen: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """The median of each detail over the samples of a side."""
-    return {key: round(median(each[key] for each in seen), 4) for key in seen[0]} if seen else {}
-
-
 def settle(file: DataFile) -> None:
     """The file is in the page cache, and nothing of it is dirty."""
     with open(file.path, "rb") as opened:
@@ -330,11 +323,7 @@ def places(wanted: int | None, works: Sequence[Work]) -> Place:
         ArgumentError: this process may not use the processor that is asked for.
         BenchError: a row needs two processors, and there is one.
     """
-    allowed = os.sched_getaffinity(0)
-    client = max(allowed) if wanted is None else wanted
-    if client not in allowed:
-        raise ArgumentError(f"processor {client} is not one of {sorted(allowed)}")
-    other = max(allowed - {client}, default=None)
+    client, other = processors(wanted)
     if other is None and any(work.own for work in works):
         raise BenchError('rows named "own" need two processors: give --only one')
     return Place(client, other)
@@ -354,32 +343,11 @@ def limits(options: Options) -> dict[str, Any]:
     Raises:
         ArgumentError: an option that cannot be right.
     """
-    if options.pairs < 1:
-        raise ArgumentError(f"pairs is {options.pairs}, must be at least 1")
+    check_pairs(options)
     workers = (len(peer_variants(False)) + 3) * WORKER_START_S
     once = FILES_S + workers + 2 * (IDLE_S + SERVER_START_S)
     return {
         "pairs": options.pairs,
         "total_s": options.seconds - once,
         "sample_s": options.sample_s,
-    }
-
-
-def facts(place: Place, version: str, budget: Budget, filesystem: str) -> dict[str, Any]:
-    """What it runs on, and how."""
-    return {
-        "kernel": kernel_release()[0],
-        "processor": processor(),
-        "processors": os.cpu_count(),
-        # Under haltpoll a processor polls before it stops, and waking it costs little.
-        "idle_governor": read_text("/sys/devices/system/cpu/cpuidle/current_governor"),
-        "client_on": place.client,
-        "server_on": {"own": place.other, "one": place.client},
-        "python": platform.python_version(),
-        "numpy": numpy.__version__,
-        "iodma": __version__,
-        PEER: version,
-        "filesystem": filesystem,
-        "load_at_start": round(os.getloadavg()[0], 2),
-        "sample_seconds": round(budget.sample_s, 3),
     }
