@@ -117,6 +117,7 @@ int iod_map_insert(struct iod_map *map, uint64_t first, uint64_t last, uint64_t 
 		return -EEXIST;
 	if (map_reserve(map) < 0)
 		return -ENOMEM;
+	map->version++;
 	size_t at = (size_t)(iod_map_floor(map, first) + 1);
 	map_open(map, at);
 	map->first[at] = first;
@@ -136,6 +137,7 @@ int iod_map_remove(struct iod_map *map, uint64_t first, uint64_t last, uint64_t 
 	/* At most one range reaches beyond both ends, and only then does the count grow. */
 	if (map_reserve(map) < 0)
 		return -ENOMEM;
+	map->version++;
 	if (at < map->count && map->range[at].last < first)
 		at++;
 	if (at < map->count && map->first[at] < first) {
@@ -188,5 +190,5 @@ void iod_map_clear(struct iod_map *map)
 		free(map->first - map->before);
 		free(map->range - map->before);
 	}
-	*map = (struct iod_map){0};
+	*map = (struct iod_map){.version = map->version + 1};
 }

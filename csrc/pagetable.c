@@ -8,18 +8,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define NO_RANGE UINT16_MAX
-
 struct iod_table *iod_table_new(unsigned bits)
 {
-	size_t slots = (size_t)1 << bits;
-	struct iod_table *table = calloc(1, sizeof *table + slots * sizeof table->slot[0]);
+	struct iod_table *table = calloc(1, sizeof *table + ((size_t)2 << bits) * sizeof table->slot[0]);
 
 	if (!table)
 		return NULL;
-	table->mask = (uint32_t)(slots - 1);
-	for (size_t i = 0; i < slots; i++)
-		table->slot[i].page = IOD_TABLE_NO_PAGE;
+	table->host = table->slot + ((size_t)1 << bits);
+	table->slot_bits = (uint8_t)bits;
+	table->mask = (uint32_t)(((uint64_t)1 << bits) - 1);
 	return table;
 }
 
@@ -72,19 +69,16 @@ void iod_table_flush(struct iod_table *table, uint64_t first, uint64_t last)
 	uint64_t from = first > table->first ? (first - table->first) >> table->page_shift : 0;
 	uint64_t to = (iod_min64(last, table->last) - table->first) >> table->page_shift;
 
-	if (to - from <= table->mask) {
-		for (uint64_t page = from; page <= to; page++) {
-			struct iod_table_slot *slot = &table->slot[page & table->mask];
-			if (slot->page == page)
-				slot->page = IOD_TABLE_NO_PAGE;
-		}
+	if (from == 0 && to == (table->last - table->first) >> table->page_shift) {
+		memset(table->slot, 0, ((size_t)table->mask + 1) * 2 * sizeof table->slot[0]);
+		table->filled = false;
 		return;
 	}
-	for (uint32_t i = 0; i <= table->mask; i++)
-		if (table->slot[i].page >= from && table->slot[i].page <= to)
-			table->slot[i].page = IOD_TABLE_NO_PAGE;
-	if (from == 0 && to == (table->last - table->first) >> table->page_shift)
-		table->filled = 0;
+	/* Of each place at most once, though more pages may share it; another page's translation may go with it. */
+	if (to - from > table->mask)
+		to = from + table->mask;
+	for (uint64_t page = from; page <= to; page++)
+		table->slot[page & table->mask] = table->host[page & table->mask] = 0;
 }
 
 struct entry_read {
@@ -133,11 +127,17 @@ bool iod_table_entry(struct iod_space *space, uint64_t address, uint64_t *entry)
 	       read_entry(space, (address - table->first) >> table->page_shift, entry);
 }
 
+static inline uint64_t tag_of(const struct iod_table *table, uint64_t page)
+{
+	return page >> table->slot_bits << IOD_TABLE_TAG;
+}
+
 /* Asks the table, and keeps the answer if there is one. */
-__attribute__((noinline)) static enum iod_cause fill(struct iod_space *space, uint64_t page, uint8_t access)
+__attribute__((noinline)) static enum iod_cause ask_table(struct iod_space *space, uint64_t page, uint8_t access,
+							  uint64_t *target)
 {
 	struct iod_table *table = space->table;
-	uint64_t entry;
+	uint64_t entry, tag = tag_of(table, page);
 
 	if (!read_entry(space, page, &entry))
 		return IOD_C_TABLE;
@@ -146,27 +146,27 @@ __attribute__((noinline)) static enum iod_cause fill(struct iod_space *space, ui
 	uint8_t rights = IOD_READ | ((entry & table->write) == table->write ? IOD_WRITE : 0);
 	if ((rights & access) != access)
 		return IOD_C_PERMISSION;
-	struct iod_table_slot *slot = &table->slot[page & table->mask];
-	*slot = (struct iod_table_slot){
-		.page = (uint32_t)page, .range = NO_RANGE, .access = rights, .target = (entry & table->frame) << table->shift};
-	table->filled = 1;
-	if (space->next->kind == IOD_MEMORY) {
-		ptrdiff_t at = iod_map_floor(&space->next->map, slot->target);
-		if (space->next->map.count && at >= 0 && at < NO_RANGE)
-			slot->range = (uint16_t)at;
+	*target = (entry & table->frame) << table->shift;
+	if (tag >> table->page_shift == 0) { /* else the table has more pages than this cache can tell apart */
+		table->slot[page & table->mask] = *target | tag | rights;
+		table->host[page & table->mask] = 0;
+		table->filled = true;
 	}
 	return IOD_C_NONE;
 }
 
-static inline bool holds(const struct iod_table_slot *slot, uint64_t page, uint8_t access)
+/* Whether a slot is of that page, with those rights.  What may be written may be read, so an empty one never is. */
+static inline bool holds(uint64_t slot, uint64_t in_page, uint64_t tag, uint8_t access)
 {
-	return slot->page == page && (slot->access & access) == access;
+	const uint64_t rights = access | IOD_READ;
+
+	return (slot & ((in_page & ~(uint64_t)(IOD_READ | IOD_WRITE)) | rights)) == (tag | rights);
 }
 
 enum iod_cause iod_table_find(struct iod_space *space, uint64_t address, uint8_t access, uint64_t *length, uint64_t *target)
 {
 	struct iod_table *table = space->table;
-	uint64_t n = *length - 1, left; /* from the first byte to the last */
+	uint64_t n = *length - 1; /* from the first byte to the last */
 
 	if (table->mode != IOD_TABLE_TRANSLATES || address < table->first || address > table->last) {
 		bool on = table->mode == IOD_TABLE_TRANSLATES;
@@ -178,125 +178,241 @@ enum iod_cause iod_table_find(struct iod_space *space, uint64_t address, uint8_t
 		*target = address;
 		return IOD_C_NONE;
 	}
-	uint64_t offset = address - table->first, page = offset >> table->page_shift;
-	const struct iod_table_slot *slot = &table->slot[page & table->mask];
-	if (holds(slot, page, access)) {
+	const uint64_t in_page = ((uint64_t)1 << table->page_shift) - 1;
+	uint64_t offset = address - table->first, page = offset >> table->page_shift, in = offset & in_page;
+	uint64_t slot = table->slot[page & table->mask];
+	if (holds(slot, in_page, tag_of(table, page), access)) {
 		table->hits++;
+		*target = slot & ~in_page;
 	} else {
-		enum iod_cause cause = fill(space, page, access);
+		enum iod_cause cause = ask_table(space, page, access, target);
 		if (cause != IOD_C_NONE)
 			return cause;
 	}
-	uint64_t in_page = ((uint64_t)1 << table->page_shift) - 1, in = offset & in_page;
-	left = in_page - in;
-	*length = iod_min64(n, left) + 1;
-	*target = slot->target + in;
+	*length = iod_min64(n, in_page - in) + 1;
+	*target += in;
 	return IOD_C_NONE;
 }
 
-/* Room for so many more of both; false: the general walk says what is wrong. */
-static inline bool room_for(struct iod_translation *out, uint64_t pieces, uint64_t extents)
+/* Room for so many more pieces; false: the general walk says what is wrong. */
+static inline bool room_for(struct iod_translation *out, uint64_t pieces)
 {
 	while (out->room - out->count < pieces)
 		if (out->room > UINT32_MAX / 2 || !iod_translation_more(out))
 			return false;
-	while (out->extents_room - out->extents < extents)
-		if (out->extents_room > UINT32_MAX / 2 || !iod_translation_more_extents(out))
-			return false;
 	return true;
 }
 
-#define RANGES 64 /* of the memory below, each a bit of those that were met */
+#define USUAL 12 /* the bits of an address in a page, for the loops that are quick */
+#define USUAL_MASK ((uint64_t)(1 << USUAL) - 1)
+
+/* What a word of `host` is for a page to which there is such access, but for the page's address. */
+static inline uint64_t wanted(uint64_t page, uint8_t slot_bits, uint8_t access)
+{
+	return page >> slot_bits << IOD_TABLE_TAG | access;
+}
+static inline uint64_t looked_at(uint8_t access)
+{
+	return (USUAL_MASK & ~(uint64_t)(IOD_READ | IOD_WRITE)) | access;
+}
+
+/* The usual list: each segment in one page, and it is known where that is.  Stops at the first that is anything else.
+ * Alone in a function, as the loop needs all the registers there are. */
+__attribute__((noinline)) static size_t walk_known(const struct iod_table *table, const struct iod_segment *list,
+						   size_t count, uint8_t access, struct iod_translation *out)
+{
+	const uint64_t *const known = table->host;
+	const uint64_t mask = table->mask, first = table->first, reach = table->last - first, bits = looked_at(access);
+	const uint8_t slot_bits = table->slot_bits;
+	const struct iod_piece piece = table->piece;
+	const struct iod_segment *each = list, *const stop = list + count;
+	struct iovec *iov = out->iov + out->count;
+	struct iod_piece *pieces = out->piece + out->count;
+	uint64_t end = 0;
+
+	for (; each < stop; each++) {
+		uint64_t offset = each->address - first, length = each->length, page = offset >> USUAL, word = known[page & mask];
+		/* length 0 wraps, and is too long for anything */
+		if (offset > reach || length - 1 > (~offset & USUAL_MASK) || (word & bits) != wanted(page, slot_bits, access))
+			break;
+		uint64_t where = (word & ~USUAL_MASK) | (offset & USUAL_MASK);
+		if (where == end) {
+			iov[-1].iov_len += length;
+		} else {
+			*iov++ = (struct iovec){(void *)(uintptr_t)where, length};
+			*pieces++ = piece;
+		}
+		end = where + length;
+	}
+	out->count = (uint32_t)(iov - out->iov);
+	return (size_t)(each - list);
+}
+
+/* The same for one segment of several pages: the bytes that it comes to.  There is room for a piece a page. */
+__attribute__((noinline)) static uint64_t walk_known_run(const struct iod_table *table, uint64_t offset,
+							 const uint64_t length, uint8_t access, struct iod_translation *out)
+{
+	const uint64_t *const known = table->host;
+	const uint64_t mask = table->mask, bits = looked_at(access), start = offset, stop = offset + length;
+	const uint8_t slot_bits = table->slot_bits;
+	const struct iod_piece piece = table->piece;
+	struct iovec *iov = out->iov + out->count;
+	struct iod_piece *pieces = out->piece + out->count;
+	uint64_t end = 0;
+
+	while (offset != stop) {
+		uint64_t page = offset >> USUAL, word = known[page & mask];
+		uint64_t size = iod_min64(stop - offset, (~offset & USUAL_MASK) + 1);
+		if ((word & bits) != wanted(page, slot_bits, access))
+			break;
+		uint64_t where = (word & ~USUAL_MASK) | (offset & USUAL_MASK);
+		if (where == end) {
+			iov[-1].iov_len += size;
+		} else {
+			*iov++ = (struct iovec){(void *)(uintptr_t)where, size};
+			*pieces++ = piece;
+		}
+		end = where + size;
+		offset += size;
+	}
+	out->count = (uint32_t)(iov - out->iov);
+	return offset - start;
+}
+
+/* What a piece in that range of the memory holds.  One that is there twice does no harm. */
+static inline bool hold(struct iod_translation *out, const struct iod_extent *extent)
+{
+	for (uint32_t back = 1; back <= 4 && back <= out->extents; back++) {
+		const struct iod_extent *e = &out->extent[out->extents - back];
+		if (e->space == extent->space && e->first == extent->first)
+			return true;
+	}
+	if (out->extents == out->extents_room && !iod_translation_more_extents(out))
+		return false;
+	out->extent[out->extents++] = *extent;
+	return true;
+}
+
+/* For the next time: the page of the table is in that range of the memory, and it is known where. */
+static void know(struct iod_table *table, const struct iod_extent *extent, const struct iod_range *range, uint64_t page)
+{
+	uint64_t slot = table->slot[page & table->mask], target = slot & ~USUAL_MASK;
+	const uint64_t rights = IOD_READ | IOD_WRITE;
+
+	if (table->page_shift != USUAL || !slot || (slot & USUAL_MASK) >> IOD_TABLE_TAG != page >> table->slot_bits)
+		return;
+	if (!table->piece.region) {
+		table->piece.region = range->region;
+		table->extent = *extent;
+	}
+	if (table->extent.first != extent->first || target < extent->first || USUAL_MASK > extent->last - target)
+		return;
+	uint64_t host = (uintptr_t)range->host + (target - extent->first);
+	if (!(host & USUAL_MASK))
+		table->host[page & table->mask] = host | (slot & USUAL_MASK & ~rights) | (slot & range->access & rights);
+}
+
+/* One page's part of a segment becomes a piece, if all of it is in one range of the memory and may be accessed so. */
+static bool add_page(struct iod_translation *out, struct iod_space *space, uint64_t page, uint64_t target, uint64_t size,
+		     uint8_t access)
+{
+	struct iod_map *map = &space->next->map;
+	ptrdiff_t at = iod_map_find(map, target);
+
+	if (at < 0 || size - 1 > map->range[at].last - target || !map->range[at].host ||
+	    (map->range[at].access & access) != access)
+		return false;
+	const struct iod_range *range = &map->range[at];
+	const struct iod_extent extent = {space->next, map->first[at], range->last};
+	uint8_t *where = range->host + (target - extent.first);
+	if (!room_for(out, 1) || !hold(out, &extent))
+		return false;
+	know(space->table, &extent, range, page);
+	if (out->count) {
+		struct iovec *last = &out->iov[out->count - 1];
+		if ((uint8_t *)last->iov_base + last->iov_len == where && out->piece[out->count - 1].region == range->region) {
+			last->iov_len += size;
+			return true;
+		}
+	}
+	out->only = out->count == 0 || out->only == range->region ? range->region : NULL;
+	out->iov[out->count] = (struct iovec){where, size};
+	out->piece[out->count++] = (struct iod_piece){range->region, 0, 0};
+	return true;
+}
+
+/* The pieces from here on are in the known range. */
+static inline bool in_known(struct iod_translation *out, const struct iod_table *table)
+{
+	if (!table->piece.region || !hold(out, &table->extent))
+		return false;
+	out->only = out->count == 0 || out->only == table->piece.region ? table->piece.region : NULL;
+	return true;
+}
+
+/* A segment, from so many bytes into it: how many of it are translated then. */
+static uint64_t walk_segment(struct iod_space *space, const struct iod_segment *segment, uint8_t access,
+			     struct iod_translation *out)
+{
+	struct iod_table *table = space->table;
+	uint64_t offset = segment->address - table->first, done = 0, length = segment->length, target;
+	const uint64_t reach = table->last - table->first;
+	const uint32_t held = out->extents;
+
+	if (length == 0 || offset > reach || length - 1 > reach - offset)
+		return 0;
+	if (length >> USUAL && table->page_shift == USUAL && room_for(out, (length >> USUAL) + 2) && in_known(out, table)) {
+		done = walk_known_run(table, offset, length, access, out);
+		table->hits += (done + USUAL_MASK) >> USUAL;
+		if (!done)
+			out->extents = held;
+	}
+	while (done < length) {
+		uint64_t size = length - done;
+		if (iod_table_find(space, segment->address + done, access, &size, &target) != IOD_C_NONE ||
+		    !add_page(out, space, (offset + done) >> table->page_shift, target, size, access))
+			break;
+		done += size;
+	}
+	return done;
+}
 
 size_t iod_table_walk(struct iod_space *space, const struct iod_segment *list, size_t count, uint8_t access,
 		      struct iod_translation *out, uint64_t *skip)
 {
 	struct iod_table *const table = space->table;
 	const struct iod_space *const memory = space->next;
-	const size_t ranges = memory->map.count;
 
-	if (table->mode != IOD_TABLE_TRANSLATES || memory->kind != IOD_MEMORY || iod_any_region_shut() || ranges > RANGES ||
-	    !room_for(out, count, count + ranges))
+	if (table->mode != IOD_TABLE_TRANSLATES || memory->kind != IOD_MEMORY || !access || iod_any_region_shut() ||
+	    !room_for(out, count))
 		return 0;
-	const uint64_t *const firsts = memory->map.first;
-	const struct iod_range *const range = memory->map.range;
-	const uint64_t first = table->first, reach = table->last - first, page_bytes = (uint64_t)1 << table->page_shift;
-	uint64_t usable = 0, met = 0, hits = 0, bytes = 0, done = 0;
-	struct iod_region *region = NULL;
-	const uint8_t *end = NULL;
-	uint32_t n = out->count;
-	struct iod_extent *extent = out->extent + out->extents; /* where the next one goes */
-	uint64_t next = 0;					/* the address behind the last one; 0: there is none */
-	size_t i;
-
-	for (size_t k = 0; k < ranges; k++)
-		usable |= (uint64_t)(range[k].host && (range[k].access & access) == access) << k;
-	for (i = 0; i < count; i++, done = 0) {
-		uint64_t offset = list[i].address - first, left = list[i].length;
-		if (left == 0)
-			continue;
-		if (offset > reach || left - 1 > reach - offset)
-			break;
-		uint64_t in = offset & (page_bytes - 1);
-		if (left > page_bytes - in) {
-			out->count = n;
-			if (!room_for(out, ((left - 1) >> table->page_shift) + 2 + (count - i), 0))
+	out->all_of = space;
+	if (table->version != memory->map.version) { /* none of what was known holds any more */
+		memset(table->host, 0, ((size_t)table->mask + 1) * sizeof table->host[0]);
+		table->piece.region = NULL;
+		table->version = memory->map.version;
+	}
+	for (size_t i = 0; i < count;) {
+		const uint32_t held = out->extents;
+		if (list[i].length <= USUAL_MASK + 1 && room_for(out, count - i) && in_known(out, table)) {
+			size_t n = walk_known(table, list + i, count - i, access, out);
+			table->hits += n;
+			if (n == count) /* nobody asks how long a list is that is done */
+				return count;
+			if (!n)
+				out->extents = held;
+			for (; n; n--)
+				out->bytes += list[i++].length;
+			if (i == count)
 				break;
 		}
-		do {
-			uint64_t page = offset >> table->page_shift;
-			const struct iod_table_slot *slot = &table->slot[page & table->mask];
-			if (!holds(slot, page, access) && fill(space, page, access) != IOD_C_NONE)
-				goto out;
-			hits++;
-			uint64_t size = iod_min64(left, page_bytes - in), target = slot->target + in;
-			size_t at = slot->range;
-			if (at >= ranges)
-				goto out;
-			uint64_t into = target - firsts[at];
-			if (target < firsts[at] || target > range[at].last || size - 1 > range[at].last - target ||
-			    !(usable >> at & 1))
-				goto out;
-			uint8_t *where = range[at].host + into;
-			met |= (uint64_t)1 << at;
-			if (where == end && range[at].region == region) {
-				out->iov[n - 1].iov_len += size;
-			} else {
-				region = range[at].region;
-				out->iov[n] = (struct iovec){where, size};
-				out->piece[n] = (struct iod_piece){region, 0, 0};
-				n++;
-			}
-			end = where + size;
-			offset += size;
-			left -= size;
-			done += size;
-			in = 0;
-		} while (left);
-		bytes += done;
-		uint64_t address = list[i].address;
-		if (next && address == next)
-			extent[-1].last = address + (done - 1);
-		else
-			*extent++ = (struct iod_extent){space, address, address + (done - 1)};
-		next = address + done;
+		uint64_t done = walk_segment(space, &list[i], access, out);
+		out->bytes += done;
+		if (done < list[i].length) {
+			*skip = done;
+			return i;
+		}
+		i++;
 	}
-	done = 0;
-out:
-	if (done) {
-		uint64_t address = list[i].address;
-		bytes += done;
-		*extent++ = (struct iod_extent){space, address, address + (done - 1)};
-	}
-	table->hits += hits;
-	out->count = n;
-	out->only = n && !(met & (met - 1)) ? out->piece[0].region : NULL;
-	out->bytes += bytes;
-	for (; met; met &= met - 1) {
-		size_t at = (size_t)__builtin_ctzll(met);
-		*extent++ = (struct iod_extent){(struct iod_space *)memory, firsts[at], range[at].last};
-	}
-	out->extents = (uint32_t)(extent - out->extent);
-	*skip = done;
-	return i;
+	return count;
 }

@@ -5,9 +5,10 @@
  * Invariants
  *  - An entry is read once for each decision, under the SIGBUS guard, from host memory; what it says is checked before
  *    it is used.  A table that is anything else is a fault of the walk.
- *  - The cache holds what valid entries said: addresses of the space below, never of the host.  So it need not hear of
- *    changes there; whoever changes what the entries mean (base, range, mode) flushes it, as a guest does that changes
- *    the entries.
+ *  - The cache holds what valid entries said, as addresses of the space below.  Whoever changes what the entries mean
+ *    (base, range, mode) flushes it, as a guest does that changes the entries.
+ *  - Beside it stands where those pages are in the host, for those in one range of the memory below; that is good for
+ *    one version of its map, and while no region is shut.
  *  - The range is made of whole pages, and none of it wraps: neither the table nor an entry's address can.
  */
 #ifndef IOD_PAGETABLE_H
@@ -20,13 +21,10 @@
 /* What becomes of addresses while it is off, and of those outside its range. */
 enum iod_table_mode { IOD_TABLE_REFUSES, IOD_TABLE_PASSES, IOD_TABLE_TRANSLATES };
 
-struct iod_table_slot {
-	uint32_t page;	/* its number in the range, or IOD_TABLE_NO_PAGE */
-	uint16_t range; /* a guess: where in the map of the memory below the target is */
-	uint16_t access;
-	uint64_t target;
-};
-#define IOD_TABLE_NO_PAGE UINT32_MAX
+/* A cached entry is one word, so that it is looked at in one load: the page's address in the space below, with what is
+ * known of it in the bits that an address of a page leaves free: the rights, 0 where nothing is cached, and above them
+ * what tells the pages apart that share a place. */
+#define IOD_TABLE_TAG 2 /* the tag's first bit */
 
 struct iod_table {
 	/* The entry.  A page may be read where all bits of `valid` are set, and written where those of `write` are, too. */
@@ -45,12 +43,21 @@ struct iod_table {
 	uint64_t reads; /* of entries */
 	uint64_t hits;
 
-	uint32_t mask;	 /* of slot numbers */
-	uint32_t filled; /* since the cache was empty */
-	struct iod_table_slot slot[];
+	uint32_t mask;	   /* of places */
+	uint8_t slot_bits; /* 2^slot_bits of them */
+	bool filled;	   /* since all were empty */
+
+	/* The pages that are in one range of the memory: its extent and its region; where in the host, with tag and rights
+	 * as in `slot`. */
+	uint64_t version; /* of the memory's map */
+	struct iod_extent extent;
+	struct iod_piece piece; /* no region: none was met yet */
+	uint64_t *host;
+
+	uint64_t slot[];
 };
 
-/* One that refuses everything, with 2^bits slots; NULL: no memory. */
+/* One that refuses everything, with room for 2^bits pages; NULL: no memory. */
 struct iod_table *iod_table_new(unsigned bits);
 /* NULL, or what is wrong with the description. */
 const char *iod_table_wrong(const struct iod_table *);

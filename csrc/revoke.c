@@ -10,17 +10,29 @@
 
 #include <stdlib.h>
 
+static bool list_touches(const struct iod_segment *list, uint32_t count, uint64_t first, uint64_t last)
+{
+	for (uint32_t i = 0; i < count; i++)
+		/* None of them wraps: it was translated. */
+		if (list[i].length && list[i].address <= last && first <= list[i].address + (list[i].length - 1))
+			return true;
+	return false;
+}
+
 bool iod_row_touches(const struct iod_row *row, const struct iod_space *space, uint64_t first, uint64_t last)
 {
 	if (!row->leased)
 		return false;
 	const struct iod_translation *both[2] = {&row->t, &row->t2};
-	for (int k = 0; k < 2; k++)
+	for (int k = 0; k < 2; k++) {
 		for (uint32_t i = 0; i < both[k]->extents; i++) {
 			const struct iod_extent *e = &both[k]->extent[i];
 			if (e->space == space && e->first <= last && first <= e->last)
 				return true;
 		}
+		if (both[k]->all_of == space && list_touches(k ? row->list2 : row->list, k ? row->count2 : row->count, first, last))
+			return true;
+	}
 	return false;
 }
 

@@ -79,6 +79,7 @@ struct iod_map {
 	size_t count;
 	size_t before, after; /* places that are free in front of the first, and behind the last */
 	size_t hint;
+	uint64_t version; /* counts its changes */
 };
 /* The last index whose first address is <= the address, or -1.  Halving without branches that depend on the data:
  * with 4096 ranges the branches of the usual form cost more than the loads. */
@@ -173,6 +174,9 @@ struct iod_translation {
 	uint32_t extents, extents_room;
 	uint64_t bytes;
 	struct iod_region *only; /* the region of all its pieces; NULL: of several */
+	/* It also holds what the list itself says, in this space, which is the first that the list goes through: an extent
+	 * a segment without writing them down.  NULL: nothing. */
+	struct iod_space *all_of;
 	bool plain;		 /* all RAM, no lanes */
 	bool remote;		 /* some of it is */
 	bool heap_pieces, heap_extents;
