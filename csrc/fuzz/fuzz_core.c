@@ -6,6 +6,8 @@
  *  - Every submit has exactly one completion, with no more bytes moved than there are; a fault names its space. */
 #include "world.h"
 
+#include "pagetable.h"
+
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -279,6 +281,32 @@ static void take_back(struct world *w, struct iod_space *space, uint64_t first, 
 		}
 }
 
+/* As a guest does that keeps its tables in order, or not. */
+static void change_table(struct world *w)
+{
+	struct iod_table *table = w->table.table;
+	uint64_t first = (uint64_t)below(w, IOVAS) * PAGE, last = first + (1 + below(w, 3)) * PAGE - 1;
+
+	switch (below(w, 8)) {
+	case 0:
+		describe_table(w);
+		take_back(w, &w->table, 0, UINT64_MAX, NULL);
+		return;
+	case 1:
+		iod_table_flush(table, 0, UINT64_MAX);
+		take_back(w, &w->table, 0, UINT64_MAX, NULL);
+		return;
+	case 2: /* without a flush */
+		set_entry(w, below(w, IOVAS));
+		return;
+	default:
+		for (uint64_t page = first / PAGE; page <= last / PAGE; page++)
+			set_entry(w, (unsigned)page);
+		iod_table_flush(table, first, last);
+		take_back(w, &w->table, first, last, NULL);
+	}
+}
+
 static void change_maps(struct world *w)
 {
 	unsigned i = below(w, 2 * REGIONS), iova = below(w, IOVAS), count = 1 + below(w, 4);
@@ -375,7 +403,10 @@ static void act(struct world *w)
 		break;
 	case 18:
 	case 19:
-		change_maps(w);
+		if (w->gate.next != &w->memory && below(w, 2))
+			change_table(w);
+		else
+			change_maps(w);
 		break;
 	case 20:
 		script_answers(w);

@@ -3,6 +3,8 @@
  * world: see world.h. */
 #include "world.h"
 
+#include "pagetable.h"
+
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -38,7 +40,8 @@ struct iod_region *world_region(uint8_t kind, uint64_t size)
 				      .free = region_free};
 	region->most = kind == IOD_REMOTE ? 100 : 0;
 	if (iod_region_is_host(region)) {
-		region->host = malloc(size + PAGE); /* not aligned on purpose; see place */
+		/* Not aligned on purpose; but for one, as a page table's cache knows only such pages by their host address. */
+		region->host = size == 8 * PAGE ? aligned_alloc(PAGE, size + PAGE) : malloc(size + PAGE);
 		MUST(region->host);
 		memset(region->host, 0x55, size + PAGE);
 	}
@@ -66,6 +69,44 @@ void map_pages(struct world *w, unsigned iova, unsigned pages, uint64_t target, 
 {
 	uint64_t first = (uint64_t)iova * PAGE;
 	iod_map_insert(&w->iommu.map, first, first + ((uint64_t)pages * PAGE - 1), target, NULL, access); /* or it is mapped */
+}
+
+/* Anything: some entries of pages that are there, some that lead nowhere, and what guests write by mistake. */
+void set_entry(struct world *w, unsigned iova)
+{
+	const struct iod_table *table = w->table.table;
+	struct iod_region *region;
+	uint64_t entry = number(w);
+
+	if (below(w, 4))
+		entry = (below(w, 4) ? 4 + below(w, 8) : below(w, 16)) * PAGE | (below(w, 8) ? 3 : below(w, 4));
+	uint8_t *at = iod_space_host(&w->memory, table->base + iova * table->entry_bytes, table->entry_bytes, IOD_READ, &region);
+	if (!at)
+		return;
+	uint32_t word = (uint32_t)entry;
+	if (table->entry_bytes == 8) {
+		entry = table->big_endian ? __builtin_bswap64(entry) : entry;
+		memcpy(at, &entry, 8);
+	} else {
+		word = table->big_endian ? __builtin_bswap32(word) : word;
+		memcpy(at, &word, 4);
+	}
+}
+
+/* In the first region mostly, or where there is no memory, or at its end. */
+void describe_table(struct world *w)
+{
+	uint64_t base = below(w, 8) ? 3 * PAGE : base_of(below(w, REGIONS)) / 8 * 8 + 4064 * below(w, 2);
+	uint32_t pages = below(w, 4) ? IOVAS : 1 + below(w, IOVAS), first = below(w, 8) ? 0 : below(w, 4);
+	bool wide = below(w, 4) == 0;
+	struct iod_table now = {.valid = 1, .write = below(w, 8) ? 2 : 0, .frame = 0xfffff000, .entry_bytes = wide ? 8 : 4,
+				.shift = wide ? below(w, 33) : 0, .page_shift = 12, .big_endian = below(w, 2),
+				.base = base > UINT64_MAX - PAGE ? 0 : base, .first = first * PAGE,
+				.last = (first + pages) * PAGE - 1, .mode = below(w, 8) ? IOD_TABLE_TRANSLATES : below(w, 2),
+				.outside = below(w, 2)};
+	MUST(!iod_table_wrong(&now));
+	iod_table_set(w->table.table, &now);
+	w->table.table->notes = below(w, 2);
 }
 
 /* ---- the hooks ---- */
@@ -285,12 +326,19 @@ void world_begin(struct world *w)
 	w->memory = (struct iod_space){.kind = IOD_MEMORY, .name = "memory"};
 	w->iommu = (struct iod_space){.kind = IOD_IOMMU, .name = "iommu", .next = &w->memory, .hook = hook, .owner = w,
 				      .misses_wait = flags & 64};
-	w->hook = (struct iod_space){.kind = IOD_HOOK, .name = "hook", .next = &w->iommu, .hook = hook, .owner = w};
+	w->table = (struct iod_space){.kind = IOD_TABLE, .name = "table", .next = &w->memory, .hook = hook, .owner = w,
+				      .table = iod_table_new(below(w, 6))};
+	MUST(w->table.table);
+	const uint8_t which = below(w, 3); /* iommu, table in its place, table and nothing above it but a gate */
+	struct iod_space *pages = which ? &w->table : &w->iommu;
+	w->hook = (struct iod_space){.kind = IOD_HOOK, .name = "hook", .next = pages, .hook = hook, .owner = w};
 	w->lanes = (struct iod_space){.kind = IOD_LANES, .name = "lanes", .lanes = (uint8_t)((2u << below(w, 3)) - 1),
-				      .next = flags & 32 ? &w->hook : &w->iommu};
+				      .next = flags & 32 ? &w->hook : pages};
 	w->window = (struct iod_space){.kind = IOD_WINDOW, .name = "window", .last = IOVAS * PAGE,
-				       .next = flags & 16 ? &w->lanes : flags & 32 ? &w->hook : &w->iommu};
-	w->gate = (struct iod_space){.kind = IOD_GATE, .name = "gate", .next = flags & 8 ? &w->memory : &w->window};
+				       .next = flags & 16 ? &w->lanes : flags & 32 ? &w->hook : pages};
+	w->gate = (struct iod_space){.kind = IOD_GATE, .name = "gate", .next = which == 2   ? pages
+							   : flags & 8 ? &w->memory
+								       : &w->window};
 	w->top = below(w, 2) ? &w->gate : w->gate.next;
 	for (unsigned i = 0; i < REGIONS; i++) {
 		w->region[i] = world_region(i == 4 ? IOD_DEVICE : i == 5 ? IOD_REMOTE : IOD_RAM, sizes[i]);
@@ -301,6 +349,9 @@ void world_begin(struct world *w)
 						 6 * PAGE, 7 * PAGE, 0x100008, 0x200000, UINT64_MAX - PAGE + 1, 13 * PAGE, 14 * PAGE};
 		map_pages(w, i, 1, where[below(w, 13)], IOD_READ | IOD_WRITE);
 	}
+	describe_table(w);
+	for (unsigned i = 0; i < IOVAS; i++)
+		set_entry(w, i);
 	if (below(w, 2)) { /* registered with the kernel */
 		w->region[0]->buffer_index = 0;
 		w->region[0]->buffer_core = w->core.number;
@@ -350,6 +401,7 @@ void world_drop(struct world *w)
 		((uint64_t *)&world_reached)[i] += ((uint64_t *)&w->core.count)[i];
 	iod_map_clear(&w->memory.map);
 	iod_map_clear(&w->iommu.map);
+	free(w->table.table);
 	for (int i = 0; i < REGIONS; i++)
 		iod_region_put(w->region[i]);
 	iod_region_put(w->target[BUFFER].region);

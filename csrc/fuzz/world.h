@@ -28,7 +28,7 @@ struct world {
 	struct fuzz_script bytes;
 	struct fake fake;
 	struct iod_core core;
-	struct iod_space memory, iommu, lanes, hook, window, gate;
+	struct iod_space memory, iommu, table, lanes, hook, window, gate;
 	struct iod_space *top;
 	struct iod_region *region[REGIONS];
 	bool placed[REGIONS];
@@ -68,6 +68,8 @@ struct iod_region *world_region(uint8_t kind, uint64_t size);
 uint64_t base_of(unsigned i); /* where region i lies */
 void place(struct world *, unsigned i); /* if it is not there */
 void map_pages(struct world *, unsigned iova, unsigned pages, uint64_t target, uint32_t access);
+void set_entry(struct world *, unsigned iova); /* of the page table, if it is in memory */
+void describe_table(struct world *);
 void answer_message(struct world *);
 void submit(struct world *); /* fuzz_core.c: a device window's handler may */
 
