@@ -53,4 +53,19 @@ void peer_copies(uint8_t *target, const uint8_t *source, size_t bytes, size_t bu
 void peer_list_copies(uint8_t *memory, const struct peer_segment *sources, const struct peer_segment *targets,
 		      uint32_t per_list, uint32_t lists, uint64_t most_ns, struct peer_result *);
 
+/* Lists of bus addresses, translated by a one-level table of big-endian words as the SBus IOMMU has it: bit 1 valid, bit
+ * 2 writable, bits 31:8 the page. */
+struct peer_walks {
+	uint8_t *memory; /* physical memory, from address 0 */
+	size_t memory_bytes;
+	uint64_t table, first, length; /* the table, which lies in the memory, and the bus addresses that it is for */
+	bool write;
+	const struct peer_segment *segments; /* `offset`: a bus address */
+	uint32_t per_list, lists;
+	uint64_t most_ns;
+};
+
+/* Each list in turn, for as long as that; `bytes` counts pieces.  0, -ENOMEM, or -EFAULT: a list is refused. */
+int peer_table_walks(const struct peer_walks *, struct peer_result *);
+
 #endif

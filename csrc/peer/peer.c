@@ -272,6 +272,45 @@ static PyObject *swap_loop(PyObject *self, PyObject *args, PyObject *kwargs)
 	return right ? result_or_error(0, &result) : NULL;
 }
 
+static PyObject *table_walk_loop(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+	static char *names[] = { "memory", "lists", "segments", "table", "first", "length", "write", "seconds", NULL };
+	struct peer_walks job = { .per_list = 1 };
+	struct peer_result result = { 0 };
+	Py_buffer memory, lists;
+	unsigned long long table = 0, first = 0, length = 0;
+	int write = 1, error = 1;
+	double seconds = 0.4;
+
+	(void)self;
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "w*y*|$IKKKpd:table_walk_loop", names, &memory, &lists,
+					 &job.per_list, &table, &first, &length, &write, &seconds))
+		return NULL;
+	size_t count = (size_t)lists.len / sizeof(struct peer_segment), bytes = (size_t)memory.len;
+	job.memory = memory.buf;
+	job.memory_bytes = bytes;
+	job.table = table;
+	job.first = first;
+	job.length = length;
+	job.write = write;
+	job.segments = lists.buf;
+	if (job.per_list < 1 || job.per_list > MOST_SEGMENTS || !count || lists.len % (Py_ssize_t)sizeof *job.segments ||
+	    count % job.per_list || count / job.per_list > MOST_DEPTH) {
+		PyErr_Format(PyExc_ValueError, "lists holds %zd bytes, must hold lists x %u pairs of 64-bit (address, length)",
+			     lists.len, job.per_list);
+	} else if (!length || length % 4096 || table > bytes || length / 4096 > (bytes - table) / 4) {
+		PyErr_Format(PyExc_ValueError, "a table at %llu for %llu bytes is not inside %zu bytes", table, length, bytes);
+	} else if (!check_seconds(seconds, &job.most_ns)) {
+		job.lists = (uint32_t)(count / job.per_list);
+		Py_BEGIN_ALLOW_THREADS
+		error = peer_table_walks(&job, &result);
+		Py_END_ALLOW_THREADS
+	}
+	PyBuffer_Release(&memory);
+	PyBuffer_Release(&lists);
+	return error > 0 ? NULL : result_or_error(error, &result);
+}
+
 static PyObject *lookup_loop(PyObject *self, PyObject *args, PyObject *kwargs)
 {
 	static char *names[] = { "map", "addresses", "rounds", NULL };
@@ -292,6 +331,7 @@ static PyMethodDef methods[] = {
 	{ "packet_send_loop", (PyCFunction)(void (*)(void))packet_send_loop, METH_VARARGS | METH_KEYWORDS, NULL },
 	{ "packet_drain", packet_drain, METH_VARARGS, NULL },
 	{ "swap_loop", (PyCFunction)(void (*)(void))swap_loop, METH_VARARGS | METH_KEYWORDS, NULL },
+	{ "table_walk_loop", (PyCFunction)(void (*)(void))table_walk_loop, METH_VARARGS | METH_KEYWORDS, NULL },
 	{ "vfio_serve", (PyCFunction)(void (*)(void))vfio_serve, METH_VARARGS | METH_KEYWORDS, NULL },
 	{ "lookup_loop", (PyCFunction)(void (*)(void))lookup_loop, METH_VARARGS | METH_KEYWORDS, NULL },
 	{ NULL, NULL, 0, NULL },

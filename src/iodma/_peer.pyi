@@ -104,6 +104,35 @@ def list_copy_loop(
         ValueError: an argument that cannot be right.
     """
 
+def table_walk_loop(
+    memory: _Buffer,
+    lists: _Buffer,
+    *,
+    segments: int = 1,
+    table: int = 0,
+    first: int = 0,
+    length: int = 0,
+    write: bool = True,
+    seconds: float = 0.4,
+) -> tuple[int, int, int]:
+    """Translates lists of bus addresses by a one-level page table, in turn: a request is a list.
+
+    An entry is a big-endian word as the SBus IOMMU has it: bit 1 valid, bit 2 writable, bits 31:8
+    the page. Every entry, address and length is checked; instead of bytes moved it gives pieces.
+
+    Args:
+        memory: physical memory from address 0, which also holds the table.
+        lists: 64-bit (bus address, length) pairs, `segments` of them to a list.
+        table: where the table is.
+        first: the bus address that its first entry is for.
+        length: bytes that have entries, whole pages of 4096.
+        write: the pages must be writable.
+
+    Raises:
+        OSError: EFAULT: a list is refused.
+        ValueError: an argument that cannot be right.
+    """
+
 def vfio_serve(
     listener: int,
     *,
