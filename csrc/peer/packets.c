@@ -54,7 +54,7 @@ int peer_packet_sends(int fd, uint8_t *memory, const struct peer_segment *segmen
 	return error;
 }
 
-int peer_packet_drain(int fd, struct peer_result *out)
+int peer_packet_drain(int fd, uint64_t *count, struct peer_result *out)
 {
 	struct mmsghdr messages[DRAIN];
 	struct iovec iov[DRAIN];
@@ -76,9 +76,47 @@ int peer_packet_drain(int fd, struct peer_result *out)
 			out->requests += messages[i].msg_len != 0;
 			out->bytes += messages[i].msg_len;
 		}
+		if (count)
+			__atomic_store_n(count, out->requests, __ATOMIC_RELEASE);
 	}
 	out->ns = now_ns() - start;
 	free(room);
+	return error;
+}
+
+static void swap(uint8_t *to, size_t bytes)
+{
+	for (size_t k = 0; k + 1 < bytes; k += 2) {
+		uint8_t low = to[k];
+		to[k] = to[k + 1];
+		to[k + 1] = low;
+	}
+}
+
+int peer_packet_swap_sends(int fd, uint8_t *memory, const struct peer_segment *segments, uint32_t lists, uint64_t most_ns,
+			   struct peer_result *out)
+{
+	static uint8_t copy[65536];
+	uint64_t start = now_ns();
+	uint32_t list = 0;
+	int error = 0;
+
+	while (!error && out->ns < most_ns) {
+		for (int k = 0; k < STEP && !error; k++) {
+			size_t bytes = segments[list].length < sizeof copy ? segments[list].length : sizeof copy;
+			struct iovec iov = { copy, bytes };
+			struct msghdr message = { .msg_iov = &iov, .msg_iovlen = 1 };
+			memcpy(copy, memory + segments[list].offset, bytes);
+			swap(copy, bytes);
+			ssize_t n = sendmsg(fd, &message, MSG_NOSIGNAL);
+			if (n != (ssize_t)bytes)
+				error = n < 0 ? -errno : -EIO;
+			out->requests += !error;
+			out->bytes += error ? 0 : bytes;
+			list = list + 1 == lists ? 0 : list + 1;
+		}
+		out->ns = now_ns() - start;
+	}
 	return error;
 }
 
@@ -93,11 +131,7 @@ void peer_swap_copies(uint8_t *target, const uint8_t *source, size_t bytes, size
 		for (int i = 0; i < 16; i++) {
 			uint8_t *to = target + at * bytes;
 			memcpy(to, source + at * bytes, bytes);
-			for (size_t k = 0; k + 1 < bytes; k += 2) {
-				uint8_t low = to[k];
-				to[k] = to[k + 1];
-				to[k + 1] = low;
-			}
+			swap(to, bytes);
 			__asm__ volatile("" ::: "memory"); /* each copy is one that someone will look at */
 			at = at + 1 == buffers ? 0 : at + 1;
 		}

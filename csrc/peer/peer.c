@@ -204,9 +204,10 @@ static PyObject *list_copy_loop(PyObject *self, PyObject *args, PyObject *kwargs
 
 static PyObject *packet_send_loop(PyObject *self, PyObject *args, PyObject *kwargs)
 {
-	static char *names[] = { "fd", "memory", "lists", "segments", "seconds", NULL };
+	static char *names[] = { "fd", "memory", "lists", "segments", "swap", "seconds", NULL };
 	struct peer_result result = { 0 };
 	struct peer_reads from = { 0 };
+	int swap = 0;
 	Py_buffer memory, lists;
 	unsigned segments = 1;
 	uint64_t ns;
@@ -215,14 +216,19 @@ static PyObject *packet_send_loop(PyObject *self, PyObject *args, PyObject *kwar
 	bool right;
 
 	(void)self;
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iw*y*|$Id:packet_send_loop", names, &fd, &memory, &lists, &segments,
-					 &seconds))
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iw*y*|$Ipd:packet_send_loop", names, &fd, &memory, &lists, &segments,
+					 &swap, &seconds))
 		return NULL;
 	from.memory_bytes = (size_t)memory.len;
 	right = !check_lists(&from, &lists, segments) && !check_seconds(seconds, &ns);
+	if (right && swap && segments != 1) {
+		PyErr_SetString(PyExc_ValueError, "with swap a list is one segment");
+		right = false;
+	}
 	if (right) {
 		Py_BEGIN_ALLOW_THREADS
-		error = peer_packet_sends(fd, memory.buf, from.segments, segments, from.lists, ns, &result);
+		error = swap ? peer_packet_swap_sends(fd, memory.buf, from.segments, from.lists, ns, &result)
+			     : peer_packet_sends(fd, memory.buf, from.segments, segments, from.lists, ns, &result);
 		Py_END_ALLOW_THREADS
 	}
 	PyBuffer_Release(&memory);
@@ -233,15 +239,25 @@ static PyObject *packet_send_loop(PyObject *self, PyObject *args, PyObject *kwar
 static PyObject *packet_drain(PyObject *self, PyObject *args)
 {
 	struct peer_result result = { 0 };
-	int fd, error;
+	Py_buffer counter = { 0 };
+	int fd, error = 0;
+	bool right = true;
 
 	(void)self;
-	if (!PyArg_ParseTuple(args, "i:packet_drain", &fd))
+	if (!PyArg_ParseTuple(args, "i|w*:packet_drain", &fd, &counter))
 		return NULL;
-	Py_BEGIN_ALLOW_THREADS
-	error = peer_packet_drain(fd, &result);
-	Py_END_ALLOW_THREADS
-	return result_or_error(error, &result);
+	if (counter.buf && (counter.len != sizeof(uint64_t) || (uintptr_t)counter.buf % sizeof(uint64_t))) {
+		PyErr_SetString(PyExc_ValueError, "counter is not one aligned 64-bit integer");
+		right = false;
+	}
+	if (right) {
+		Py_BEGIN_ALLOW_THREADS
+		error = peer_packet_drain(fd, counter.buf, &result);
+		Py_END_ALLOW_THREADS
+	}
+	if (counter.obj)
+		PyBuffer_Release(&counter);
+	return right ? result_or_error(error, &result) : NULL;
 }
 
 static PyObject *swap_loop(PyObject *self, PyObject *args, PyObject *kwargs)

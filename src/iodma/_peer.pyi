@@ -56,17 +56,30 @@ def uring_read_loop(
     """
 
 def packet_send_loop(
-    fd: int, memory: _Buffer, lists: _Buffer, *, segments: int = 1, seconds: float = 0.4
+    fd: int,
+    memory: _Buffer,
+    lists: _Buffer,
+    *,
+    segments: int = 1,
+    swap: bool = False,
+    seconds: float = 0.4,
 ) -> tuple[int, int, int]:
     """Sends a packet a list, with one `sendmsg` each, which waits where the socket is full.
+
+    Args:
+        swap: each, of one segment, is copied first, and its 16-bit words are swapped.
 
     Raises:
         ValueError: an argument that cannot be right.
         OSError: a send failed.
     """
 
-def packet_drain(fd: int, /) -> tuple[int, int, int]:
-    """Takes packets in until an empty one comes. Raises OSError."""
+def packet_drain(fd: int, counter: _Buffer = ..., /) -> tuple[int, int, int]:
+    """Takes packets in until an empty one comes. Raises OSError.
+
+    Args:
+        counter: one 64-bit integer: how many have come by now.
+    """
 
 def swap_loop(
     target: _Buffer, source: _Buffer, bytes: int, *, seconds: float = 0.4

@@ -82,6 +82,8 @@ def bench(args: argparse.Namespace) -> int:
         from iodma.tools.bench.run import run
     elif args.name == "vfio-user":
         from iodma.tools.bench.vfio_user import run
+    elif args.name == "sun4m":
+        from iodma.tools.bench.sun4m import run
     else:
         from iodma.tools.bench.vhost_user_blk import run
     options = Options(

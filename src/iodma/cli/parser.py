@@ -485,7 +485,7 @@ def check_qemu_args(found: argparse.Namespace, fail: Fail) -> None:
 
 
 def add_bench(parser: argparse.ArgumentParser) -> None:
-    names = ("core", "vhost-user-blk", "vfio-user")
+    names = ("core", "vhost-user-blk", "vfio-user", "sun4m")
     parser.add_argument("name", choices=names, help="which benchmark")
     parser.add_argument(
         "--json", metavar="OUT", type=Path, help="write rows, peers and machine to this file"

@@ -13,6 +13,9 @@
 | `vfio_user` | the rows of `iodma bench vfio-user` measured; `vfio_works`: as data |
 | `vfio_device`, `vfio_peer` | our server, and those in C; `vfio_layout`: what all agree on |
 | `vfio_client`, `vfio_load` | the client, and what it does in a worker |
+| `sun4m` | the rows of `iodma bench sun4m` measured; `sun4m_works`: as data |
+| `sun4m_machine`, `sun4m_servers` | our machine, and how it and QEMU's are started |
+| `sun4m_guest`, `sun4m_load` | the drivers, and what they do in a worker; `sun4m_layout`: where |
 | `servers` | a server as a process |
 | `lists`, `maps`, `files` | what both sides are given |
 | `options` | what can be asked for |
@@ -31,4 +34,5 @@ NAMES = {
     "core": "the core against fio and against C loops: throughput, latency, memory",
     "vhost-user-blk": "`iodma serve blk` against qemu-storage-daemon, loaded by one client",
     "vfio-user": "a device of ours served over vfio-user, against C servers and memcpy",
+    "sun4m": "a SPARCstation 5's network and disk against QEMU's, driven alike over qtest",
 }

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Self, TypeVar
@@ -40,13 +40,22 @@ class Server:
         command: with `SOCKET` and `IMAGE` where the paths go.
         image: the file that it serves; default: none.
         cpu: the processor it is pinned to; default: as we are.
+        descriptors: that it inherits, by what stands for their numbers in the command.
     """
 
-    def __init__(self, command: Sequence[str], image: Path | None, cpu: int | None = None) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        image: Path | None,
+        cpu: int | None = None,
+        descriptors: Mapping[str, int] | None = None,
+    ) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="iodma-serve-")
         self.socket = Path(self._directory.name) / "s"
         self._errors = Path(self._directory.name) / "errors"
         paths = {SOCKET: str(self.socket), IMAGE: str(image)}
+        inherited = descriptors or {}
+        paths |= {name: str(number) for name, number in inherited.items()}
         words = []
         for word in command:
             for name, path in paths.items():
@@ -61,6 +70,7 @@ class Server:
                     stdout=errors,
                     stderr=errors,
                     preexec_fn=prepare(cpu),
+                    pass_fds=list(inherited.values()),
                     env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
                 )
         except BaseException:
