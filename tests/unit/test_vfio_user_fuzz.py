@@ -143,6 +143,7 @@ class Player:
     def do_version(self, minor: int, twin: int) -> None:
         text = b'{"capabilities": {"max_msg_fds": 8, "write_multiple": true'
         text += b', "twin_socket": {"supported": true}' if twin % 4 == 1 else b""
+        text += b', "pgsizes": 4096, "max_dma_maps": 9' if twin % 4 == 2 else b""
         self.send(vc.VERSION, struct.pack("=HH", 0, minor % 3) + text + b"}}\0", [])
 
     def do_map(self, page: int, size: int, kind: int, flags: int) -> None:
