@@ -6,6 +6,8 @@ Invariants
    checked, and everything else has byte offsets from it.
  - A write is on the medium when its status is given if FUA or a write-through cache asks for that;
    a failed flush fails all later ones (see `Flushes`).
+ - While one command has the medium for itself no other has a transfer on it in flight; it waits
+   for no initiator meanwhile.
  - `write_through` of the endpoint is on while a command that asks for it is in its data phase; what
    others write meanwhile is written through, too.
 """
@@ -17,13 +19,13 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from iodma._core import Completion, Transfer
+from iodma._core import Completion, Transfer, Wait
 from iodma.endpoints import Buffer, Endpoint, File, Nbd
 from iodma.endpoints.flushes import Flushes
 from iodma.errors import ArgumentError, ArgumentTypeError
 from iodma.scsi import sense as senses
 from iodma.scsi.cdb import Cdb
-from iodma.scsi.movers import OnEndpoint, medium_error
+from iodma.scsi.movers import OnMedium, medium_error
 from iodma.scsi.request import DataDirection, Request
 from iodma.scsi.sense import CheckCondition, ScsiStatus, Sense
 from iodma.scsi.unit import LogicalUnit
@@ -47,6 +49,10 @@ class BlockUnit(LogicalUnit):
         self.flushes = Flushes(disk)
         self.blocks = disk.size // block
         self._forced = 0
+        #: Who has the medium for itself; None: nobody.
+        self.alone: Request | None = None
+        self._opened: Wait[None] | None = None
+        self._landing: Wait[None] | None = None
 
     # --- what the mode pages and the medium's state say -------------------------------------------
 
@@ -105,14 +111,14 @@ class BlockUnit(LogicalUnit):
         offset, length = self.extent(cdb)
         if cdb.get("FUA") and not self.read_only:
             await self.flush()
-        mover = OnEndpoint(self.disk, offset, self.block, DataDirection.IN)
+        mover = OnMedium(self, offset, DataDirection.IN)
         await request.data_phase(DataDirection.IN, length, mover)
 
     async def write(self, request: Request, cdb: Cdb) -> None:
         """WRITE (SBC-3 5.33 to 5.35)."""
         offset, length = self.extent(cdb)
         with self.written_through(cdb) as through:
-            mover = OnEndpoint(self.disk, offset, self.block, DataDirection.OUT, self.note)
+            mover = OnMedium(self, offset, DataDirection.OUT)
             await request.data_phase(DataDirection.OUT, length, mover)
         if through and not hasattr(self.disk, "write_through"):
             await self.flush()
@@ -158,6 +164,33 @@ class BlockUnit(LogicalUnit):
         """After what was written in another way than by `write`: flushes if it is to be stable."""
         if cdb.get("FUA") or not self.write_cache:
             await self.flush()
+
+    # --- one command alone on the medium ----------------------------------------------------------
+
+    async def passage(self, request: Request) -> None:
+        """Awaited before each transfer on the medium: nobody else has it for itself."""
+        while self.alone is not None and self.alone is not request and self._opened is not None:
+            await self._opened
+
+    async def isolate(self, request: Request) -> None:
+        """From now on until it is over the request is alone: nothing else is in flight."""
+        await self.passage(request)
+        self.alone = request
+        opened: Wait[None] = Wait(self.engine)
+        self._opened = opened
+
+        def over() -> None:
+            self.alone = None
+            opened._resolve(None)
+
+        request.when_over(over)
+        while any(each.in_flight for each in self.tasks if each is not request):
+            self._landing = Wait(self.engine)
+            await self._landing
+
+    def landed(self) -> None:
+        if self._landing is not None and not self._landing.done:
+            self._landing._resolve(None)
 
     async def moved(
         self, request: Request, transfer: Transfer[Completion], direction: DataDirection, lba: int

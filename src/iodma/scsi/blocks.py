@@ -130,6 +130,15 @@ BLOCKS = (
     _write_and_verify("WRITE AND VERIFY (10)", "SBC-3 5.37", 0x2E, _LBA_10, _LENGTH_10),
     _write_and_verify("WRITE AND VERIFY (12)", "SBC-3 5.38", 0xAE, _LBA_12, _LENGTH_12),
     _write_and_verify("WRITE AND VERIFY (16)", "SBC-3 5.39", 0x8E, _LBA_16, _LENGTH_16),
+    Command(
+        "COMPARE AND WRITE",
+        "SBC-3 5.2",
+        0x89,
+        (_WRPROTECT, _DPO, _FUA, _LBA_16, Field("NUMBER OF LOGICAL BLOCKS", 13)),
+        "compare_and_write",
+        writes=True,
+        medium=True,
+    ),
     _write_same("WRITE SAME (10)", "SBC-3 5.43", 0x41, _LBA_10, _LENGTH_10),
     _write_same("WRITE SAME (16)", "SBC-3 5.44", 0x93, _LBA_16, _LENGTH_16, Field("NDOB", 1, 1, 0)),
     Command(

@@ -18,13 +18,12 @@ from iodma.scsi.mode import Modes
 from iodma.scsi.power import Power
 from iodma.scsi.primary import PRIMARY
 from iodma.scsi.provisioning import Provisioning
-from iodma.scsi.verify import Verify
 from iodma.scsi.vpd import Identity
 
 __all__ = ["Disk"]
 
 
-class Disk(Identity, Modes, Power, Provisioning, Verify):
+class Disk(Identity, Modes, Power, Provisioning):
     """A disk for SCSI initiators, on a file, block device, NBD export or memory endpoint.
 
     Args:

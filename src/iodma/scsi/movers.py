@@ -2,18 +2,17 @@
 """What is at the medium's end of a data phase: an endpoint, or a few bytes of the device server.
 
 Invariants
- - Between an endpoint and the initiator's memory nothing is copied here: `OnEndpoint` is one
+ - Between an endpoint and the initiator's memory nothing is copied here: `OnMedium` is one
    transfer of the port.
  - Bytes of the device server (INQUIRY data, parameter lists) are bounded by who makes the mover.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from errno import EDQUOT, ENOSPC
+from typing import TYPE_CHECKING
 
 from iodma._core import Completion, completion
-from iodma.endpoints import Endpoint
 from iodma.errors import DmaFault
 from iodma.port import Port
 from iodma.scsi.request import DataDirection, Request
@@ -21,7 +20,10 @@ from iodma.scsi.sense import INTERNAL_FAILURE, NO_SPACE, READ_ERROR, WRITE_ERROR
 from iodma.sg import ScatterList
 from iodma.types import Status
 
-__all__ = ["FromBytes", "OnEndpoint", "ToBytes", "after", "medium_error"]
+if TYPE_CHECKING:
+    from iodma.scsi.block import BlockUnit
+
+__all__ = ["FromBytes", "OnMedium", "ToBytes", "after", "medium_error"]
 
 
 def medium_error(done: Completion, direction: DataDirection, lba: int) -> Sense:
@@ -33,39 +35,32 @@ def medium_error(done: Completion, direction: DataDirection, lba: int) -> Sense:
     return WRITE_ERROR.told(lba)
 
 
-class OnEndpoint:
-    """Bytes of an endpoint, from `offset` on: read for IN, written for OUT."""
+class OnMedium:
+    """Bytes of a unit's endpoint, from `offset` on: read for IN, written for OUT."""
 
-    __slots__ = ("block", "direction", "endpoint", "note", "offset")
+    __slots__ = ("direction", "offset", "unit")
 
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        offset: int,
-        block: int,
-        direction: DataDirection,
-        note: Callable[[Completion], None] | None = None,
-    ) -> None:
-        self.endpoint = endpoint
+    def __init__(self, unit: BlockUnit, offset: int, direction: DataDirection) -> None:
+        self.unit = unit
         self.offset = offset
-        self.block = block
         self.direction = direction
-        self.note = note
 
     async def move(
         self, request: Request, port: Port, segments: ScatterList, at: int
     ) -> Completion:
-        offset = self.offset + at
+        unit, offset = self.unit, self.offset + at
+        if unit.alone is not None:
+            await unit.passage(request)
         if self.direction is DataDirection.IN:
-            transfer = port.to_memory(segments, source=self.endpoint, offset=offset)
+            transfer = port.to_memory(segments, source=unit.disk, offset=offset)
         else:
-            transfer = port.from_memory(segments, to=self.endpoint, offset=offset)
+            transfer = port.from_memory(segments, to=unit.disk, offset=offset)
         return await request.flight(transfer)
 
     def failed(self, at: int, done: Completion) -> Sense:
-        if self.note is not None:
-            self.note(done)
-        return medium_error(done, self.direction, (self.offset + at) // self.block)
+        if self.direction is DataDirection.OUT:
+            self.unit.note(done)
+        return medium_error(done, self.direction, (self.offset + at) // self.unit.block)
 
 
 class FromBytes:

@@ -100,6 +100,7 @@ class Provisioning(BlockUnit):
             view[:] = data * (step // self.block)
         for at in range(offset, offset + length, step):
             some = [(slot, min(step, offset + length - at))]
+            await self.passage(request)
             transfer = self.port.from_memory(some, to=self.disk, offset=at)
             await self.moved(request, transfer, DataDirection.OUT, at // self.block)
 
@@ -108,6 +109,7 @@ class Provisioning(BlockUnit):
             some = min(STRETCH, offset + length - at)
             if unmap and await self._discard(request, at, some):
                 continue
+            await self.passage(request)
             transfer = self.port.write_zeroes(self.disk, at, some)
             await self.moved(request, transfer, DataDirection.OUT, at // self.block)
 
@@ -115,6 +117,7 @@ class Provisioning(BlockUnit):
         """Whether the host has taken it back. Raises CheckCondition: it failed."""
         if not length:
             return True
+        await self.passage(request)
         done = await request.flight(self.port.discard(self.disk, offset, length))
         if done.ok:
             return True

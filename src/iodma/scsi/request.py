@@ -192,6 +192,11 @@ class Request:
         return self.state is State.DATA
 
     @property
+    def in_flight(self) -> bool:
+        """Whether a transfer of it is."""
+        return bool(self._flights)
+
+    @property
     def working(self) -> bool:
         """Whether it will go on by itself: it waits neither for its initiator nor for its turn."""
         return self._calling or self.state in (State.ENABLED, State.ABORTING)
@@ -326,6 +331,7 @@ class Request:
 
     def _landed(self, transfer: Wait[Any]) -> None:
         self._flights.discard(transfer)
+        self.unit.landed()
         self._drained()
 
     def _drained(self) -> None:

@@ -213,6 +213,9 @@ class LogicalUnit:
         if len(self.tasks):
             self._schedule()
 
+    def landed(self) -> None:
+        """Hook: a transfer of one of its requests has ended."""
+
     def _schedule(self) -> None:
         for request in self.tasks.runnable():
             if request.state is State.DORMANT:  # one before it may have ended the others

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VERIFY and WRITE AND VERIFY (SBC-3 5.29 to 5.31, 5.37 to 5.39).
+"""VERIFY, WRITE AND VERIFY, COMPARE AND WRITE (SBC-3 5.29 to 5.31, 5.37 to 5.39, 5.2).
 
 Invariants
  - What is compared was read from the endpoint into a slot of the device server's own memory; the
    initiator's side of it is copied once, before, so that it cannot change meanwhile.
- - A comparison names the first logical block that differs.
+ - A comparison names the first logical block that differs, COMPARE AND WRITE the first byte.
+ - Between the comparison and the write of COMPARE AND WRITE nothing else reaches the medium.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ class Comparison:
         if self.write:
             with scratch.view(slot, len(data)) as view:
                 view[:] = data
+            await unit.passage(request)
             transfer = unit.port.from_memory(here, to=unit.disk, offset=offset)
             await unit.moved(request, transfer, DataDirection.OUT, offset // unit.block)
         await read_into(unit, request, slot, offset, len(data))
@@ -80,7 +82,7 @@ class Comparison:
 
 
 class Verify(BlockUnit):
-    """Handlers of VERIFY and WRITE AND VERIFY."""
+    """Handlers of what compares."""
 
     async def verify(self, request: Request, cdb: Cdb) -> None:
         """VERIFY (SBC-3 5.29 to 5.31)."""
@@ -126,9 +128,47 @@ class Verify(BlockUnit):
                 raise CheckCondition(comparison.differs)
         await self.flush()  # it is the medium that is verified
 
+    @property
+    def most_compared(self) -> int:
+        """MAXIMUM COMPARE AND WRITE LENGTH, blocks."""
+        return min(255, (1 << 20) // self.block)
+
+    async def compare_and_write(self, request: Request, cdb: Cdb) -> None:
+        """COMPARE AND WRITE (SBC-3 5.2)."""
+        if cdb["NUMBER OF LOGICAL BLOCKS"] > self.most_compared:
+            raise cdb.invalid("NUMBER OF LOGICAL BLOCKS")
+        offset, length = self.extent(cdb, "NUMBER OF LOGICAL BLOCKS")
+        if request.offered not in (None, 2 * length):
+            raise cdb.invalid("NUMBER OF LOGICAL BLOCKS")
+        if not length:
+            return
+        data = await self.take(request, 2 * length)
+        if len(data) < 2 * length:
+            raise cdb.invalid("NUMBER OF LOGICAL BLOCKS")
+        slot = await self.target.scratch.take(request)
+        scratch = self.target.scratch
+        await self.isolate(request)
+        pieces = [(at, min(SLOT, length - at)) for at in range(0, length, SLOT)]
+        for at, some in pieces:
+            await read_into(self, request, slot, offset + at, some)
+            with scratch.view(slot, some) as view:
+                differs = first_difference(bytes(view), data[at : at + some])
+            if differs is not None:
+                raise CheckCondition(senses.MISCOMPARE.told(at + differs))
+        with self.written_through(cdb) as through:
+            for at, some in pieces:
+                with scratch.view(slot, some) as view:
+                    view[:] = data[length + at : length + at + some]
+                transfer = self.port.from_memory([(slot, some)], to=self.disk, offset=offset + at)
+                lba = (offset + at) // self.block
+                await self.moved(request, transfer, DataDirection.OUT, lba)
+        if through:
+            await self.flush()
+
 
 async def read_into(unit: BlockUnit, request: Request, slot: int, offset: int, length: int) -> None:
     """Reads the medium into a slot. Raises CheckCondition: it could not be read."""
+    await unit.passage(request)
     done = await request.flight(
         unit.port.to_memory([(slot, length)], source=unit.disk, offset=offset)
     )
@@ -147,6 +187,20 @@ def difference(unit: BlockUnit, view: memoryview, data: bytes, offset: int) -> S
         if view[here] != data[here]:
             return senses.MISCOMPARE.told((offset + here.start) // block)
     return None
+
+
+def first_difference(one: bytes, other: bytes) -> int | None:
+    """The index of the first byte that differs of two of the same length; None: none does."""
+    if one == other:
+        return None
+    low, high = 0, len(one)  # the first difference is in between
+    while high - low > 1:
+        middle = (low + high) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 async def _load(request: Request, port: Port, segments: ScatterList) -> bytes:

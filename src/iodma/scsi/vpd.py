@@ -11,10 +11,10 @@ import struct
 from collections.abc import Callable
 
 from iodma.errors import ArgumentError
-from iodma.scsi.block import BlockUnit
 from iodma.scsi.cdb import Cdb
 from iodma.scsi.provisioning import MAX_UNMAP_BLOCKS, MAX_UNMAP_DESCRIPTORS
 from iodma.scsi.request import Request
+from iodma.scsi.verify import Verify
 
 __all__ = ["Identity"]
 
@@ -23,7 +23,7 @@ _VERSIONS = (0x00A0, 0x0460, 0x04C0)
 _REMOVABLE, _CMDQUE = 0x80, 0x02
 
 
-class Identity(BlockUnit):
+class Identity(Verify):
     """INQUIRY and what goes with it.
 
     Attributes:
@@ -93,7 +93,7 @@ class Identity(BlockUnit):
         return struct.pack(
             ">BBHIIIIIIIQ",
             0,  # WSNZ: 0 blocks of WRITE SAME are those to the end
-            0,  # MAXIMUM COMPARE AND WRITE LENGTH: there is none
+            self.most_compared,
             self.physical // self.block,  # OPTIMAL TRANSFER LENGTH GRANULARITY
             0,
             0,

@@ -12,7 +12,6 @@ LUNS = {"NoMedia": 1, "PreventAllow": 1, "StartStopUnit": 1, "ReadOnly": 2}
 
 #: Suites whose tests all skip themselves, as an optional command is not there.
 MISSING = {
-    "CompareAndWrite": "COMPARE AND WRITE is not there",
     "ExtendedCopy": "EXTENDED COPY is not there",
     "GetLBAStatus": "GET LBA STATUS is not there",
     "OrWrite": "ORWRITE is not there",
@@ -53,10 +52,6 @@ KNOWN = {
         "failed",
         "it writes blocks of ones with UNMAP and wants zeroes; SBC-3 5.43 unmaps only what reads as"
         " the data that was given",
-    ),
-    "MultipathIO.CompareAndWriteAsync": (
-        "failed",
-        "COMPARE AND WRITE is not there, which it does not ask about",
     ),
 }
 
