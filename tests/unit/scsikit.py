@@ -8,18 +8,24 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from iodma import Engine, File, Memory, Port, Ram, Status
 from iodma.scsi import DataDirection, Disk, LogicalUnit, Request, ScsiStatus, State, Target
+from iodma.scsi.cdb import Command
 from iodma.testing import strict_engine
 
 GOOD, CHECK = ScsiStatus.GOOD, ScsiStatus.CHECK_CONDITION
 #: Bytes of an initiator's memory.
 MEMORY = 1 << 22
+
+
+def state_of(request: Request) -> State:
+    """Its state now: what the type checker does not think to know already."""
+    return request.state
 
 
 class Initiator:
@@ -83,6 +89,36 @@ class Initiator:
         """Hears of the unit attentions that are there."""
         while (await self.command("000000000000"))[0].status is CHECK:
             pass
+
+    def run(self, main: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        """A coroutine to its end, after the unit attentions that there are."""
+
+        async def whole() -> Any:
+            await self.settle()
+            return await main()
+
+        return self.engine.run(whole())
+
+
+def cdb_of(command: Command, **fields: int) -> bytes:
+    """A CDB of a command, its fields by their names with underscores."""
+    value = command.opcode << (command.length - 1) * 8
+    if command.service_action is not None:
+        value |= command.service_action << (command.length - 2) * 8
+    places = {name.replace(" ", "_"): place for name, place in command.places.items()}
+    for name, number in fields.items():
+        place = places[name]
+        shift = command.length * 8 - (place.byte * 8 + 7 - place.bit) - place.bits
+        value |= (number & (1 << place.bits) - 1) << shift
+    return value.to_bytes(command.length, "big")
+
+
+COMMANDS = {each.name: each for each in Disk.commands.all}
+
+
+def cdb(name: str, **fields: int) -> bytes:
+    """`cdb("READ (10)", LOGICAL_BLOCK_ADDRESS=5, TRANSFER_LENGTH=1)`."""
+    return cdb_of(COMMANDS[name], **fields)
 
 
 @contextmanager

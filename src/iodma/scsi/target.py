@@ -51,13 +51,13 @@ class Target:
     ) -> None:
         self.engine = engine
         self.name = name
-        self.scratch = Scratch(engine, f"{name} device server")
-        self.port = engine.port(self.scratch.memory, name)
         self.units = {0: units} if isinstance(units, LogicalUnit) else dict(sorted(units.items()))
         for lun, unit in self.units.items():
             if not 0 <= integer(lun, "a LUN") < 1 << 14:
                 raise ArgumentError(f"a LUN is {lun}; 0 to 16383 would be right")
             unit.attach(self, lun)
+        self.scratch = Scratch(engine, f"{name} device server")
+        self.port = engine.port(self.scratch.memory, name)
         self._nobody = Absent(depth=256)
         self._nobody.attach(self, 0)
 
