@@ -502,6 +502,8 @@ static PyObject *engine_set(Engine *self, PyObject *args)
 		self->spin_most = self->spin_now = value;
 	else if (!strcmp(name, "stop"))
 		self->stop = value != 0;
+	else if (!strcmp(name, "each_turn")) /* return from _run after each turn, which may have slept */
+		self->each_turn = value != 0;
 	else
 		return PyErr_Format(PyExc_AttributeError, "no setting %s", name);
 	Py_RETURN_NONE;

@@ -167,7 +167,7 @@ typedef struct Engine {
 	struct iod_backend *backend;
 	unsigned long thread;
 	unsigned fork_generation;
-	bool closed, opened, stop, watch_armed;
+	bool closed, opened, stop, each_turn, watch_armed;
 	volatile int woken;
 	Task *ready_head, *ready_tail;
 	Task *all; /* not over, each referenced */

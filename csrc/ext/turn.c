@@ -409,7 +409,8 @@ int ext_refuse_nested(const Engine *engine)
 	return -1;
 }
 
-/* run(deadline): turns until something is Python's to do.  A set of: 1 woken, 2 watched descriptor, 4 deadline, 8 stop.
+/* run(deadline): turns until something is Python's to do.  A set of: 1 woken, 2 watched descriptor, 4 deadline, 8 stop,
+ * 16 a turn is over, for who asked for each.
  * A deadline of -1 never comes; one of -2 comes when nothing is left to be done but wait. */
 PyObject *ext_engine_run(Engine *self, PyObject *arg)
 {
@@ -449,6 +450,8 @@ PyObject *ext_engine_run(Engine *self, PyObject *arg)
 		}
 		if (self->stop)
 			why |= 8;
+		if (self->each_turn)
+			why |= 16;
 	}
 	self->step_started = 0;
 	return PyLong_FromLong(why);

@@ -518,6 +518,7 @@ class Revocation(Wait[bool]):
     def _hasten(self) -> None: ...
 
 _Setting = Literal[
+    "each_turn",
     "release_bytes",
     "return",
     "small_from_memory",

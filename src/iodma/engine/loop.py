@@ -158,6 +158,7 @@ class Engine(_core.Engine):
         self._signals: SignalPipe | None = None
         self._stopping = False
         self._running = False
+        self._each_turn: list[Callable[[], object]] = []
         self._main: Task[Any] | None = None
         self._pid = os.getpid()
         self._devices: list[Any] = []
@@ -292,6 +293,18 @@ class Engine(_core.Engine):
         if self._timers:
             for callback in self._timers.due(self.clock.now_ns()):
                 self._call(callback)
+        for callback in tuple(self._each_turn):
+            self._call(callback)
+
+    def _watch_turns(self, callback: Callable[[], object]) -> None:
+        """Calls ``callback`` after each turn, until `_forget_turns`. The engine may sleep in it."""
+        self._each_turn.append(callback)
+        self._set("each_turn", 1)
+
+    def _forget_turns(self, callback: Callable[[], object]) -> None:
+        self._each_turn.remove(callback)
+        if not self._each_turn and not self.closed:
+            self._set("each_turn", 0)
 
     def _call(self, callback: Callable[..., object], *args: Any) -> None:
         try:

@@ -150,7 +150,9 @@ class Esp(Device):
     @property
     def busy(self) -> bool:
         """Whether something goes on that will end without software's help."""
-        if self._reset is not None or any(not each.done for each in self._drains):
+        if self._reset is not None:
+            return True
+        if self._drains and not all(each.done for each in self._drains):
             return True
         if self._task is not None and not self._idle:
             worker = self._worker

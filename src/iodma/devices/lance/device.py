@@ -166,11 +166,14 @@ class Lance(Device):
         Not busy is what waits for a frame to come, for the host to take one, for a register write,
         or for time to pass.
         """
-        if self.state is not DeviceState.RUNNING:
-            return self.state is DeviceState.RESETTING
-        if not all(drain.done for drain in self._drains):
-            return True
-        return self.tasks > self.transmitter.blocked() + self.receiver.blocked()
+        if self._state is not DeviceState.RUNNING:
+            return self._state is DeviceState.RESETTING
+        if self._drains:
+            if not all(drain.done for drain in self._drains):
+                return True
+            self._drains = ()  # it is asked often
+        tasks = self.tasks
+        return bool(tasks) and tasks > self.transmitter.blocked() + self.receiver.blocked()
 
     # --- registers --------------------------------------------------------------------------------
 

@@ -145,7 +145,8 @@ class SbusIommu(Device):
     @property
     def busy(self) -> bool:
         """Whether DMA that a flush, or a change of the table, took away has yet to end."""
-        self._revoking = [each for each in self._revoking if not each.done]
+        if self._revoking:
+            self._revoking = [each for each in self._revoking if not each.done]
         return bool(self._revoking)
 
     async def settled(self) -> bool:

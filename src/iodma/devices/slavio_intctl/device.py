@@ -12,8 +12,8 @@
 
 A source is a level: it is pending as long as its line is raised. Level 15, errors, is masked by
 nothing but the bit for all; it goes to each processor whichever is the target, and stays pending
-there until it is cleared, which at the target takes the line's fall. A processor's pending register shows hard levels also
-while they are masked; what can only be written reads as 0.
+there until it is cleared, which at the target takes the line's fall. A processor's pending
+register shows hard levels also while they are masked; what can only be written reads as 0.
 
 Invariants
  - A line of `levels` is raised exactly while an interrupt of that level is pending and not masked.

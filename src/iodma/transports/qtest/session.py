@@ -89,17 +89,17 @@ class Session:
         self._in_turn = True
         try:
             channel, lines = self._channel, self._channel.lines
-            left = _AT_ONCE
+            left, rests = _AT_ONCE, False
             while lines and not self._waits and not channel.blocked:
                 if not left:
                     self._engine.call_soon(self._work)
                     break
                 left -= 1
-                if not self._at_once and self._busy():
+                if not rests and not self._at_once and self._busy():
                     self._wait(self._go_on)
                     break
                 self._at_once = False
-                self._do(lines.popleft())
+                rests = self._do(lines.popleft())
             self._flush()
             channel.more()
         except BaseException:
@@ -108,10 +108,11 @@ class Session:
         finally:
             self._in_turn = False
 
-    def _do(self, line: bytes | None) -> None:
+    def _do(self, line: bytes | None) -> bool:
+        """Does a line. Whether that is over, and the machine rests."""
         if line is None:
             self._out.append(b"FAIL a line of more than %d bytes\n" % MOST_LINE)
-            return
+            return False
         words = line.split(b" ")
         slow = self._slow.get(words[0])
         if slow is not None:
@@ -120,13 +121,14 @@ class Session:
                 slow(words)
             except Refusal as why:
                 self._answer(failed(why))
-            return
+            return False
         answer = self._commands.do(words)
         if self._busy():
             self._line = words[0]
             self._wait(lambda rests: self._settled(rests, answer))
-        else:
-            self._out.append(answer)
+            return False
+        self._out.append(answer)
+        return True
 
     def _wait(self, done: Callable[[bool], None]) -> None:
         self._waits = True

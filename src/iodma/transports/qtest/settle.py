@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Waiting until a machine has come to rest.
 
-What is begun ends within microseconds or, at a disk, milliseconds: so it is looked at in every turn
-of the engine for a while, and then ever more seldom.
+It is looked at after each turn of the engine. The first few do not sleep: most of what is begun
+ends in them. Then the engine sleeps until something comes, or for a while that gets longer: that
+nothing can be done now, as where the host takes no frame, is also something that only turns show.
 
 Invariants
  - `done` is called once for each `wait`, in a later turn, unless `cancel` comes before.
@@ -22,11 +23,11 @@ __all__ = ["DEADLINE_S", "Settling"]
 
 #: Seconds that a machine may take to come to rest.
 DEADLINE_S = 5.0
-#: Turns that are looked at in any case: timers that are due are called in the first, tasks that
+#: Turns that pass in any case when timers have become due: they are called in the first, tasks that
 #: they wake run in the second.
 _AT_LEAST = 3
-#: ns for which every turn is looked at; then the longest between two looks.
-_CLOSELY, _SELDOM = 300_000, 5_000_000
+#: Turns that do not sleep; then ns of the shortest and longest sleep.
+_AWAKE, _FIRST, _LONGEST = 4, 50_000, 5_000_000
 
 
 class Settling:
@@ -44,17 +45,18 @@ class Settling:
         self._busy = busy
         self._most = int(deadline_s * 1e9)
         self._began = 0
-        self._looks = 0
+        self._looks = self._least = 0
         self._done: Callable[[bool], None] | None = None
+        self._armed = False
         self._fd = timer()
-        engine.add_reader(self._fd, self._rang)
+        engine.add_reader(self._fd, self._disarm)
 
     @property
     def waits(self) -> bool:
         """Somebody waits."""
         return self._done is not None
 
-    def wait(self, done: Callable[[bool], None], looks: int = 1) -> None:
+    def wait(self, done: Callable[[bool], None], looks: int = 0) -> None:
         """Has ``done`` called: True: it rests; False: the deadline has passed.
 
         Args:
@@ -63,8 +65,8 @@ class Settling:
         assert self._done is None
         self._done = done
         self._began = clock_ns()
-        self._looks = looks
-        self._engine.call_soon(self._look)
+        self._looks, self._least = 0, looks
+        self._engine._watch_turns(self._look)
 
     def wait_for_timers(self, done: Callable[[bool], None]) -> None:
         """`wait`, when timers have become due."""
@@ -72,9 +74,10 @@ class Settling:
 
     def cancel(self) -> None:
         """Nobody waits any more."""
-        self._done = None
-        if self._fd >= 0:
-            timer_set(self._fd, 0)
+        if self._done is not None:
+            self._done = None
+            self._engine._forget_turns(self._look)
+            self._disarm()
 
     def close(self) -> None:
         """`cancel`, for good."""
@@ -84,28 +87,28 @@ class Settling:
             os.close(self._fd)
             self._fd = -1
 
-    def _rang(self) -> None:
-        timer_set(self._fd, 0)
-        self._look()
+    def _disarm(self) -> None:
+        """The timer has ended a sleep, and `_look` follows, as after each turn; or nobody waits."""
+        if self._armed:
+            self._armed = False
+            timer_set(self._fd, 0)
 
     def _look(self) -> None:
         done = self._done
         if done is None:
             return
-        self._looks -= 1
-        if self._looks > 0:
-            self._engine.call_soon(self._look)
-            return
-        if not self._busy():
-            self._done = None
+        self._looks += 1
+        if self._looks > self._least and not self._busy():
+            self.cancel()
             done(True)
-            return
-        now = clock_ns()
-        since = now - self._began
-        if since >= self._most:
-            self._done = None
-            done(False)
-        elif since < _CLOSELY:
-            self._engine.call_soon(self._look)
+        elif self._looks <= _AWAKE:
+            self._engine._return_soon()
         else:
-            timer_set(self._fd, now + min(since // 4, _SELDOM))
+            now = clock_ns()
+            since = now - self._began
+            if since >= self._most:
+                self.cancel()
+                done(False)
+            else:
+                self._armed = True
+                timer_set(self._fd, now + min(max(since // 4, _FIRST), _LONGEST))
