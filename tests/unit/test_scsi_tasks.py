@@ -30,6 +30,8 @@ def path(tmp_path: Path) -> Path:
 def test_the_states_are_drawn_as_they_are() -> None:
     lines = diagram().splitlines()
     assert len(lines) == 2 + len(EDGES) and lines[1].startswith("    [*] --> DORMANT")
+    page = Path(__file__).parents[2] / "docs" / "how-to-scsi.md"
+    assert diagram() in page.read_text(), f"docs/how-to-scsi.md should have:\n{diagram()}"
     ends = {State.COMPLETED, State.CANCELLED}
     assert {there for _, there in EDGES} == set(State) - {State.DORMANT}
     assert not ends & {here for here, _ in EDGES}
