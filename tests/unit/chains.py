@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 import iodma
 from iodma import Access
+from iodma.stages import PageEntry, PageTable, TableMode
 from tests.unit import model
 from tests.unit.farmemory import FarMemory
 
@@ -91,6 +92,62 @@ class Twin:
         self.iommus.append((real, twin))
         self.real, self.model = real, twin
 
+    def page_table(self, rng: random.Random) -> None:
+        """Directly above the memory, where its table is, too: mostly in a Ram of its own."""
+        page = rng.choice([512, 4096, 8192])
+        pages = rng.randint(1, 24)
+        width = rng.choice([4, 8])
+        size = pages * width
+        base = 0x77_0000_0000 + rng.randrange(64) * width  # where `fill_memory` puts nothing
+        name = f"table{base:x}"
+        ram, region = iodma.Ram(size), model.Region(bytearray(size), name=name)
+        self.regions.append((ram, region))
+        there = max(1, size - rng.choice([0, 0, 0, width, width - 1]))
+        self.add(base, len(self.regions) - 1, 0, there)
+        first = rng.choice([0, page * 7, 1 << 32, TOP - pages * page])
+        shift = (page // 8).bit_length() - 1
+        entry = PageEntry(
+            width=width,
+            byteorder=rng.choice(["big", "little"]),
+            valid=1,
+            write=2,
+            frame=(1 << min(8 * width, 64 - shift)) - 8,
+            shift=shift,
+        )
+        below = sorted(edge for edge in self.model.edges() if edge < TOP)
+        for number in range(pages):
+            at = rng.choice(below) // page * page
+            bits = at >> entry.shift | rng.choice([3, 3, 3, 1, 2, 0])
+            bits &= (1 << 8 * width) - 1
+            data = bits.to_bytes(width, entry.byteorder)
+            region.data[number * width : (number + 1) * width] = data
+        with ram.view() as view:
+            view[:] = region.data
+        readable = there // width
+
+        def look_up(number: int) -> tuple[()] | tuple[int, int] | None:
+            if number >= readable:
+                return None
+            data = region.data[number * width : (number + 1) * width]
+            bits = int.from_bytes(data, entry.byteorder)
+            if not bits & entry.valid:
+                return ()
+            return (bits & entry.frame) << entry.shift, 3 if bits & entry.write else 1
+
+        outside = rng.random() < 0.3
+        self.real = PageTable(
+            self.real,
+            entry,
+            page=page,
+            table=base,
+            first=first,
+            length=pages * page,
+            outside=TableMode.PASS if outside else TableMode.REFUSE,
+            cached=rng.choice([1, 8, 64]),
+            name=name,
+        )
+        self.model = model.PageTable(self.model, page, first, pages, look_up, outside, name)
+
     def map(self, address: int, target: int, length: int, access: int, which: int = -1) -> None:
         real, twin = self.iommus[which]
         real.map(address, target, length, Access(access))
@@ -154,7 +211,11 @@ class Plan:
         rng = random.Random(self.seed)
         twin = Twin(list(self.sizes), self.rom, self.far)
         fill_memory(twin, rng, self.regions)
+        if "table" in self.stages:
+            twin.page_table(rng)
         for kind in self.stages:
+            if kind == "table":
+                continue
             if kind == "window":
                 below = sorted(edge for edge in twin.model.edges() if edge < TOP)
                 offset = rng.choice([0, *below[:4], 5, 8, 0x1000])
@@ -180,9 +241,9 @@ def plans(most: int = 64, depth: int = 6) -> st.SearchStrategy[Plan]:
         sizes=st.lists(st.sampled_from([16, 4096, 70000]), min_size=1, max_size=3).map(tuple),
         rom=st.sampled_from([b"", b"rom" * 100]),
         regions=st.integers(1, most),
-        stages=st.lists(st.sampled_from(["window", "iommu", "lanes", "gate"]), max_size=depth).map(
-            tuple
-        ),
+        stages=st.lists(
+            st.sampled_from(["window", "iommu", "table", "lanes", "gate"]), max_size=depth
+        ).map(tuple),
         far=st.lists(st.sampled_from([16, 5000, 70000]), max_size=2).map(tuple),
     )
 

@@ -17,7 +17,7 @@ Invariants:
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -189,6 +189,52 @@ class Iommu(Stage):
             out |= {r.first, r.first + r.length}
             inside = below[bisect_left(below, r.target) : bisect_left(below, r.target + r.length)]
             out |= {r.first + e - r.target for e in inside}
+        return out
+
+
+@dataclass
+class PageTable(Stage):
+    """A one-level table: entry `n`, read by `entry`, is of the n-th page from `first` on.
+
+    An entry is None where the table is not in memory, else (target, access) if it is valid, or ().
+    Outside the range addresses pass, or fault.
+    """
+
+    next: Stage
+    page: int
+    first: int
+    pages: int
+    entry: Callable[[int], tuple[()] | tuple[int, int] | None]
+    outside: bool = False
+    name: str = "page table"
+
+    def look(self, address: int, access: int) -> Look:
+        end = self.first + self.pages * self.page
+        if not self.first <= address < end:
+            run = self.first - address if address < self.first else TOP - address
+            if not self.outside:
+                return Look(Refused(address, self.name), run)
+            below = self.next.look(address, access)
+            return Look(below.found, min(run, below.run))
+        number, offset = divmod(address - self.first, self.page)
+        entry = self.entry(number)
+        if not entry or access & ~entry[1]:
+            return Look(Refused(address, self.name), self.page - offset)
+        below = self.next.look(entry[0] + offset, access)
+        return Look(below.found, min(self.page - offset, below.run))
+
+    def edges(self) -> set[int]:
+        out = {0, TOP, *range(self.first, self.first + self.pages * self.page + 1, self.page)}
+        below = sorted(self.next.edges())
+        for number in range(self.pages):
+            if entry := self.entry(number):
+                at = self.first + number * self.page
+                last = entry[0] + self.page
+                inside = below[bisect_left(below, entry[0]) : bisect_left(below, last)]
+                out |= {at + e - entry[0] for e in inside}
+        if self.outside:
+            end = self.first + self.pages * self.page
+            out |= {e for e in below if not self.first <= e < end}
         return out
 
 

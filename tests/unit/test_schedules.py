@@ -102,17 +102,9 @@ class Schedule:
             self.memory.add(self.bases[i], self.rams[i])
         self.present = [True, True]
         self.lost = [False, False]  # quarantined
-        me = weakref.ref(self)  # the core holds the walker, and no cycle through it is found
         self.over = False
         self.walking = self.rng.random() < 0.4
-        self.iommu = iodma.Iommu(
-            self.memory,
-            PAGE,
-            walk=(lambda *key: schedule.walk(*key) if (schedule := me()) else False)
-            if self.walking
-            else None,
-        )
-        top: Any = self.iommu
+        self.iommu, top = self.stage()
         if self.rng.random() < 0.3:
             top = iodma.ByteLanes(top, self.rng.choice([2, 4, 8]))
         self.port = self.engine.port(top)
@@ -137,6 +129,18 @@ class Schedule:
         )
         for _ in range(IOVAS - 2):
             self.change_map()
+
+    def stage(self) -> tuple[Any, Any]:
+        """What pages are mapped with, and what transfers go through."""
+        me = weakref.ref(self)  # the core holds the walker, and no cycle through it is found
+        iommu = iodma.Iommu(
+            self.memory,
+            PAGE,
+            walk=(lambda *key: schedule.walk(*key) if (schedule := me()) else False)
+            if self.walking
+            else None,
+        )
+        return iommu, iommu
 
     def connect(self) -> None:
         keep = self.stack.enter_context
@@ -473,8 +477,8 @@ class Schedule:
         assert self.port.in_flight == 0
 
 
-def run_schedule(seed: int) -> None:
-    schedule = Schedule(seed)
+def run_schedule(seed: int, kind: type[Schedule] = Schedule) -> None:
+    schedule = kind(seed)
     try:
         schedule.play()
     finally:
