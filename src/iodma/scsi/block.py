@@ -79,14 +79,13 @@ class BlockUnit(LogicalUnit):
 
     # --- checks -----------------------------------------------------------------------------------
 
-    def within(self, lba: int, count: int, out_of_range: Sense) -> tuple[int, int]:
+    def within(self, lba: int, count: int) -> tuple[int, int] | None:
         """The bytes of `count` blocks from `lba` on: (offset, length).
 
-        Raises:
-            CheckCondition: `out_of_range`: they do not lie within the capacity (SBC-3 4.5).
+        None: they do not lie within the capacity (SBC-3 4.5).
         """
         if lba + count > self.blocks:
-            raise CheckCondition(out_of_range)
+            return None
         return lba * self.block, count * self.block
 
     def extent(self, cdb: Cdb, length: str = "TRANSFER LENGTH") -> tuple[int, int]:
@@ -96,13 +95,16 @@ class BlockUnit(LogicalUnit):
             CheckCondition: LBA OUT OF RANGE; INVALID FIELD IN CDB: protection information is asked
                 for, which is not there (SBC-3 4.22).
         """
-        for protect in ("RDPROTECT", "WRPROTECT", "VRPROTECT"):
-            if cdb.get(protect):
-                raise cdb.invalid(protect)
-        lba, count = cdb["LOGICAL BLOCK ADDRESS"], cdb[length]
+        protect = cdb.command.protect
+        if protect and cdb[protect]:
+            raise cdb.invalid(protect)
+        count = cdb[length]
         if not count and cdb.command.length == 6:
             count = 256
-        return self.within(lba, count, cdb.point(senses.LBA_OUT_OF_RANGE, "LOGICAL BLOCK ADDRESS"))
+        found = self.within(cdb["LOGICAL BLOCK ADDRESS"], count)
+        if found is None:
+            raise CheckCondition(cdb.point(senses.LBA_OUT_OF_RANGE, "LOGICAL BLOCK ADDRESS"))
+        return found
 
     # --- reading and writing ----------------------------------------------------------------------
 

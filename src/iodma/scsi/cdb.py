@@ -63,6 +63,8 @@ class Command:
     medium: bool = False
     exempt: bool = False
     length: int = field(init=False)
+    #: Its field RDPROTECT, WRPROTECT or VRPROTECT; empty: it has none.
+    protect: str = field(init=False)
     _cuts: tuple[tuple[str, int, int], ...] = field(init=False, repr=False)
     places: dict[str, Field] = field(init=False, repr=False)
 
@@ -71,6 +73,8 @@ class Command:
         if not length:
             raise ValueError(f"{self.name}: opcodes of its group have no length")
         object.__setattr__(self, "length", length)
+        protect = next((each.name for each in self.fields if each.name.endswith("PROTECT")), "")
+        object.__setattr__(self, "protect", protect)
         object.__setattr__(self, "places", {each.name: each for each in self.fields})
         cuts = tuple((f.name, self._shift(f), (1 << f.bits) - 1) for f in self.fields)
         object.__setattr__(self, "_cuts", cuts)

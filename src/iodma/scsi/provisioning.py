@@ -63,14 +63,14 @@ class Provisioning(BlockUnit):
             raise CheckCondition(wrong.at(2, in_cdb=False))
         if sum(count for _, count in found) > MAX_UNMAP_BLOCKS:
             raise CheckCondition(wrong.at(_HEADER.size + 8, in_cdb=False))
-        return [
-            self.within(
-                lba,
-                count,
-                senses.LBA_OUT_OF_RANGE.at(8 + index * _DESCRIPTOR.size, in_cdb=False),
-            )
-            for index, (lba, count) in enumerate(found)
-        ]
+        extents = []
+        for index, (lba, count) in enumerate(found):
+            extent = self.within(lba, count)
+            if extent is None:
+                at = _HEADER.size + index * _DESCRIPTOR.size
+                raise CheckCondition(senses.LBA_OUT_OF_RANGE.at(at, in_cdb=False))
+            extents.append(extent)
+        return extents
 
     async def write_same(self, request: Request, cdb: Cdb) -> None:
         """WRITE SAME (SBC-3 5.43, 5.44)."""

@@ -19,7 +19,7 @@ Invariants
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from enum import Enum
+from enum import Enum, IntEnum
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from iodma._core import Completion, Transfer, Wait, completion
@@ -54,15 +54,15 @@ class DataDirection(Enum):
     OUT = "out"  #: from the initiator
 
 
-class State(Enum):
+class State(IntEnum):
     """Where a request is; SAM-5 8.5 has the first two."""
 
-    DORMANT = "dormant"
-    ENABLED = "enabled"
-    DATA = "data"
-    ABORTING = "aborting"
-    COMPLETED = "completed"
-    CANCELLED = "cancelled"
+    DORMANT = 0
+    ENABLED = 1
+    DATA = 2
+    ABORTING = 3
+    COMPLETED = 4
+    CANCELLED = 5
 
 
 #: All edges that there are, and what happens on them.
@@ -357,7 +357,7 @@ class Request:
     def __repr__(self) -> str:
         return (
             f"<Request {self.cdb.hex(' ')} tag {self.tag} of {self.initiator!r},"
-            f" {self.state.value}, {self.left} of {self.expected} bytes left>"
+            f" {self.state.name}, {self.left} of {self.expected} bytes left>"
         )
 
 

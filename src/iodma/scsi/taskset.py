@@ -46,6 +46,8 @@ class TaskSet:
 
     def runnable(self) -> list[Request]:
         """The dormant commands that may begin now, in order."""
+        if len(self._order) == 1:
+            return [each for each in self._order if each.state is State.DORMANT]
         heads = any(each.attribute is TaskAttribute.HEAD_OF_QUEUE for each in self._order)
         begin = []
         first, barrier = True, False
