@@ -150,15 +150,16 @@ class Esp(Device):
     @property
     def busy(self) -> bool:
         """Whether something goes on that will end without software's help."""
+        # Looked at all the time: what there is not costs nothing.
         if self._reset is not None:
-            return True
-        if self._drains and not all(each.done for each in self._drains):
             return True
         if self._task is not None and not self._idle:
             worker = self._worker
             if worker is None or worker.working is not None or not _dormant(worker):
                 return True
         if self.bus is not None and _works(self.bus):
+            return True
+        if self._drains and any(not each.done for each in self._drains):
             return True
         return bool(self.away) and (
             any(_works(each) for each in self.away) or self._next_away() is not None
@@ -245,6 +246,9 @@ class Esp(Device):
             self._load_counter()
         if command.at_once:
             getattr(self, command.at_once)()
+            return
+        shortcut = command.shortcut
+        if shortcut and not self._drains and getattr(self._sequences, shortcut)(dma):
             return
         sequence = getattr(self._sequences, command.sequence)
         self._task = self.start(self._run(sequence, dma, command.argument))

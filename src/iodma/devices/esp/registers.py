@@ -75,6 +75,8 @@ class Command:
         at_once: the method of the device that does it inside the register write; or
         sequence: the method of `Sequences` that does it, in a coroutine.
         argument: to that.
+        shortcut: the method of `Sequences` that does it inside the register write, where nothing
+            has to be waited for; False from it: something has.
     """
 
     name: str
@@ -82,6 +84,7 @@ class Command:
     at_once: str = ""
     sequence: str = ""
     argument: int = 0
+    shortcut: str = ""
 
 
 #: Code without CMD_DMA -> command. The chip is never a target here, so that commands of the target
@@ -92,8 +95,12 @@ COMMANDS: Final[dict[int, Command]] = {
     0x02: Command("reset chip", Mode.ANY, "reset_chip"),
     0x03: Command("reset scsi bus", Mode.ANY, "reset_bus"),
     0x10: Command("transfer information", Mode.INITIATOR, sequence="transfer"),
-    0x11: Command("initiator command complete", Mode.INITIATOR, sequence="complete"),
-    0x12: Command("message accepted", Mode.INITIATOR, sequence="message_accepted"),
+    0x11: Command(
+        "initiator command complete", Mode.INITIATOR, sequence="complete", shortcut="complete_now"
+    ),
+    0x12: Command(
+        "message accepted", Mode.INITIATOR, sequence="message_accepted", shortcut="accept_now"
+    ),
     0x18: Command("transfer pad", Mode.INITIATOR, sequence="pad"),
     0x1A: Command("set atn", Mode.INITIATOR, "set_atn"),
     0x1B: Command("reset atn", Mode.INITIATOR, "reset_atn"),

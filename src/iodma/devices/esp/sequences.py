@@ -161,6 +161,27 @@ class Sequences:
         chip.acknowledging = True
         chip.raise_interrupt(INTR_FC)
 
+    def complete_now(self, dma: bool) -> bool:
+        """`complete`, into the FIFO."""
+        chip, bus = self.chip, self._accept()
+        if dma or bus.phase(chip.atn) != STATUS:
+            return False
+        chip.push(bus.status())
+        if bus.phase(chip.atn) != MESSAGE_IN:
+            return False
+        chip.push(bus.messages.pop(0))
+        chip.acknowledging = True
+        chip.raise_interrupt(INTR_FC)
+        return True
+
+    def accept_now(self, dma: bool) -> bool:
+        """`message_accepted`, where the target knows what comes next."""
+        bus = self._accept()
+        phase = bus.phase(self.chip.atn)
+        if phase is not None:
+            self._ended(0, phase)
+        return phase is not None
+
     async def message_accepted(self, dma: bool, _: int) -> None:
         """Negates ACK: the target goes on, or leaves the bus."""
         self._ended(0, await self._settle(self._accept()))
