@@ -55,7 +55,6 @@ class Driver:
         memory: the machine's.
         wire: the other end of the cable.
         end: the host's socket at the chip's end.
-        edges: how often the interrupt line has risen.
     """
 
     def __init__(
@@ -82,6 +81,10 @@ class Driver:
     @property
     def csr0(self) -> CSR0:
         return CSR0(self.read(0))
+
+    def line(self) -> bool:
+        """Whether the interrupt line is raised."""
+        return self.lance.interrupt.level
 
     def settle(self) -> None:
         """Until the chip does nothing by itself any more."""

@@ -66,7 +66,7 @@ def check_it_works(driver: Driver, csr3: int = int(CSR3.BSWP)) -> None:
 @pytest.mark.parametrize("readable", range(24))
 def test_the_initialization_block(readable: int) -> None:
     with lance_machine(machine_with(readable)) as driver:
-        errors = []
+        errors: list[iodma.DmaFault | None] = []
         driver.lance.on_memory_error = errors.append
         driver.write(0, CSR0.STOP)
         driver.write(1, ISLAND & 0xFFFF)

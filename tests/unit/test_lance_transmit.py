@@ -291,7 +291,7 @@ def test_a_full_socket_delays_descriptors_and_is_not_busy() -> None:
         owned = sum(bool(driver.tmd(i)[1] & OWN) for i in range(100))
         assert 0 < owned < 100
         seen = driver.sent()
-        assert len(seen) == 100 - owned
+        assert len(seen) >= 100 - owned  # a worker may have sent one that there was room for then
         while len(seen) < 100:
             driver.settle()
             seen += driver.sent()
