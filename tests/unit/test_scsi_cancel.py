@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from iodma import Ram, Status
+from iodma import BusyError, Ram, ScatterList, Status
 from iodma._core import Wait
 from iodma.scsi import Disk, Request, State, Target, TaskAttribute
+from iodma.scsi.request import EDGES
 from iodma.scsi.scratch import SLOTS
 from iodma.testing import Answer, ScriptedEndpoint, strict_engine
 from tests.unit.engines import settle
@@ -314,3 +315,89 @@ def test_after_one_flush_has_failed_all_fail(slow: Slow, how: str) -> None:
         slow.disk.answer()
         slow.settle()
     assert str(again.sense) == "MEDIUM_ERROR 0C/00"
+
+
+# --- the table, and what a caller may do ----------------------------------------------------------
+
+
+def test_every_edge_is_walked(slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
+    walked = set()
+    original = Request._to
+
+    def watched(request: Request, state: State) -> None:
+        walked.add((request.state, state))
+        original(request, state)
+
+    monkeypatch.setattr(Request, "_to", watched)
+    first = slow.begin(READ, tag=1)
+    second = slow.begin(READ, tag=2, attribute=TaskAttribute.ORDERED)
+    slow.begin(READ, tag=3).cancel()
+    slow.begin(b"\xc0", tag=4)
+    slow.disk.answer()
+    slow.settle()
+    slow.disk.answer()
+    slow.settle()
+    assert first.status is second.status is GOOD
+    slow.begin(READ, tag=5).cancel()
+    slow.settle()
+    slow.disk.answer()
+    slow.begin(cdb("SYNCHRONIZE CACHE (10)"), tag=6).cancel()
+    slow.settle()
+    slow.disk.answer_all()
+    slow.begin(READ, tag=7, attribute=TaskAttribute.ORDERED)
+    slow.begin(READ, tag=8).cancel()
+    slow.disk.answer_all()
+    slow.settle()
+    assert walked == set(EDGES)
+    with pytest.raises(AssertionError, match="no edge"):
+        first._to(State.DATA)
+
+
+def test_one_transfer_of_a_request_at_a_time(slow: Slow) -> None:
+    request = slow.begin(READ)
+
+    async def another() -> None:
+        with pytest.raises(BusyError):
+            await request.transfer(slow.it.port, (0, 512))
+        request.end_data()
+        assert state_of(request) is State.DATA, "not while bytes move"
+
+    task = slow.it.engine.start(another())
+    slow.settle()
+    assert task.done and task.exception is None
+    slow.disk.answer()
+    slow.settle()
+    assert request.status is GOOD
+
+
+def test_pieces_of_any_form(slow: Slow) -> None:
+    slow.disk._script = iter(())  # answers all
+    slow.disk.content[:4096] = bytes(range(256)) * 16
+    request = slow.it.send(READ)
+
+    async def main() -> None:
+        await request.ready
+        assert (await request.transfer(slow.it.port, [])).moved == 0
+        assert (await request.transfer(slow.it.port, (0, 0))).moved == 0
+        assert (await request.transfer(slow.it.port, (0, 100))).moved == 100
+        assert (await request.transfer(slow.it.port, [(100, 0), (100, 400)])).moved == 400
+        assert (await request.transfer(slow.it.port, ScatterList([(500, 1 << 16)]))).moved == 3596
+        assert (await request.transfer(slow.it.port, (0, 100))).moved == 0
+        assert await request.finished is GOOD
+
+    slow.it.engine.run(main())
+    assert slow.it.ram.view(0, 4096) == slow.disk.content[:4096]
+
+
+def test_a_data_phase_that_the_initiator_ends(slow: Slow) -> None:
+    slow.disk._script = iter(())
+
+    async def main() -> None:
+        for raw in (READ, WRITE):
+            request = slow.it.send(raw)
+            await request.ready
+            await request.transfer(slow.it.port, (0, 1000))
+            request.end_data()
+            assert await request.finished is GOOD and request.left == 3096
+
+    slow.it.engine.run(main())

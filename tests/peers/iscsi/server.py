@@ -11,7 +11,7 @@ from __future__ import annotations
 import socket
 from typing import Any
 
-from iodma import Engine
+from iodma import Engine, Event
 from iodma.scsi import Target
 from tests.peers.iscsi.connection import NAME, Connection
 
@@ -19,7 +19,11 @@ MOST = 8
 
 
 class Server:
-    """Serves a target on a port of the loopback until `close`."""
+    """Serves a target on a port of the loopback until `close`.
+
+    Attributes:
+        somebody: set when somebody has connected.
+    """
 
     def __init__(self, engine: Engine, target: Target) -> None:
         self.engine = engine
@@ -28,6 +32,7 @@ class Server:
         self._listener.setblocking(False)
         self.port = int(self._listener.getsockname()[1])
         self.connections: list[Connection] = []
+        self.somebody = Event(engine)
         self._tasks: list[Any] = []
         engine.add_reader(self._listener.fileno(), self._accept)
 
@@ -39,6 +44,7 @@ class Server:
             sock, _ = self._listener.accept()
         except BlockingIOError:
             return
+        self.somebody.set()
         if len(self.connections) >= MOST:
             sock.close()
             return
