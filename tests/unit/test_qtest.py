@@ -525,3 +525,34 @@ def test_an_engine_sleeps_while_its_clock_stands() -> None:
             engine.remove_reader(ours.fileno())
         assert rang == [1 << 30]
         assert engine.stats().turns - turns < 100
+
+
+def test_a_client_that_asks_again_at_once_needs_no_turn_of_the_engine() -> None:
+    """It is waited for in its turn: but not for ever, and not when something else is to be done."""
+    with strict_engine(slow_step=None) as engine:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            server = QtestServer(
+                engine, Machine(PhysicalSpace()), fd=theirs.fileno(), linger_us=10_000
+            )
+        said: list[bytes] = []
+
+        def client() -> None:
+            for _ in range(300):
+                ours.sendall(b"endianness\n")
+                said.append(ours.recv(100))
+            ours.close()
+
+        before = engine.stats().turns
+        thread = threading.Thread(target=client)
+        thread.start()
+        engine.run(server.wait())
+        thread.join()
+        assert said == [b"OK little\n"] * 300
+        assert engine.stats().turns - before < 200
+
+
+@pytest.mark.parametrize("linger_us", [-1, 10_001])
+def test_lingering_is_bounded(linger_us: float) -> None:
+    with strict_engine() as engine, pytest.raises(ArgumentError, match="0 to 10000 micro"):
+        QtestServer(engine, Machine(PhysicalSpace()), "nowhere", linger_us=linger_us)

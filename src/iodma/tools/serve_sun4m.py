@@ -28,6 +28,8 @@ __all__ = ["Options", "serve"]
 
 #: SCSI IDs of targets: 7 is the ESP's own.
 MOST_DRIVES = 7
+#: A client that asks again so soon has the engine for itself, as nothing else is served here.
+LINGER_US = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,8 @@ def serve(options: Options, tell: Callable[[str], None]) -> int:
             tell(f"iodma: a SPARCstation 5 with {size} MiB is served at {place}, by {engine.kind}")
 
         def server() -> QtestServer:
-            return QtestServer(engine, board.machine, path, fd=options.where.fd)
+            fd = options.where.fd
+            return QtestServer(engine, board.machine, path, fd=fd, linger_us=LINGER_US)
 
         return Service(engine, options.where).serve(server, banner)
 

@@ -19,7 +19,7 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Self
 
 from iodma.boards.sun4m.places import MOST_RAM, PLACES, QOM, WIRES, Place
@@ -36,7 +36,6 @@ from iodma.memory import DeviceWindow, Memory, Ram
 from iodma.scsi import Target
 from iodma.stages import ByteLanes
 from iodma.transports import Bus
-from iodma.transports.inprocess import BusWindow
 from iodma.transports.qtest import Machine, PhysicalSpace, Pins, SteppedClock
 
 __all__ = ["Sun4m"]
@@ -121,16 +120,13 @@ class Sun4m:
     def _place(self) -> None:
         """Gives devices their windows, and has both processor and DMA see them."""
         self._windows: list[DeviceWindow] = []
-        on_bus: dict[str, tuple[int, BusWindow]] = {}
         for device in self.devices.values():
             self.engine.attach(device)
         for place in PLACES:
             device = self.devices[place.device]
-            base = place.base - place.offset
-            if place.device not in on_bus:
-                size = max(place.size, device.registers.size)
-                on_bus[place.device] = base, self.bus.attach(device, base, size)
-            window = _Part(on_bus[place.device][1], place)
+            if not place.offset:
+                self.bus.attach(device, place.base, max(place.size, device.registers.size))
+            window = _Part(device, place)
             self.space.add_window(
                 place.base, place.size, window, least=place.least, most=place.most
             )
@@ -207,20 +203,17 @@ class Sun4m:
 
 
 class _Part:
-    """A place: a part of a device's window."""
+    """A place: a part of a device's registers."""
 
-    __slots__ = ("_offset", "_window", "size")
+    __slots__ = ("read", "write")
 
-    def __init__(self, window: BusWindow, place: Place) -> None:
-        self._window = window
-        self._offset = place.offset
-        self.size = place.size
-
-    def read(self, offset: int, width: int) -> int:
-        return self._window.read(self._offset + offset, width)
-
-    def write(self, offset: int, width: int, value: int) -> None:
-        self._window.write(self._offset + offset, width, value)
+    def __init__(self, device: Device, place: Place) -> None:
+        begin = place.offset
+        self.read: Callable[[int, int], int] = device.bus_read
+        self.write: Callable[[int, int, int], None] = device.bus_write
+        if begin:
+            self.read = lambda offset, width: device.bus_read(begin + offset, width)
+            self.write = lambda offset, width, value: device.bus_write(begin + offset, width, value)
 
 
 class _BigEndian:

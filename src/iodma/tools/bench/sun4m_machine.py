@@ -19,6 +19,7 @@ from iodma.boards.sun4m import Sun4m
 from iodma.engine.dump import dump_on_signal
 from iodma.scsi import Disk, Target
 from iodma.tools.bench import sun4m_layout as layout
+from iodma.tools.serve_sun4m import LINGER_US
 from iodma.transports.qtest import QtestServer
 
 __all__ = ["main"]
@@ -47,7 +48,7 @@ class Counters:
 
 async def serve(engine: iodma.Engine, board: Sun4m, path: str) -> None:
     """Until the process ends."""
-    async with QtestServer(engine, board.machine, path) as server:
+    async with QtestServer(engine, board.machine, path, linger_us=LINGER_US) as server:
         await server.wait()
 
 

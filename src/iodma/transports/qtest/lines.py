@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The socket of a session: whole lines in, answers out, nothing ever blocks.
+"""The socket of a session: whole lines in, answers out.
 
 Invariants
  - A line is at most `MOST_LINE` bytes; a longer one is given once, as None, when its end comes.
+ - Nothing ever blocks but where a client lingers, which is bounded.
  - Nothing is read while answers wait to be read by the other side, or lines to be done: a client
    that does not keep up is not answered faster than it reads, and its lines stay in its socket.
 """
@@ -14,6 +15,7 @@ import socket
 from collections import deque
 from collections.abc import Callable
 
+from iodma._core import clock_ns
 from iodma.engine import Engine
 from iodma.transports.ending import in_words
 from iodma.transports.qtest.words import MOST_LINE
@@ -23,6 +25,10 @@ __all__ = ["Lines"]
 _RECEIVE = 1 << 16
 #: Lines that are kept before no more are read.
 _MOST_LINES = 256
+#: Commands that are waited for in a row, before the engine has its turn.
+_IN_A_ROW = 64
+#: Descriptors that select(2) takes.
+_MOST_SELECTED = 1024
 _SEND = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
 
@@ -33,6 +39,8 @@ class Lines:
         sock: connected; this object's from now on.
         came: called in a turn when there are lines in `lines`.
         gone: called once when the other side is gone; the text says how.
+        most_line: bytes of a line.
+        linger_s: seconds that the engine may wait for a client that asks again at once; 0: none.
 
     Attributes:
         lines: whole lines that nobody has taken out yet; None: one that was too long.
@@ -45,6 +53,7 @@ class Lines:
         came: Callable[[], None],
         gone: Callable[[str], None],
         most_line: int = MOST_LINE,
+        linger_s: float = 0.0,
     ) -> None:
         self.lines: deque[bytes | None] = deque()
         self._engine = engine
@@ -52,6 +61,8 @@ class Lines:
         self._came = came
         self._gone = gone
         self._most = most_line
+        self._linger_s = linger_s
+        self._sent_ns = -1 << 62
         self._part = bytearray()  # of a line whose end is not there
         self._skips = False  # the line under way is too long
         self._unsent: deque[memoryview] = deque()
@@ -72,6 +83,29 @@ class Lines:
     # --- in ---------------------------------------------------------------------------------------
 
     def _readable(self) -> None:
+        soon = self._linger_s and clock_ns() - self._sent_ns < self._linger_s * 1e9
+        self._take()
+        if soon:
+            self._linger()
+
+    def _linger(self) -> None:
+        """The client asks as soon as it has its answer: waits for the next line here.
+
+        That saves the engine's turns around it, which are most of what a short command takes. What
+        else comes to the engine waits meanwhile, so it is not for long, and not often in a row.
+        """
+        engine, sock = self._engine, self._socket
+        for _ in range(_IN_A_ROW):
+            if not self._watches or self.lines or engine._soon or engine._has_work:
+                return
+            if not 0 <= sock.fileno() < _MOST_SELECTED:
+                return
+            if not select.select((sock,), (), (), self._linger_s)[0]:
+                return
+            self._take()
+
+    def _take(self) -> None:
+        """Receives what is there, and has it done."""
         try:
             data = self._socket.recv(_RECEIVE)
         except (BlockingIOError, InterruptedError):
@@ -125,6 +159,7 @@ class Lines:
         if self._unsent:
             self._unsent.append(memoryview(data))
             return
+        self._sent_ns = clock_ns()
         try:
             sent = self._socket.send(data, _SEND)
         except (BlockingIOError, InterruptedError):

@@ -18,6 +18,8 @@ from iodma.transports.qtest.settle import DEADLINE_S
 
 __all__ = ["QtestServer"]
 
+MOST_LINGER_US = 10_000
+
 
 class QtestServer(Listener[Session]):
     """Lets a program drive a machine: the server of QEMU's qtest protocol.
@@ -34,6 +36,9 @@ class QtestServer(Listener[Session]):
         fd: instead of a path: a unix stream socket, which listens or is connected. The descriptor
             is duplicated.
         deadline_s: seconds after which a command is answered though the machine does not rest.
+        linger_us: microseconds that the whole engine may wait for a client that asks again as soon
+            as it is answered, up to 64 times in a row: commands are done nearly twice as fast then.
+            0: never; for an engine that has nothing else to do, 100.
 
     Attributes:
         machine: as it was given.
@@ -59,16 +64,23 @@ class QtestServer(Listener[Session]):
         *,
         fd: int | None = None,
         deadline_s: float = DEADLINE_S,
+        linger_us: float = 0,
     ) -> None:
         if machine.clock is not None and machine.clock is not engine.clock:
             raise ArgumentError(
                 f"{machine.name}: its clock is not that of {engine.name}: Engine(clock=...) would"
                 " be right"
             )
+        if not 0 <= linger_us <= MOST_LINGER_US:
+            raise ArgumentError(
+                f"linger_us is {linger_us}; 0 to {MOST_LINGER_US} microseconds would be right"
+            )
         super().__init__(engine, machine.name, log, path, fd)
         self.machine = machine
         self.deadline_s = deadline_s
+        self.linger_us = linger_us
         self._serve()
 
     def _open(self, sock: socket.socket) -> Session:
-        return Session(self.engine, self.machine, sock, self.deadline_s, self._ended)
+        linger_s = self.linger_us / 1e6
+        return Session(self.engine, self.machine, sock, self.deadline_s, linger_s, self._ended)

@@ -43,6 +43,7 @@ class Session:
     Args:
         sock: the connection; the session's from now on.
         deadline_s: seconds that a machine may take to come to rest.
+        linger_s: seconds that the engine may wait for a client that asks again at once.
         ended: called when nothing is left of it.
 
     Attributes:
@@ -55,6 +56,7 @@ class Session:
         machine: Machine,
         sock: socket.socket,
         deadline_s: float,
+        linger_s: float,
         ended: Callable[[], None],
     ) -> None:
         self.over = Event(engine)
@@ -78,7 +80,7 @@ class Session:
         self._ended = False
         self._line: bytes | None = b""
         self._task: Task[None] | None = None
-        self._channel = Lines(engine, sock, self._work, self.end)
+        self._channel = Lines(engine, sock, self._work, self.end, linger_s=linger_s)
 
     # --- lines ------------------------------------------------------------------------------------
 
