@@ -291,3 +291,37 @@ def test_a_request_without_data_is_ready_when_it_is_over(path: Path) -> None:
                 port.close()
 
         it.run(main)
+
+
+# --- reservations ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["release", "unit reset", "gone"])
+def test_a_unit_is_one_initiators_alone_until_it_lets_go(path: Path, how: str) -> None:
+    with on_disk(path) as it:
+
+        async def main() -> None:
+            other = Initiator(it.engine, it.target, it.ram, name=1)
+            await other.settle()
+            assert (await it.command(cdb("RESERVE (6)")))[0].status is GOOD
+            for command in Disk.commands.all:
+                request, _ = await other.command(cdb(command.name), bytes(512))
+                conflict = request.status is ScsiStatus.RESERVATION_CONFLICT
+                assert conflict != command.unreserved, command.name
+            assert (await it.command(TUR))[0].status is GOOD, "a release of another's is nothing"
+            if how == "release":
+                await it.command(cdb("RELEASE (6)"))
+            elif how == "unit reset":
+                await it.target.reset_unit(0)
+                await other.settle()
+            else:
+                await it.target.forget(it.name)
+            assert (await other.command(TUR))[0].status is GOOD
+            for name in ("RESERVE (6)", "RELEASE (6)"):
+                for bit in (0x10, 0x01):
+                    raw = bytes((cdb(name)[0], bit)) + bytes(4)
+                    request, _ = await other.command(raw)
+                    assert str(request.sense) == "ILLEGAL_REQUEST 24/00"
+            other.port.close()
+
+        it.run(main)

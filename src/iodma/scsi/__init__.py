@@ -17,7 +17,13 @@
 | `movers` | what stands at the medium's end of a data phase |
 | `taskset` | which command may begin |
 | `unit` | a logical unit: commands in, statuses out, unit attentions, sense data kept |
-| `disk` | the disk |
+| `block` | extents, reads, writes, flushes, one command alone on the medium |
+| `verify`, `provisioning` | what compares; what unmaps, and writes the same |
+| `mode`, `vpd` | mode pages; what it says of itself |
+| `power`, `reservation` | start, stop, eject; a unit for one initiator alone |
+| `scratch` | memory of the device server's own |
+| `opcodes` | the table of commands, told |
+| `disk` | the disk, from its parts |
 | `target` | units behind one address, and task management |
 """
 

@@ -209,6 +209,12 @@ class BlockUnit(LogicalUnit):
         last = min(max(self.blocks - 1, 0), 0xFFFFFFFF)
         await self.give(request, struct.pack(">II", last, self.block), 8)
 
+    async def read_defect_data(self, request: Request, cdb: Cdb) -> None:
+        """READ DEFECT DATA (SBC-3 5.17, 5.18): the host's storage has none that it tells of."""
+        said = cdb["REQ_PLIST"] << 4 | cdb["REQ_GLIST"] << 3 | cdb["DEFECT LIST FORMAT"]
+        header = bytes((0, said)).ljust(4 if cdb.command.length == 10 else 8, b"\0")
+        await self.give(request, header, cdb["ALLOCATION LENGTH"])
+
     def resize(self) -> bool:
         """Looks at the endpoint's size again; initiators are told if it has changed.
 

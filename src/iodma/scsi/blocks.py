@@ -63,6 +63,15 @@ def renamed(field: Field, name: str) -> Field:
     return replace(field, name=name)
 
 
+def _defects(byte: int) -> tuple[Field, ...]:
+    return (
+        Field("REQ_PLIST", byte, 1, 4),
+        Field("REQ_GLIST", byte, 1, 3),
+        Field("DEFECT LIST FORMAT", byte, 3, 2),
+    )
+
+
+_RESERVE = (Field("3RDPTY", 1, 1, 4), Field("EXTENT", 1, 1, 0))
 _MODE_SENSE = (
     Field("DBD", 1, 1, 3),
     Field("PC", 2, 2, 7),
@@ -82,7 +91,15 @@ BLOCKS = (
     _write("WRITE (10)", "SBC-3 5.33", 0x2A, _LBA_10, _LENGTH_10),
     _write("WRITE (12)", "SBC-3 5.34", 0xAA, _LBA_12, _LENGTH_12),
     _write("WRITE (16)", "SBC-3 5.35", 0x8A, _LBA_16, _LENGTH_16),
-    Command("READ CAPACITY (10)", "SBC-3 5.15", 0x25, (), "read_capacity_10", medium=True),
+    Command(
+        "READ CAPACITY (10)",
+        "SBC-3 5.15",
+        0x25,
+        (),
+        "read_capacity_10",
+        medium=True,
+        unreserved=True,
+    ),
     Command(
         "READ CAPACITY (16)",
         "SBC-3 5.16",
@@ -91,6 +108,7 @@ BLOCKS = (
         "read_capacity_16",
         service_action=0x10,
         medium=True,
+        unreserved=True,
     ),
     Command(
         "SYNCHRONIZE CACHE (10)",
@@ -169,6 +187,24 @@ BLOCKS = (
         0x1E,
         (Field("PREVENT", 4, 2, 1),),
         "prevent_allow",
+    ),
+    Command("RESERVE (6)", "SCSI-2 9.2.12", 0x16, _RESERVE, "reserve"),
+    Command("RELEASE (6)", "SCSI-2 9.2.11", 0x17, _RESERVE, "release", unreserved=True),
+    Command(
+        "READ DEFECT DATA (10)",
+        "SBC-3 5.17",
+        0x37,
+        (*_defects(2), Field("ALLOCATION LENGTH", 7, 16)),
+        "read_defect_data",
+        medium=True,
+    ),
+    Command(
+        "READ DEFECT DATA (12)",
+        "SBC-3 5.18",
+        0xB7,
+        (*_defects(1), Field("ALLOCATION LENGTH", 6, 32)),
+        "read_defect_data",
+        medium=True,
     ),
     Command(
         "MODE SENSE (6)",

@@ -50,6 +50,7 @@ class Command:
         writes: it changes the medium, which one that is protected refuses.
         medium: it needs a medium that is there and spinning.
         exempt: it is done though a unit attention is pending (SPC-4 5.14, SAM-5 5.14.1).
+        unreserved: it is done though another initiator has reserved the unit.
         length: bytes of its CDB.
     """
 
@@ -62,6 +63,7 @@ class Command:
     writes: bool = False
     medium: bool = False
     exempt: bool = False
+    unreserved: bool = False
     length: int = field(init=False)
     #: Its field RDPROTECT, WRPROTECT or VRPROTECT; empty: it has none.
     protect: str = field(init=False)

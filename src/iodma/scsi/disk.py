@@ -18,12 +18,13 @@ from iodma.scsi.mode import Modes
 from iodma.scsi.power import Power
 from iodma.scsi.primary import PRIMARY
 from iodma.scsi.provisioning import Provisioning
+from iodma.scsi.reservation import Reservation
 from iodma.scsi.vpd import Identity
 
 __all__ = ["Disk"]
 
 
-class Disk(Identity, Modes, Power, Provisioning):
+class Disk(Identity, Modes, Power, Provisioning, Reservation):
     """A disk for SCSI initiators, on a file, block device, NBD export or memory endpoint.
 
     Args:
@@ -70,3 +71,4 @@ class Disk(Identity, Modes, Power, Provisioning):
         self.init_identity(vendor, product, revision, serial, removable, physical)
         self.init_modes(write_cache)
         self.init_power()
+        self.init_reservation()

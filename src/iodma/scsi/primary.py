@@ -19,6 +19,7 @@ PRIMARY = (
         (Field("DESC", 1, 1, 0), Field("ALLOCATION LENGTH", 4)),
         "request_sense",
         exempt=True,
+        unreserved=True,
     ),
     Command(
         "INQUIRY",
@@ -31,6 +32,7 @@ PRIMARY = (
         ),
         "inquiry",
         exempt=True,
+        unreserved=True,
     ),
     Command(
         "REPORT LUNS",
@@ -39,6 +41,7 @@ PRIMARY = (
         (Field("SELECT REPORT", 2), Field("ALLOCATION LENGTH", 6, 32)),
         "report_luns",
         exempt=True,
+        unreserved=True,
     ),
     Command(
         "SEND DIAGNOSTIC",
@@ -66,6 +69,7 @@ PRIMARY = (
         ),
         "report_opcodes",
         service_action=0x0C,
+        unreserved=True,
     ),
     Command(
         "REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS",
@@ -74,5 +78,6 @@ PRIMARY = (
         (Field("ALLOCATION LENGTH", 6, 32),),
         "report_functions",
         service_action=0x0D,
+        unreserved=True,
     ),
 )

@@ -23,7 +23,7 @@ from iodma.errors import Error
 from iodma.log import GuestLog
 from iodma.port import Port
 from iodma.scsi import sense as senses
-from iodma.scsi.cdb import Cdb, Commands
+from iodma.scsi.cdb import Cdb, Command, Commands
 from iodma.scsi.movers import FromBytes, ToBytes
 from iodma.scsi.opcodes import supported_opcodes
 from iodma.scsi.primary import PRIMARY
@@ -145,7 +145,9 @@ class LogicalUnit:
         if self.tasks.full:
             request.complete(ScsiStatus.TASK_SET_FULL)
             return request
-        if any(other.nexus is nexus and other.tag == tag for other in self.tasks):
+        if any(
+            other.nexus is nexus and other.tag == tag and other.lun == lun for other in self.tasks
+        ):
             self.abort(lambda other: other.nexus is nexus)
             self._refuse(request, senses.OVERLAPPED)  # SAM-5 5.10
             return request
@@ -232,6 +234,9 @@ class LogicalUnit:
                 if pending is not None:
                     raise CheckCondition(pending)
             command = self.commands.find(request.cdb)
+            if self.conflicts(request, command):
+                request.complete(ScsiStatus.RESERVATION_CONFLICT)
+                return
             cdb = command.parse(request.cdb)
             self.check(cdb)
         except CheckCondition as refused:
@@ -272,6 +277,10 @@ class LogicalUnit:
     def pending(self, nexus: Nexus) -> Sense | None:
         """The unit attention that a command ends with, which is told now; None: there is none."""
         return nexus.attentions.popleft() if nexus.attentions else None
+
+    def conflicts(self, request: Request, command: Command) -> bool:
+        """Hook: whether another initiator has reserved the unit."""
+        return False
 
     def check(self, cdb: Cdb) -> None:
         """Hook: whether a command can be done now, whatever it says: state and protection.

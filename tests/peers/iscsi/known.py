@@ -22,10 +22,7 @@ MISSING = {
     "ProutPreempt": "persistent reservations are not there",
     "ProutRegister": "persistent reservations are not there",
     "ProutReserve": "persistent reservations are not there",
-    "ReadDefectData10": "READ DEFECT DATA is not there: a file has no defects",
-    "ReadDefectData12": "READ DEFECT DATA is not there: a file has no defects",
     "ReceiveCopyResults": "EXTENDED COPY is not there",
-    "Reserve6": "RESERVE is not there, which SPC-3 made obsolete",
     "Sanitize": "SANITIZE is not there",
     "WriteAtomic16": "WRITE ATOMIC is not there",
 }
