@@ -240,6 +240,22 @@ def test_a_register_sees_the_value_whatever_the_byte_order(rig: Rig) -> None:
 # --- how lines come -------------------------------------------------------------------------------
 
 
+def test_a_line_that_comes_again_does_what_it_did(rig: Rig) -> None:
+    """What is kept of a line is its numbers, not its answer; and not every line is kept."""
+    for value in range(3):
+        assert rig(f"writel 0x10000004 {value}") == "OK"
+        assert rig("readl 0x10000004") == f"OK 0x{value:016x}"
+        assert rig("writel 0x10000004 7") == "OK"
+        assert rig("readl 0x10000004") == "OK 0x0000000000000007"
+        assert rig("readl").startswith("FAIL") and rig("writel 4").startswith("FAIL")
+        assert rig("readl 0x10000004 and more") == "OK 0x0000000000000007"
+    for at in range(0, 4096, 4):
+        assert rig(f"writel {at} {at}") == "OK"
+    for at in range(0, 4096, 4):
+        assert rig(f"readl {at}") == f"OK 0x{at:016x}"
+    assert len(rig.server.session._commands._known) <= 512  # type: ignore[union-attr]
+
+
 @given(cuts=st.lists(st.integers(1, 40), max_size=12))
 def test_lines_may_come_in_pieces_and_together(cuts: list[int]) -> None:
     text = b"writel 0 1\nreadl 0\nx\n\nwritel 0 2\nreadl 0\n"

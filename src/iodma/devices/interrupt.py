@@ -63,11 +63,14 @@ class Interrupt:
         """
         if self._guard is not None:
             self._guard()
-        if level and self.level:
+        if not level:
+            if self.level:
+                self._change(False)
+        elif not self.level:
+            self._change(True)
+        elif self._repeats:
             for told in tuple(self._repeats):
                 told()
-        else:
-            self._change(bool(level))
 
     def pulse(self) -> None:
         """Raises the line and lowers it: one edge, one message.

@@ -41,6 +41,8 @@ _TOO_SHORT = b"ERR invalid argument size\n"
 _SPACE = 1 << 64
 #: Suffix of a command -> bytes.
 _WIDTHS = {b"b": 1, b"w": 2, b"l": 4, b"q": 8}
+#: Lines that are kept, and their bytes: register accesses are short.
+_KEPT, _MOST_KEPT = 512, 64
 #: I/O ports.
 _MOST_PORT = 0xFFFF
 
@@ -56,6 +58,8 @@ class Commands:
         self._space = machine.space
         self._pins = machine.pins
         self._interception = interception
+        self._line = b""  # the one that is done, if it may be kept
+        self._known: dict[bytes, Callable[[], bytes]] = {}
         self._table: dict[bytes, Command] = {
             b"read": self._read,
             b"write": self._write,
@@ -75,11 +79,17 @@ class Commands:
                 self._table[b"in" + suffix] = self._in_of(width)
                 self._table[b"out" + suffix] = self._out
 
-    def do(self, words: Words) -> bytes:
-        """The answer to a line; it is not empty."""
+    def do(self, words: Words, line: bytes = b"") -> bytes:
+        """The answer to a line; it is not empty.
+
+        Args:
+            words: those of the line.
+            line: the line, so that it need not be taken apart when it comes again; b"": it must.
+        """
         command = self._table.get(words[0])
         if command is None:
             return f"FAIL Unknown command '{shown(words[0])}'\n".encode()
+        self._line = line
         try:
             return command(words)
         except TooShort:
@@ -87,13 +97,34 @@ class Commands:
         except (Refusal, Error) as why:
             return failed(why)
 
+    def again(self, line: bytes) -> bytes | None:
+        """The answer to a line that was done before; None: it has to be taken apart.
+
+        A driver says the same few lines over and over: accesses of its registers.
+        """
+        known = self._known.get(line)
+        if known is None:
+            return None
+        try:
+            return known()
+        except (Refusal, Error) as why:
+            return failed(why)
+
+    def _keep(self, access: Callable[[], bytes]) -> None:
+        if 0 < len(self._line) <= _MOST_KEPT:
+            if len(self._known) >= _KEPT:
+                self._known.clear()
+            self._known[self._line] = access
+
     # --- memory -----------------------------------------------------------------------------------
 
     def _load_of(self, width: int) -> Command:
         load = self._space.load
 
         def command(words: Words) -> bytes:
-            return b"OK 0x%016x\n" % load(number(words, 1), width)
+            address = number(words, 1)
+            self._keep(lambda: b"OK 0x%016x\n" % load(address, width))
+            return b"OK 0x%016x\n" % load(address, width)
 
         return command
 
@@ -101,9 +132,14 @@ class Commands:
         store, ones = self._space.store, (1 << 8 * width) - 1
 
         def command(words: Words) -> bytes:
-            address = number(words, 1)
-            store(address, width, number(words, 2) & ones)
-            return OK
+            address, value = number(words, 1), number(words, 2) & ones
+
+            def access() -> bytes:
+                store(address, width, value)
+                return OK
+
+            self._keep(access)
+            return access()
 
         return command
 

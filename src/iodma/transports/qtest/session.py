@@ -78,7 +78,8 @@ class Session:
         self._waits = False  # a line is under way, or the machine
         self._at_once = False  # the next line does not wait: it has
         self._ended = False
-        self._line: bytes | None = b""
+        self._line = b""  # whose answer waits for the machine
+        self._held = b""
         self._task: Task[None] | None = None
         self._channel = Lines(engine, sock, self._work, self.end, linger_s=linger_s)
 
@@ -115,19 +116,21 @@ class Session:
         if line is None:
             self._out.append(b"FAIL a line of more than %d bytes\n" % MOST_LINE)
             return False
-        words = line.split(b" ")
-        slow = self._slow.get(words[0])
-        if slow is not None:
-            self._waits = True
-            try:
-                slow(words)
-            except Refusal as why:
-                self._answer(failed(why))
-            return False
-        answer = self._commands.do(words)
+        answer = self._commands.again(line)
+        if answer is None:
+            words = line.split(b" ")
+            slow = self._slow.get(words[0])
+            if slow is not None:
+                self._waits = True
+                try:
+                    slow(words)
+                except Refusal as why:
+                    self._answer(failed(why))
+                return False
+            answer = self._commands.do(words, line)
         if self._busy():
-            self._line = words[0]
-            self._wait(lambda rests: self._settled(rests, answer))
+            self._line, self._held = line, answer
+            self._wait(self._settled)
             return False
         self._out.append(answer)
         return True
@@ -144,10 +147,10 @@ class Session:
             self._at_once = True
         self._work()
 
-    def _settled(self, rests: bool, answer: bytes) -> None:
+    def _settled(self, rests: bool) -> None:
         if not rests:
-            self._late(self._line or b"")
-        self._answer(answer)
+            self._late(self._line.partition(b" ")[0])
+        self._answer(self._held)
 
     def _late(self, command: bytes) -> None:
         log.warning(
