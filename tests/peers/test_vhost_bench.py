@@ -8,14 +8,17 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from iodma._peer import VhostBlk
+from iodma.tools.bench.again import NothingFinished
 from iodma.tools.bench.budget import plan
+from iodma.tools.bench.harness import BenchError
 from iodma.tools.bench.options import Options
+from iodma.tools.bench.vhost_load import Load
 from iodma.tools.bench.vhost_servers import PEER, Server, peer_variants, storage_daemon
 from iodma.tools.bench.vhost_user_blk import MEMORY_BYTES, cost, limits
 from iodma.tools.bench.vhost_works import WORKS
@@ -178,12 +181,12 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "iodma", "bench", "vhost-user-blk", *arguments],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=300,
         check=False,
     )
 
 
-@pytest.mark.limit(240)
+@pytest.mark.limit(330)
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason='rows named "own" need two processors')
 def test_every_kind_of_row_gives_a_figure(tmp_path: Path, peer: Callable[[str], str]) -> None:
     peer(PEER)
@@ -203,12 +206,42 @@ def test_every_kind_of_row_gives_a_figure(tmp_path: Path, peer: Callable[[str], 
         assert report["peers"][row["work"]].startswith("taskset -c")
         details = report["extra"]["rows"][row["work"]]
         assert details["peer"] in details["tried"]
+        assert all(count > 0 for count in details["taken again"].values())
         assert details["best"]["server_us_per_request"] > 0
         assert all(value > 0 for value in details["client alone"].values())
     assert [row["work"] for row in report["extra"]["spinning off"]] == [
         f"{work.name}; spinning off" for work in wanted if work.spin
     ]
     assert report["machine"]["filesystem"]
+
+
+class Client:
+    """A client whose runs have come out like that."""
+
+    def __init__(self, **done: int) -> None:
+        self.done = {"requests": 0, "errors": 0, "wrong_lengths": 0, "ns": 100_000_000, **done}
+
+    def run(self, **options: Any) -> dict[str, int]:
+        return self.done
+
+
+@pytest.mark.parametrize(
+    ("done", "error", "text"),
+    [
+        ({}, NothingFinished, "no request came back within 0.1 s"),
+        ({"errors": 1}, BenchError, "does not do what it is asked for"),
+        ({"wrong_lengths": 1}, BenchError, "does not do what it is asked for"),
+    ],
+    ids=["nothing", "errors", "lengths"],
+)
+def test_only_a_sample_without_a_request_may_be_taken_again(
+    done: dict[str, int], error: type[BenchError], text: str
+) -> None:
+    client = cast(VhostBlk, Client(**done))
+    load = Load(client, None, {0}, write=False, poll=False, metric="requests")
+    with pytest.raises(error, match=text) as raised:
+        load(0.1)
+    assert type(raised.value) is error
 
 
 def test_a_missing_peer_is_one_line() -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from iodma.errors import ArgumentError
 from iodma.tools.bench import core
+from iodma.tools.bench.again import LONGEST_AGAIN_S, Again, NothingFinished, taken_again
 from iodma.tools.bench.budget import LONGEST_SAMPLE_S, SHORTEST_SAMPLE_S, plan
 from iodma.tools.bench.files import choose_directory, data_file, shared_memory
 from iodma.tools.bench.fio import Fio, FioJob, requests_per_second
@@ -98,6 +99,45 @@ def test_a_value_just_below_what_it_must_reach_does_not_hold() -> None:
 def test_no_pairs_make_no_row() -> None:
     with pytest.raises(ArgumentError, match="work"):
         row_of([], 1.0)
+
+
+# --- samples in which nothing finished ----------------------------------------------------------
+
+
+@given(st.floats(0.1, 0.5), st.integers(0, 8))
+def test_a_sample_in_which_nothing_finished_is_taken_again_longer(first: float, idle: int) -> None:
+    lengths: list[float] = []
+
+    def sample(seconds: float) -> float:
+        lengths.append(seconds)
+        if len(lengths) <= idle:
+            raise NothingFinished("nothing")
+        return 42.0
+
+    again = Again()
+    try:
+        assert again.take(sample, first) == 42.0
+        assert len(lengths) == idle + 1
+    except NothingFinished:
+        assert 2 * lengths[-1] > LONGEST_AGAIN_S
+    assert lengths == [first * 2**number for number in range(len(lengths))]
+    assert max(lengths) <= LONGEST_AGAIN_S
+    assert again.count == len(lengths) - 1
+
+
+def test_what_fails_otherwise_is_not_taken_again() -> None:
+    def sample(seconds: float) -> float:
+        raise BenchError("it failed")
+
+    again = Again()
+    with pytest.raises(BenchError, match="it failed"):
+        again.take(sample, 0.1)
+    assert again.count == 0
+
+
+def test_only_sides_that_took_samples_again_are_named() -> None:
+    assert taken_again({"ours": 3, "peer": 1}, {"ours": 1, "peer": 1}) == {"ours": 2}
+    assert taken_again({"ours": 0, "peer": 1}) == {"peer": 1}
 
 
 # --- the report ---------------------------------------------------------------------------------
@@ -267,7 +307,16 @@ def test_fios_figure_is_requests_over_its_own_run_time() -> None:
 
 
 @pytest.mark.parametrize(
-    "output", ["", "fio: no such engine", "{", '{"jobs": []}', fio_report(5), fio_report(0, 0)]
+    "output",
+    [
+        "",
+        "fio: no such engine",
+        "{",
+        '{"jobs": []}',
+        fio_report(5),
+        fio_report(0, 0),
+        fio_report(0, 5, 0),
+    ],
 )
 def test_a_report_without_a_figure_is_an_error(output: str) -> None:
     with pytest.raises(BenchError, match="fio"):
@@ -309,6 +358,24 @@ def test_fio_gets_our_batch_registrations_and_processor(tmp_path: Path) -> None:
     assert "--iodepth=32" in fio.command and str(tmp_path / "data") not in fio.command
 
 
+def test_a_fio_that_read_nothing_runs_again_longer(tmp_path: Path) -> None:
+    script = f"""echo "$@" >>{tmp_path}/args
+if [ $(wc -l <{tmp_path}/args) -lt 3 ]; then cat <<'END'
+{fio_report(0, 0)}
+END
+else cat <<'END'
+{fio_report()}
+END
+fi"""
+    program = fake_fio(tmp_path, script)
+    fio = Fio(str(program), FioJob(4096), tmp_path / "data", 1 << 20, cpu=0, memory="/m")
+    assert fio.sample(0.25) == 2000.0
+    assert fio.again == 2
+    runs = (tmp_path / "args").read_text().splitlines()
+    for number, arguments in enumerate(runs):
+        assert f"--runtime={250 * 2**number}ms" in arguments.split()
+
+
 def test_a_fio_that_fails_says_why(tmp_path: Path) -> None:
     program = fake_fio(tmp_path, "echo 'fio: engine not loadable' >&2; exit 1")
     fio = Fio(str(program), FioJob(4096), tmp_path / "data", 1 << 20, cpu=0, memory="/m")
@@ -321,12 +388,15 @@ def test_a_fio_that_fails_says_why(tmp_path: Path) -> None:
 CASES = """
 import os, sys
 from contextlib import contextmanager
+from iodma.tools.bench.again import NothingFinished
 
 @contextmanager
 def counting(start, path=None):
     print("a case may print")
     numbers = iter(range(start, 1000))
     def sample(seconds):
+        if seconds < start / 10:
+            raise NothingFinished(f"nothing within {seconds} s")
         if seconds == 13:
             raise ValueError("thirteen")
         if seconds == 14:
@@ -355,7 +425,8 @@ def cpu() -> int:
 def test_a_worker_keeps_its_case_between_samples(cases: Path) -> None:
     worker = Worker(Case("c", "bench_cases:counting", {"start": 5}), cases, cpu())
     try:
-        assert [worker.sample(0.1) for _ in range(3)] == [5, 6, 7]
+        assert [worker.sample(0.5) for _ in range(3)] == [5, 6, 7]
+        assert worker.again == 0
     finally:
         worker.close()
         worker.close()
@@ -363,7 +434,22 @@ def test_a_worker_keeps_its_case_between_samples(cases: Path) -> None:
 
 def test_a_fresh_side_starts_over(cases: Path) -> None:
     side = Fresh(Case("c", "bench_cases:counting", {"start": 5}), cases, cpu())
-    assert [side.sample(0.1), side.sample(0.1)] == [5, 5]
+    assert [side.sample(0.5), side.sample(0.25)] == [5, 5]
+    assert side.again == 1
+
+
+def test_a_worker_in_which_nothing_finished_is_asked_again(cases: Path) -> None:
+    worker = Worker(Case("c", "bench_cases:counting", {"start": 5}), cases, cpu())
+    try:
+        assert [worker.sample(0.1), worker.sample(0.2)] == [5, 6]
+        assert worker.again == 3 + 2
+        worker.open(Case("c", "bench_cases:counting", {"start": 50}), cases)
+        with pytest.raises(NothingFinished, match=r"counting\(start=50\): nothing within 3.2 s"):
+            worker.sample(0.1)
+        assert worker.again == 5 + 5
+        assert worker.sample(5.0) == 50
+    finally:
+        worker.close()
 
 
 def test_a_worker_runs_on_its_processor_alone(cases: Path) -> None:

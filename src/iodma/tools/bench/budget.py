@@ -3,7 +3,8 @@
 
 Invariants
  - The plan is made before the first sample and told; a benchmark does not run longer because the
-   machine is slow, its samples get shorter.
+   machine is slow, its samples get shorter. What is beside the plan: samples in which nothing
+   finished, see `again`.
  - A sample is never shorter than what gives a figure worth having: then the budget is refused.
 """
 

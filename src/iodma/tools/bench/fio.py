@@ -9,7 +9,8 @@ reads for its latency statistics, the map of blocks already read).
 
 Invariants
  - Every run starts fio afresh, about 0.4 s that are not part of its figure.
- - A run that reports an error, or nothing, raises; its words are in the message.
+ - A run that reports an error raises, with its words in the message; one that read nothing is
+   repeated, longer.
  - fio is one process (`--thread`): when we end, it has ended.
 """
 
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from iodma.tools.bench.again import Again, NothingFinished
 from iodma.tools.bench.harness import BenchError
 from iodma.tools.machine import find_program, program_version
 
@@ -115,6 +117,7 @@ class Fio:
         self._size = file_bytes
         self._cpu = cpu
         self._memory = memory
+        self._again = Again()
 
     @property
     def name(self) -> str:
@@ -125,6 +128,11 @@ class Fio:
         """The command line, as the report has it."""
         return shlex.join(self._arguments("RUNTIME", "FILE", "MEMORY"))
 
+    @property
+    def again(self) -> int:
+        """How many runs were repeated."""
+        return self._again.count
+
     def warm(self) -> None:
         """Nothing: each run starts afresh."""
 
@@ -134,6 +142,9 @@ class Fio:
         Raises:
             BenchError: fio failed.
         """
+        return self._again.take(self._run, seconds)
+
+    def _run(self, seconds: float) -> float:
         command = self._arguments(f"{int(seconds * 1000)}ms", str(self._file), self._memory)
         try:
             done = subprocess.run(
@@ -175,6 +186,7 @@ def requests_per_second(output: str) -> float:
     """The figure out of fio's JSON, before which it may have printed notes.
 
     Raises:
+        NothingFinished: it read nothing.
         BenchError: no figure there, or the job had an error.
     """
     try:
@@ -184,8 +196,10 @@ def requests_per_second(output: str) -> float:
         error, requests, milliseconds = job["error"], read["total_ios"], read["runtime"]
     except (ValueError, KeyError, IndexError, TypeError):
         raise BenchError(f"fio's report cannot be read: {last_line(output)}") from None
-    if error or not requests or not milliseconds:
+    if error:
         raise BenchError(f"fio measured nothing: error {error}, {requests} requests")
+    if not requests or not milliseconds:
+        raise NothingFinished(f"fio read nothing: {requests} requests in {milliseconds} ms")
     return float(requests) / float(milliseconds) * 1000
 
 

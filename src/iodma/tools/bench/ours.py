@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 import iodma
+from iodma.tools.bench.again import NothingFinished
 from iodma.tools.bench.harness import BenchError
 from iodma.tools.bench.lists import Positions, segment_table
 from iodma.tools.bench.maps import LISTS, address_lists, scattered_memory
@@ -209,6 +210,8 @@ def coroutines(
         async def measure(seconds: float) -> float:
             device.begin(depth, positions, seconds)
             await device.idle.wait()
+            if not device.finished:
+                raise NothingFinished(f"no request finished within {seconds:g} s")
             return device.finished / (device.now - device.began) * 1e9
 
         yield lambda seconds: engine.run(measure(seconds))

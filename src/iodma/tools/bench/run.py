@@ -23,6 +23,7 @@ from iodma.engine import Engine
 from iodma.errors import ArgumentError, UnsupportedError
 from iodma.memory import Ram
 from iodma.tools.bench import core
+from iodma.tools.bench.again import note_again, taken_again
 from iodma.tools.bench.budget import Budget, plan
 from iodma.tools.bench.files import DataFile, data_file, shared_memory
 from iodma.tools.bench.fio import STARTUP_S, Fio, FioJob, find_fio
@@ -48,6 +49,8 @@ class Side(Protocol):
     def name(self) -> str: ...
     @property
     def command(self) -> str: ...
+    @property
+    def again(self) -> int: ...
     def warm(self) -> None: ...
     def sample(self, seconds: float) -> float: ...
     def close(self) -> None: ...
@@ -87,17 +90,22 @@ def run(options: Options, tell: Callable[[str], None]) -> Report:
         )
     rows = []
     peers = {}
+    again: dict[str, dict[str, int]] = {}
     with ExitStack() as opened:
         file = opened.enter_context(data_file(options.directory, core.FILE_BYTES))
         traces = Traces(options.trace, opened) if options.trace else None
         machine["filesystem"] = file.filesystem
         for number, work in enumerate(works, 1):
             heading = f"[{number}/{len(works)}] {work.name}"
-            row, peers[work.name] = measure(work, file, fio, cpu, budget, tell, heading, traces)
+            row, peers[work.name], repeated = measure(
+                work, file, fio, cpu, budget, tell, heading, traces
+            )
             rows.append(row)
+            if repeated:
+                again[work.name] = repeated
         if traces is not None:
             traces.write()
-    report = Report(options.name, rows, peers, machine)
+    report = Report(options.name, rows, peers, machine, {"taken again": again})
     if options.output:
         report.write(options.output)
     return report
@@ -112,8 +120,8 @@ def measure(
     tell: Callable[[str], None],
     heading: str,
     traces: Traces | None = None,
-) -> tuple[Row, str]:
-    """One row, and its peer's command."""
+) -> tuple[Row, str, dict[str, int]]:
+    """One row, its peer's command, and how many samples of each side were taken again."""
     file.warm()
     with ExitStack() as opened:
         memory = opened.enter_context(shared_memory(core.GUEST_BYTES))
@@ -146,7 +154,10 @@ def measure(
         )
         if traces is not None and isinstance(ours, Worker):
             traces.take(work.name, ours)
-        return row, peer.command
+        again = taken_again({"ours": ours.again, "peer": peer.again})
+        if again:
+            tell(f"{heading}: {note_again(again)}")
+        return row, peer.command, again
 
 
 class Traces:

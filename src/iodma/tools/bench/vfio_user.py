@@ -25,6 +25,7 @@ from statistics import median
 from typing import Any
 
 from iodma.errors import ArgumentError
+from iodma.tools.bench.again import note_again, taken_again
 from iodma.tools.bench.beside import check_pairs, facts, middle, processors
 from iodma.tools.bench.budget import Budget, plan
 from iodma.tools.bench.files import shared_memory
@@ -146,9 +147,14 @@ class Bench:
 
             samples = [sampler(index) for index in range(len(sides))]
             pairs = self.pairs(work, samples, count, heading)
+            names = ("ours", "peer")[: len(sides)]
+            again = taken_again({name: side.again for name, side in zip(names, sides, strict=True)})
+        if again:
+            self._tell(f"{heading}: {note_again(again)}")
         self.details[work.name] = {
             "ours": middle(seen[0]) | {"command": described(work.ours, server)},
             "peer": middle(seen[1]) if work.peer else {},
+            "taken again": again,
         }
         return summarize(
             pairs,

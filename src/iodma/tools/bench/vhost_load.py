@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from iodma._peer import VhostBlk
+from iodma.tools.bench.again import NothingFinished
 from iodma.tools.bench.harness import BenchError
 from iodma.tools.bench.vhost_servers import Server
 from iodma.tools.machine import read_text
@@ -59,6 +60,7 @@ class Load:
         """Requests a second, or the server's microseconds of processor time for each request.
 
         Raises:
+            NothingFinished: no request came back in time.
             BenchError: a request failed.
         """
         self._seed += 1
@@ -67,8 +69,10 @@ class Load:
             write=self._write, poll=self._poll, seconds=seconds, seed=0x5EED * self._seed
         )
         used, others = self._processor_ns() - before, self._others_ns() - others
-        if done["errors"] or done["wrong_lengths"] or not done["requests"]:
+        if done["errors"] or done["wrong_lengths"]:
             raise BenchError(f"the server does not do what it is asked for: {done}")
+        if not done["requests"]:
+            raise NothingFinished(f"no request came back within {seconds:g} s")
         requests = done["requests"]
         rate = requests / done["ns"] * 1e9
         self.details = {

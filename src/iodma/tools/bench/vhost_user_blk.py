@@ -26,6 +26,7 @@ from statistics import median
 from typing import Any
 
 from iodma.errors import ArgumentError
+from iodma.tools.bench.again import note_again, taken_again
 from iodma.tools.bench.beside import check_pairs, facts, middle, processors
 from iodma.tools.bench.budget import Budget, plan
 from iodma.tools.bench.files import PIECE, DataFile, data_file, shared_memory
@@ -167,6 +168,7 @@ class Bench:
 
     def measure(self, work: Work, heading: str) -> tuple[Row, str]:
         """One row, and its peer's command."""
+        before = self.again()
         for name in (OURS, OFF, BEST):
             settle(self.file(name, work.piece))
         best, tried = self.best_peer(work)
@@ -206,8 +208,15 @@ class Bench:
         alone = max(ceiling.values())
         if alone < LEAST_CEILING * max(each["requests_per_second"] for each in seen[0]):
             self._tell(f"{heading}: note: the client alone does no more than {alone:.6g}")
+        details["taken again"] = again = taken_again(self.again(), before)
+        if again:
+            self._tell(f"{heading}: {note_again(again)}")
         self._details[work.name] = details
         return row, self.described(work, peer_variants(work.direct)[best])
+
+    def again(self) -> dict[str, int]:
+        """How many samples each worker has had to take again."""
+        return {name: worker.again for name, worker in self._workers.items()}
 
     def row(self, work: Work, name: str, best: str, pairs: list[Pair]) -> Row:
         return summarize(

@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 from iodma.engine.dump import dump_on_signal
+from iodma.tools.bench.again import NothingFinished
 
 __all__ = ["main"]
 
@@ -69,6 +70,8 @@ def main(arguments: list[str]) -> int:
                 else:
                     reply = {"value": sample(request["sample"])}
                     reply["details"] = getattr(sample, "details", {})
+            except NothingFinished as error:
+                reply = {"nothing": str(error)}
             except Exception as error:
                 text = f"{type(error).__name__}: {error}"
                 reply = {"error": text, "traceback": traceback.format_exc()}

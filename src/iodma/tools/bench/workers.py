@@ -12,7 +12,8 @@ The conversation is lines of JSON over the worker's standard input and output:
     {"sample": 0.002, "trace": "FILE"}                         ->  {"value": 1}  (0: no engine)
 
 and an error is {"error": "what went wrong", "traceback": "..."}. Details are what else a case knows
-of its last sample: the attribute of that name, where what the case gave has one.
+of its last sample: the attribute of that name, where what the case gave has one. A sample in which
+nothing finished is answered by {"nothing": "why"}, and asked for again, longer.
 
 Invariants
  - While one side is sampled the other one sleeps in a read of its pipe.
@@ -33,6 +34,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from iodma.tools.bench.again import Again, NothingFinished
 from iodma.tools.bench.harness import BenchError
 
 __all__ = ["Case", "Fresh", "Worker"]
@@ -78,6 +80,7 @@ class Worker:
     """
 
     def __init__(self, case: Case, file: Path, cpu: int, memory: str = "") -> None:
+        self._again = Again()
         self._process = start(cpu)
         self._memory = memory
         self.open(case, file)
@@ -114,6 +117,11 @@ class Worker:
     def command(self) -> str:
         return self._case.described()
 
+    @property
+    def again(self) -> int:
+        """How many samples were taken again, of all cases that were open."""
+        return self._again.count
+
     def warm(self) -> None:
         """A sample that nobody looks at."""
         self.sample(WARM_UP_S)
@@ -124,7 +132,7 @@ class Worker:
         Raises:
             BenchError: the worker failed, died or did not answer in time.
         """
-        return self._ask({"sample": seconds}, seconds)
+        return self._again.take(lambda each: self._ask({"sample": each}, each), seconds)
 
     def trace(self, seconds: float, path: Path) -> bool:
         """A sample that is not measured, with a trace of it. False: the case runs no engine.
@@ -162,6 +170,8 @@ class Worker:
         if not line:
             raise BenchError(f"{self.command}: its process ended with {process.wait()}")
         reply: dict[str, Any] = json.loads(line)
+        if "nothing" in reply:
+            raise NothingFinished(f"{self.command}: {reply['nothing']}")
         if "error" in reply:
             error = BenchError(f"{self.command}: {reply['error']}")
             error.add_note(str(reply.get("traceback", "")))
@@ -171,13 +181,18 @@ class Worker:
 
 
 class Fresh:
-    """One side of a row that needs a new process for every sample."""
+    """One side of a row that needs a new process for every sample.
+
+    Attributes:
+        again: how many samples were taken again.
+    """
 
     def __init__(self, case: Case, file: Path, cpu: int, memory: str = "") -> None:
         self._case = case
         self._file = file
         self._cpu = cpu
         self._memory = memory
+        self.again = 0
 
     @property
     def name(self) -> str:
@@ -196,6 +211,7 @@ class Fresh:
         try:
             return worker.sample(seconds)
         finally:
+            self.again += worker.again
             worker.close()
 
     def close(self) -> None:
