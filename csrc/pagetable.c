@@ -48,6 +48,7 @@ const char *iod_table_wrong(const struct iod_table *table)
 void iod_table_set(struct iod_table *table, const struct iod_table *description)
 {
 	iod_table_flush(table, 0, UINT64_MAX);
+	table->region = NULL;
 	table->valid = description->valid;
 	table->write = description->write;
 	table->frame = description->frame;
@@ -60,6 +61,7 @@ void iod_table_set(struct iod_table *table, const struct iod_table *description)
 	table->last = description->last;
 	table->mode = description->mode;
 	table->outside = description->outside;
+	table->alone = (table->last - table->first) >> table->page_shift <= table->mask;
 }
 
 void iod_table_flush(struct iod_table *table, uint64_t first, uint64_t last)
@@ -206,41 +208,47 @@ static inline bool room_for(struct iod_translation *out, uint64_t pieces)
 #define USUAL 12 /* the bits of an address in a page, for the loops that are quick */
 #define USUAL_MASK ((uint64_t)(1 << USUAL) - 1)
 
-/* What a word of `host` is for a page to which there is such access, but for the page's address. */
-static inline uint64_t wanted(uint64_t page, uint8_t slot_bits, uint8_t access)
-{
-	return page >> slot_bits << IOD_TABLE_TAG | access;
-}
+/* The bits of a word of `host` that say which page it is of, and whether there is such access; and what they must be.  A
+ * match says, too, that the page is one of the range. */
 static inline uint64_t looked_at(uint8_t access)
 {
 	return (USUAL_MASK & ~(uint64_t)(IOD_READ | IOD_WRITE)) | access;
 }
+static inline uint64_t wanted(uint64_t page, unsigned slot_bits, uint8_t access)
+{
+	return page >> slot_bits << IOD_TABLE_TAG | access;
+}
 
 /* The usual list: each segment in one page, and it is known where that is.  Stops at the first that is anything else.
- * Alone in a function, as the loop needs all the registers there are. */
-__attribute__((noinline)) static size_t walk_known(const struct iod_table *table, const struct iod_segment *list,
-						   size_t count, uint8_t access, struct iod_translation *out)
+ * `alone`: no two pages of the range share a place. */
+static inline __attribute__((always_inline)) size_t walk_known(const struct iod_table *table, const struct iod_segment *list,
+							       size_t count, uint8_t access, struct iod_translation *out,
+							       const bool alone)
 {
 	const uint64_t *const known = table->host;
-	const uint64_t mask = table->mask, first = table->first, reach = table->last - first, bits = looked_at(access);
-	const uint8_t slot_bits = table->slot_bits;
-	const struct iod_piece piece = table->piece;
+	const uint64_t mask = table->mask, first = table->first, pages = ((table->last - first) >> USUAL) + 1,
+		       bits = looked_at(access);
+	const unsigned slot_bits = table->slot_bits;
+	struct iod_region *const region = table->region;
 	const struct iod_segment *each = list, *const stop = list + count;
 	struct iovec *iov = out->iov + out->count;
 	struct iod_piece *pieces = out->piece + out->count;
 	uint64_t end = 0;
 
 	for (; each < stop; each++) {
-		uint64_t offset = each->address - first, length = each->length, page = offset >> USUAL, word = known[page & mask];
-		/* length 0 wraps, and is too long for anything */
-		if (offset > reach || length - 1 > (~offset & USUAL_MASK) || (word & bits) != wanted(page, slot_bits, access))
+		uint64_t offset = each->address - first, length = each->length, page = offset >> USUAL, in = offset & USUAL_MASK;
+		if (alone && page >= pages)
 			break;
-		uint64_t where = (word & ~USUAL_MASK) | (offset & USUAL_MASK);
+		uint64_t word = known[alone ? page : page & mask];
+		/* length 0 wraps, and is too long for anything */
+		if (length - 1 > (in ^ USUAL_MASK) || (word & bits) != (alone ? access : wanted(page, slot_bits, access)))
+			break;
+		uint64_t where = (word & ~USUAL_MASK) | in;
 		if (where == end) {
 			iov[-1].iov_len += length;
 		} else {
 			*iov++ = (struct iovec){(void *)(uintptr_t)where, length};
-			*pieces++ = piece;
+			*pieces++ = (struct iod_piece){region, 0, 0};
 		}
 		end = where + length;
 	}
@@ -248,29 +256,41 @@ __attribute__((noinline)) static size_t walk_known(const struct iod_table *table
 	return (size_t)(each - list);
 }
 
+/* Each alone in a function, as the loop needs all the registers there are. */
+__attribute__((noinline)) static size_t walk_small(const struct iod_table *table, const struct iod_segment *list,
+						   size_t count, uint8_t access, struct iod_translation *out)
+{
+	return walk_known(table, list, count, access, out, true);
+}
+__attribute__((noinline)) static size_t walk_large(const struct iod_table *table, const struct iod_segment *list,
+						   size_t count, uint8_t access, struct iod_translation *out)
+{
+	return walk_known(table, list, count, access, out, false);
+}
+
 /* The same for one segment of several pages: the bytes that it comes to.  There is room for a piece a page. */
-__attribute__((noinline)) static uint64_t walk_known_run(const struct iod_table *table, uint64_t offset,
-							 const uint64_t length, uint8_t access, struct iod_translation *out)
+__attribute__((noinline)) static uint64_t walk_run(const struct iod_table *table, uint64_t offset, const uint64_t length,
+						   uint8_t access, struct iod_translation *out)
 {
 	const uint64_t *const known = table->host;
 	const uint64_t mask = table->mask, bits = looked_at(access), start = offset, stop = offset + length;
-	const uint8_t slot_bits = table->slot_bits;
-	const struct iod_piece piece = table->piece;
+	const unsigned slot_bits = table->slot_bits;
+	struct iod_region *const region = table->region;
 	struct iovec *iov = out->iov + out->count;
 	struct iod_piece *pieces = out->piece + out->count;
 	uint64_t end = 0;
 
 	while (offset != stop) {
-		uint64_t page = offset >> USUAL, word = known[page & mask];
-		uint64_t size = iod_min64(stop - offset, (~offset & USUAL_MASK) + 1);
+		uint64_t page = offset >> USUAL, in = offset & USUAL_MASK, word = known[page & mask];
+		uint64_t size = iod_min64(stop - offset, (in ^ USUAL_MASK) + 1);
 		if ((word & bits) != wanted(page, slot_bits, access))
 			break;
-		uint64_t where = (word & ~USUAL_MASK) | (offset & USUAL_MASK);
+		uint64_t where = (word & ~USUAL_MASK) | in;
 		if (where == end) {
 			iov[-1].iov_len += size;
 		} else {
 			*iov++ = (struct iovec){(void *)(uintptr_t)where, size};
-			*pieces++ = piece;
+			*pieces++ = (struct iod_piece){region, 0, 0};
 		}
 		end = where + size;
 		offset += size;
@@ -301,8 +321,8 @@ static void know(struct iod_table *table, const struct iod_extent *extent, const
 
 	if (table->page_shift != USUAL || !slot || (slot & USUAL_MASK) >> IOD_TABLE_TAG != page >> table->slot_bits)
 		return;
-	if (!table->piece.region) {
-		table->piece.region = range->region;
+	if (!table->region) {
+		table->region = range->region;
 		table->extent = *extent;
 	}
 	if (table->extent.first != extent->first || target < extent->first || USUAL_MASK > extent->last - target)
@@ -344,9 +364,9 @@ static bool add_page(struct iod_translation *out, struct iod_space *space, uint6
 /* The pieces from here on are in the known range. */
 static inline bool in_known(struct iod_translation *out, const struct iod_table *table)
 {
-	if (!table->piece.region || !hold(out, &table->extent))
+	if (!table->region || !hold(out, &table->extent))
 		return false;
-	out->only = out->count == 0 || out->only == table->piece.region ? table->piece.region : NULL;
+	out->only = out->count == 0 || out->only == table->region ? table->region : NULL;
 	return true;
 }
 
@@ -362,7 +382,7 @@ static uint64_t walk_segment(struct iod_space *space, const struct iod_segment *
 	if (length == 0 || offset > reach || length - 1 > reach - offset)
 		return 0;
 	if (length >> USUAL && table->page_shift == USUAL && room_for(out, (length >> USUAL) + 2) && in_known(out, table)) {
-		done = walk_known_run(table, offset, length, access, out);
+		done = walk_run(table, offset, length, access, out);
 		table->hits += (done + USUAL_MASK) >> USUAL;
 		if (!done)
 			out->extents = held;
@@ -389,13 +409,13 @@ size_t iod_table_walk(struct iod_space *space, const struct iod_segment *list, s
 	out->all_of = space;
 	if (table->version != memory->map.version) { /* none of what was known holds any more */
 		memset(table->host, 0, ((size_t)table->mask + 1) * sizeof table->host[0]);
-		table->piece.region = NULL;
+		table->region = NULL;
 		table->version = memory->map.version;
 	}
 	for (size_t i = 0; i < count;) {
 		const uint32_t held = out->extents;
 		if (list[i].length <= USUAL_MASK + 1 && room_for(out, count - i) && in_known(out, table)) {
-			size_t n = walk_known(table, list + i, count - i, access, out);
+			size_t n = (table->alone ? walk_small : walk_large)(table, list + i, count - i, access, out);
 			table->hits += n;
 			if (n == count) /* nobody asks how long a list is that is done */
 				return count;

@@ -46,12 +46,13 @@ struct iod_table {
 	uint32_t mask;	   /* of places */
 	uint8_t slot_bits; /* 2^slot_bits of them */
 	bool filled;	   /* since all were empty */
+	bool alone;	   /* no two pages of the range share one */
 
-	/* The pages that are in one range of the memory: its extent and its region; where in the host, with tag and rights
-	 * as in `slot`. */
+	/* The pages that are in one range of the memory: its extent and region; where in the host they are, with tag and
+	 * rights as in `slot`. */
 	uint64_t version; /* of the memory's map */
 	struct iod_extent extent;
-	struct iod_piece piece; /* no region: none was met yet */
+	struct iod_region *region; /* NULL: none was met yet; never with pages of an unusual size */
 	uint64_t *host;
 
 	uint64_t slot[];

@@ -99,10 +99,11 @@ void describe_table(struct world *w)
 	uint64_t base = below(w, 8) ? 3 * PAGE : base_of(below(w, REGIONS)) / 8 * 8 + 4064 * below(w, 2);
 	uint32_t pages = below(w, 4) ? IOVAS : 1 + below(w, IOVAS), first = below(w, 8) ? 0 : below(w, 4);
 	bool wide = below(w, 4) == 0;
-	struct iod_table now = {.valid = 1, .write = below(w, 8) ? 2 : 0, .frame = 0xfffff000, .entry_bytes = wide ? 8 : 4,
-				.shift = wide ? below(w, 33) : 0, .page_shift = 12, .big_endian = below(w, 2),
-				.base = base > UINT64_MAX - PAGE ? 0 : base, .first = first * PAGE,
-				.last = (first + pages) * PAGE - 1, .mode = below(w, 8) ? IOD_TABLE_TRANSLATES : below(w, 2),
+	uint8_t shift = below(w, 8) ? 12 : 13;
+	struct iod_table now = {.valid = 1, .write = below(w, 8) ? 2 : 0, .frame = 0xfffff000 & -(1u << shift),
+				.entry_bytes = wide ? 8 : 4, .shift = wide ? below(w, 33) : 0, .page_shift = shift, .big_endian = below(w, 2),
+				.base = base > UINT64_MAX - PAGE ? 0 : base, .first = (uint64_t)first << shift,
+				.last = ((uint64_t)(first + pages) << shift) - 1, .mode = below(w, 8) ? IOD_TABLE_TRANSLATES : below(w, 2),
 				.outside = below(w, 2)};
 	MUST(!iod_table_wrong(&now));
 	iod_table_set(w->table.table, &now);
