@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.peers.sun4m.machine import COMPARED, RAP, RDP
+from tests.peers.sun4m.machine import COMPARED, COMPARED_BYTES, RAP, RDP, TABLE
 from tests.peers.sun4m.program import Program, Step
 from tests.peers.sun4m.session import Observation
 
@@ -36,6 +36,7 @@ class Moment:
         differs: of these, what is not the same and not explained yet, but memory: of a register the
             bits, otherwise 1.
         memory: addresses whose bytes differ, with ours and theirs.
+        known: ... which were explained before.
         before: moments that were compared already.
     """
 
@@ -46,6 +47,7 @@ class Moment:
     differs: dict[str, int]
     memory: Bytes
     before: list[Moment]
+    known: Bytes = field(default_factory=dict)
 
     def register(self, name: str) -> tuple[int, int]:
         """Ours and theirs; of a register that was not read here, zeros."""
@@ -57,6 +59,30 @@ class Moment:
             if step.op == "write" and step.address == address:
                 return step.value
         return None
+
+    def memory_at(self, address: int, size: int) -> tuple[bytes, bytes]:
+        """Ours and theirs, here or when it was looked at last; of what is not compared, zeros."""
+        if "memory" not in self.ours:
+            return self.before[-1].memory_at(address, size) if self.before else (bytes(size),) * 2
+        begin = address - COMPARED
+        if not 0 <= begin <= COMPARED_BYTES - size:
+            return bytes(size), bytes(size)
+        return self.ours["memory"][begin : begin + size], self.theirs["memory"][
+            begin : begin + size
+        ]
+
+    def bus_places(self, address: int, size: int) -> list[int]:
+        """Physical addresses of bytes of the window, by the page table in memory."""
+        found = []
+        for at in range(address, address + size):
+            entry = self.memory_at(TABLE + 4 * (at >> 12 & 0xFFF), 4)[0]
+            found.append((int.from_bytes(entry, "big") & 0xFFFF_FF00) << 4 | at & 0xFFF)
+        return found
+
+    def bus_at(self, address: int, size: int) -> tuple[bytes, bytes]:
+        """`memory_at`, of bytes of the window."""
+        pairs = [self.memory_at(at, 1) for at in self.bus_places(address, size)]
+        return b"".join(pair[0] for pair in pairs), b"".join(pair[1] for pair in pairs)
 
     def frames(self) -> list[Step]:
         """The frames that came in since the last check."""
@@ -146,7 +172,7 @@ def compare(
     for moment in moments(program, ours, theirs, before):
         verdict.compared += 1
         for address in [at for at, pair in moment.memory.items() if known.get(at) == pair]:
-            del moment.memory[address]
+            moment.known[address] = moment.memory.pop(address)
         found = dict(moment.memory)
         for divergence in divergences:
             if moment.done():

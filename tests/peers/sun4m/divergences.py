@@ -11,19 +11,25 @@ Invariants:
 
 from __future__ import annotations
 
+from zlib import crc32
+
 from tests.peers.sun4m.compare import Divergence, Moment
-from tests.peers.sun4m.machine import COMPARED, D_ADDR, D_CSR, IOMMU, LEDMA, RAP, RDP
+from tests.peers.sun4m.machine import D_ADDR, D_CSR, IOMMU, LEDMA, RAP, RDP
 from tests.peers.sun4m.script import (
     ACON,
     BABL,
     BCON,
     BSWP,
+    DTCR,
+    DTX,
     INEA,
     INIT,
     INTR,
+    LOOP,
     MERR,
     MISS,
     OWN,
+    RINT,
     RXON,
     STOP,
     STP,
@@ -32,6 +38,7 @@ from tests.peers.sun4m.script import (
     TDMD,
     TINT,
     TXON,
+    swapped,
 )
 
 CSR0 = "LANCE CSR0"
@@ -43,10 +50,9 @@ def tdmd(moment: Moment) -> bool:
 
 
 def stopped(moment: Moment) -> bool:
-    """Until the next start."""
-    started = moment.register(CSR0)[0] & STRT
-    was_stopped = any(value & STOP for value in moment.csr_written(0))
-    return was_stopped and not started and moment.only_theirs(CSR0, TXON)
+    """Until the next start, and on if MODE keeps the transmitter off."""
+    off = not moment.register(CSR0)[0] & STRT or mode(moment) & DTX
+    return bool(off) and was_stopped(moment) and moment.only_theirs(CSR0, TXON)
 
 
 def forgotten(moment: Moment) -> bool:
@@ -80,9 +86,12 @@ def odd_sent(moment: Moment) -> bool:
     ours, theirs = moment.ours.get("wire", ()), moment.theirs.get("wire", ())
     if not swaps(moment) or len(ours) != len(theirs):
         return False
+    wild = moment.program.kind == "hostile"  # whose buffers hold anything
     for one, two in zip(ours, theirs, strict=True):
-        same = one == two or (len(one) % 2 and one[:-1] == two[:-1] and one[-1] == TAIL)
-        if not same or len(one) != len(two):
+        if one == two:
+            continue
+        tail = len(one) % 2 and (wild or one[-1] == TAIL)
+        if not tail or len(one) != len(two) or one[:-1] != two[:-1]:
             return False
     return moment.take("wire")
 
@@ -109,6 +118,12 @@ def odd_address(moment: Moment) -> bool:
     )
     only = moment.memory or set(moment.differs) == {"wire"}
     return bool(swaps(moment) and odd and only) and everything(moment)
+
+
+def mode(moment: Moment) -> int:
+    """MODE, as it is in memory where CSR1 and CSR2 say that the initialization block is."""
+    low, high = ((moment.csr_written(number) or [0])[-1] for number in (1, 2))
+    return int.from_bytes(moment.bus_at((high & 0xFF) << 16 | low & 0xFFFE, 2)[0], "big")
 
 
 def swaps(moment: Moment) -> bool:
@@ -138,12 +153,14 @@ def csr3(moment: Moment) -> tuple[int, int]:
 
 
 #: Of the IOMMU's AFSR.
-AFSR_ERR, AFSR_RD = 0x8000_0000, 0x0004_0000
+AFSR_ERR, AFSR_RD, AFSR_ME = 0x8000_0000, 0x0004_0000, 0x0008_0000
 SHORTEST, LONGEST, FCS = 60, 1514, 4
 #: Of LEDMA's CSR; NO_E_CSR has no meaning there, or does not stay.
 INT_PEND, RESET, A_LOADED, NO_E_CSR = 1, 0x80, 0x0400_0000, 0x0190_6768
 #: Of the status byte of a receive descriptor.
-RX_ERR, OFLO, BUFF = 0x40, 0x10, 0x04
+RX_ERR, OFLO, RX_CRC, BUFF = 0x40, 0x10, 0x08, 0x04
+#: Bytes of the longest packet in loopback, with its FCS.
+LOOPED = 36
 
 
 def fourth_buffer(moment: Moment) -> bool:
@@ -169,12 +186,21 @@ def enable_while_stopped(moment: Moment) -> bool:
     return moment.register(CSR0)[0] == STOP and moment.only_theirs(CSR0, INEA)
 
 
-def sent_while_stopped(moment: Moment) -> bool:
-    """QEMU has TXON from before, and has sent."""
+def sent_while_off(moment: Moment) -> bool:
+    """QEMU has TXON from a STOP, and has sent."""
     ours, theirs = moment.register(CSR0)
-    if ours == STOP and theirs & (STOP | TINT) == STOP | TINT:
-        return everything(moment)
-    return False
+    off = not ours & TXON and was_stopped(moment)
+    sent = theirs & TINT & ~ours or (theirs & TXON and "wire" in moment.differs)
+    return off and bool(sent) and everything(moment)
+
+
+def was_stopped(moment: Moment) -> bool:
+    return any(value & STOP for value in moment.csr_written(0))
+
+
+def initialized_while_started(moment: Moment) -> bool:
+    ours, theirs = moment.register(CSR0)
+    return bool(ours & (STRT | INIT) == STRT and theirs & INIT) and everything(moment)
 
 
 def never_initialized(moment: Moment) -> bool:
@@ -248,22 +274,70 @@ def no_packet(moment: Moment) -> bool:
     return orphans and moment.only_theirs(CSR0, TINT) and everything(moment)
 
 
-def transmitter_left_on(moment: Moment) -> bool:
-    """MODE.DTX, and QEMU's TXON was set by the STOP before."""
-    ours, theirs = moment.register(CSR0)
-    if not moment.before or not ours & STRT or ours & TXON or not theirs & TXON:
-        return False
-    return bool(moment.before[-1].register(CSR0)[1] & TXON) and everything(moment)
-
-
 def ones(moment: Moment) -> bool:
     """A descriptor that QEMU has left alone, whose BCNT has not all ones above."""
-    content = moment.theirs.get("memory", b"")
-    for at, (ours, theirs) in moment.memory.items():
-        high = content[at + 2 - COMPARED] if at + 2 - COMPARED < len(content) else 0xF0
-        if at % 8 == 2 and ours & ~0x7F == 0 and theirs & 0x80 and high & 0xF0 != 0xF0:
+    given_back = {at for at, pair in moment.memory.items() if pair[0] == pair[1] & 0x7F}
+    for at in given_back:
+        entry = moment.memory_at(at - 2, 8)[1]
+        if at % 8 == 2 and entry[4] & 0xF0 != 0xF0 and entry[2] & 0x80:
             return everything(moment)
     return False
+
+
+def looped_short(moment: Moment) -> bool:
+    """MCNT and the buffer of a packet that came back: n + 4 bytes in ours, 64 in QEMU's."""
+    found = False
+    for at, (ours, theirs) in sorted({**moment.known, **moment.memory}.items()):
+        short = at % 8 == 7 and ours <= LOOPED and theirs == SHORTEST + FCS
+        if not short or not mode(moment) & LOOP:
+            continue
+        entry = moment.memory_at(at - 7, 8)[0]
+        address = entry[3] << 16 | entry[0] << 8 | entry[1]
+        content = moment.bus_at(address, ours)[0]
+        if swaps(moment):
+            if address % 2:
+                continue
+            content = swapped(content[: ours & ~1]) + content[ours & ~1 :]
+        if not mode(moment) & DTCR and content[-4:] != crc32(content[:-4]).to_bytes(4, "little"):
+            continue
+        before = len(moment.memory)
+        for place in (at, *moment.bus_places(address, SHORTEST + FCS)):
+            moment.memory.pop(place, None)
+        if mode(moment) & DTCR and set_in(moment, at - 5, RX_ERR | RX_CRC):
+            del moment.memory[at - 5]
+        found |= len(moment.memory) < before
+    return found
+
+
+def set_in(moment: Moment, at: int, mask: int) -> bool:
+    """Does a byte of memory have these bits in ours, and otherwise the same ones?"""
+    ours, theirs = moment.memory.get(at, (0, 0))
+    return ours & mask == mask and ours & ~mask == theirs
+
+
+def looped_group(moment: Moment) -> bool:
+    """QEMU has received, or missed, what ours did not hear."""
+    ours, theirs = moment.register(CSR0)
+    taken = any(
+        at % 8 == 2 and pair[0] & 0x80 and not pair[1] & 0x80 for at, pair in moment.memory.items()
+    )
+    heard = bool(theirs & ~ours & (RINT | MISS)) or taken
+    return heard and mode(moment) & (LOOP | DTCR) == LOOP and everything(moment)
+
+
+def no_end(moment: Moment) -> bool:
+    """A transmit descriptor has ERR, BUFF and UFLO in ours."""
+    for at, (ours, theirs) in moment.memory.items():
+        entry = moment.memory_at(at - 2, 8)
+        errors = at % 8 == 2 and ours & RX_ERR and not theirs & RX_ERR
+        if errors and entry[0][6] & 0xC0 == 0xC0 and not entry[1][6] & 0xC0:
+            return everything(moment)
+    return False
+
+
+def csr_bits(moment: Moment) -> bool:
+    taken = [moment.only_theirs("LANCE CSR1", 1), moment.only_theirs("LANCE CSR2", 0xFF00)]
+    return any(taken)
 
 
 def csr3_while_running(moment: Moment) -> bool:
@@ -279,8 +353,10 @@ def before_start(moment: Moment) -> bool:
 
 
 def memory_error(moment: Moment) -> bool:
-    """Ours has MERR, and both a fault of the IOMMU."""
+    """Ours has MERR, and both a fault of the IOMMU; QEMU tells of its last one."""
     ours, theirs = moment.register("IOMMU AFSR")
+    if (ours ^ theirs) & ~(AFSR_ME | AFSR_RD):
+        return False
     merr = moment.register(CSR0)
     if ours & theirs & AFSR_ERR and merr[0] & MERR and not merr[1] & MERR:
         return everything(moment)
@@ -312,7 +388,7 @@ DIVERGENCES: tuple[Divergence, ...] = (
     ),
     Divergence(
         "TXON after STOP",
-        "STOP clears TXON; in QEMU it sets it",
+        "STOP clears TXON; in QEMU it sets it, and MODE.DTX does not clear it",
         'Am7990, "Control and Status Register 0", TXON: cleared by RESET or by setting STOP',
         stopped,
     ),
@@ -330,10 +406,17 @@ DIVERGENCES: tuple[Divergence, ...] = (
         enable_while_stopped,
     ),
     Divergence(
-        "sent while stopped",
-        "nothing is sent while STOP is set; QEMU sends on TDMD, its TXON being set",
-        'Am7990, "Control and Status Register 0", STOP: disables all external activity',
-        sent_while_stopped,
+        "sent while off",
+        "nothing is sent while TXON is clear; QEMU's was set by a STOP, and it sends",
+        'Am7990, "Control and Status Register 0", STOP: disables all external activity; TXON',
+        sent_while_off,
+        ends=True,
+    ),
+    Divergence(
+        "INIT after STRT",
+        "INIT has to follow STOP; QEMU reads the block though it has been started",
+        'Am7990, "Control and Status Register 0", INIT; "Initialization"',
+        initialized_while_started,
         ends=True,
     ),
     Divergence(
@@ -386,11 +469,30 @@ DIVERGENCES: tuple[Divergence, ...] = (
         ends=True,
     ),
     Divergence(
-        "TXON with MODE.DTX",
-        "the transmitter is off; QEMU's was set by the STOP before, and stays",
-        'Am7990, "MODE Register", DTX',
-        transmitter_left_on,
+        "short packets in loopback",
+        "come back as they were sent, with an FCS; QEMU fills them up to 60 bytes",
+        'Am7990, "Loopback": packets of 8 to 32 bytes; "MODE Register", DTCR',
+        looped_short,
+    ),
+    Divergence(
+        "logical addresses in loopback",
+        "are not heard while the CRC logic makes the FCS; by QEMU they are",
+        'Am7990, "Loopback": multicast needs DTCR',
+        looped_group,
         ends=True,
+    ),
+    Divergence(
+        "packet without an end",
+        "BUFF and UFLO, and the transmitter is off; QEMU gives the buffers back",
+        'Am7990, "Transmit Message Descriptor 3", BUFF and UFLO',
+        no_end,
+        ends=True,
+    ),
+    Divergence(
+        "bits of CSR1 and CSR2",
+        "bit 0 of CSR1 and the high byte of CSR2 read as 0; QEMU keeps them",
+        'Am7990, "Control and Status Register 1" and "2"',
+        csr_bits,
     ),
     Divergence(
         "ones above BCNT",

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.peers.sun4m.lance_programs import driver, faults
+from tests.peers.sun4m.lance_programs import driver, faults, loopback, modes
 from tests.peers.sun4m.program import Program
 from tests.peers.sun4m.register_programs import hostile, iommu, ledma
 from tests.peers.sun4m.scsi_programs import scsi
@@ -13,6 +13,8 @@ from tests.peers.sun4m.scsi_programs import scsi
 GENERATORS: dict[str, tuple[Callable[[int], Program], float]] = {
     "driver": (driver, 5),
     "faults": (faults, 1),
+    "loopback": (loopback, 1),
+    "modes": (modes, 1),
     "iommu": (iommu, 2),
     "ledma": (ledma, 2),
     "hostile": (hostile, 2),

@@ -7,6 +7,7 @@ Invariant: a program of `driver` does nothing that the Am7990 datasheet leaves u
 from __future__ import annotations
 
 import random
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -14,10 +15,17 @@ from tests.peers.sun4m.machine import D_CSR, D_TEST, LEDMA, PAGE
 from tests.peers.sun4m.program import Program
 from tests.peers.sun4m.script import (
     BSWP,
+    COLL,
+    DRTY,
+    DRX,
+    DTCR,
+    DTX,
     ENP,
     IDON,
     INEA,
     INIT,
+    INTL,
+    LOOP,
     OWN,
     PAGES,
     PROM,
@@ -107,7 +115,7 @@ class Driver:
         self.station = bytes([rng.randrange(0, 256, 2), *rng.randbytes(5)])
         if script.chance(0.5):
             self.logical = rng.randbytes(8)
-        if script.chance(0.15):
+        if not self.mode and script.chance(0.15):
             self.mode = PROM
         self.receive = Ring(0, rng.choice([0, 1, 2, 2, 3, 3, 4, 7]))
         self.transmit = Ring(0, rng.choice([0, 1, 2, 2, 3, 3, 4, 7]))
@@ -274,9 +282,45 @@ def faults(seed: int) -> Program:
     guest.set_up()
     work(guest, rng.randint(0, 4))
     for _ in range(rng.randint(1, 3)):
-        page = rng.choice(sorted(script.pages))
+        used = [guest.block, guest.receive.address, guest.transmit.address]
+        ahead = guest.window * PAGE + guest.heap + 2 * PAGE
+        at = rng.choice([*used, ahead, ahead]) // PAGE
+        page = at if at in script.pages else rng.choice(sorted(script.pages))
         valid = rng.random() < 0.4
         script.map(page, script.pages[page], writable=False, valid=valid)
         script.flush(page)
         work(guest, rng.randint(1, 4))
     return script.program("faults", seed)
+
+
+def loopback(seed: int) -> Program:
+    """Packets come back, with an FCS of the chip's or of the driver's."""
+    rng = random.Random(seed)
+    script = Script(rng)
+    guest = Driver(script)
+    guest.mode = LOOP | INTL | rng.choice([0, DTCR]) | rng.choice([0, 0, PROM])
+    guest.set_up()
+    for _ in range(rng.randint(1, 6)):
+        if script.chance(0.8):
+            guest.offer()
+        size = rng.choice([8, 14, 20, 28, 31, 32, rng.randint(8, 32)])
+        data = guest.a_frame(size)
+        if guest.mode & DTCR:
+            fcs = zlib.crc32(data[:-4]) ^ rng.choice([0, 0, 1])
+            data = data[:-4] + fcs.to_bytes(4, "little")
+        guest.send_frame(data, 1)
+        guest.demand()
+        if script.chance(0.3):
+            guest.acknowledge()
+    return script.program("loopback", seed)
+
+
+def modes(seed: int) -> Program:
+    """A driver whose receiver or transmitter is disabled, or that hears everything."""
+    rng = random.Random(seed)
+    script = Script(rng)
+    guest = Driver(script)
+    guest.mode = rng.choice([DRX, DTX, DRX | DTX, PROM, DRTY, COLL, DTCR, PROM | DTCR])
+    guest.set_up()
+    work(guest, rng.randint(2, 8))
+    return script.program("modes", seed)
