@@ -118,7 +118,7 @@ class Pair:
 def make_program(seed: int, number: int, kinds: Sequence[str] = ()) -> Program:
     """Program `number` of the campaign with this seed."""
     rng = random.Random(f"{seed}/{number}")
-    weights = {name: GENERATORS[name][1] for name in kinds or GENERATORS}
+    weights = dict.fromkeys(kinds, 1.0) or {name: share for name, (_, share) in GENERATORS.items()}
     (kind,) = rng.choices(list(weights), list(weights.values()))
     return GENERATORS[kind][0](rng.getrandbits(32))
 

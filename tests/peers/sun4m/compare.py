@@ -62,14 +62,13 @@ class Moment:
 
     def memory_at(self, address: int, size: int) -> tuple[bytes, bytes]:
         """Ours and theirs, here or when it was looked at last; of what is not compared, zeros."""
-        if "memory" not in self.ours:
-            return self.before[-1].memory_at(address, size) if self.before else (bytes(size),) * 2
+        looks = [self, *reversed(self.before)]
+        look = next((look for look in looks if "memory" in look.ours), None)
         begin = address - COMPARED
-        if not 0 <= begin <= COMPARED_BYTES - size:
+        if look is None or not 0 <= begin <= COMPARED_BYTES - size:
             return bytes(size), bytes(size)
-        return self.ours["memory"][begin : begin + size], self.theirs["memory"][
-            begin : begin + size
-        ]
+        there = slice(begin, begin + size)
+        return look.ours["memory"][there], look.theirs["memory"][there]
 
     def bus_places(self, address: int, size: int) -> list[int]:
         """Physical addresses of bytes of the window, by the page table in memory."""
@@ -118,6 +117,12 @@ class Moment:
     def only_ours(self, name: str, mask: int) -> bool:
         ours, theirs = self.register(name)
         return self.take(name, ours & ~theirs & mask)
+
+    def everything(self) -> bool:
+        """Explains all that differs: the states differ from here on."""
+        self.differs.clear()
+        self.memory.clear()
+        return True
 
     def done(self) -> bool:
         return not self.differs and not self.memory
@@ -248,6 +253,9 @@ def describe(moment: Moment) -> str:
                 if one != two:
                     lines.append(f"    {place}: ours   {_frame(one)}")
                     lines.append(f"       QEMU's {_frame(two)}")
+        elif isinstance(ours, bytes):
+            size = sum(one != two for one, two in zip(ours, theirs, strict=True))
+            lines.append(f"  {what}: {size} bytes differ")
         else:
             lines.append(f"  {what}: ours {ours:#x}, QEMU's {theirs:#x}")
     for place, (address, one, two) in enumerate(runs(moment.memory)):

@@ -18,5 +18,5 @@ GENERATORS: dict[str, tuple[Callable[[int], Program], float]] = {
     "iommu": (iommu, 2),
     "ledma": (ledma, 2),
     "hostile": (hostile, 2),
-    "scsi": (scsi, 0),
+    "scsi": (scsi, 3),
 }

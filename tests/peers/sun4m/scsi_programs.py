@@ -67,7 +67,8 @@ class Adapter:
         self.command(RESET_CHIP)
         self.command(NOP | DMA)
         self.register(CONFIG1, 7)
-        script.check()
+        self.command(RESET_BUS)
+        self.service()
 
     def register(self, number: int, value: int) -> None:
         self.script.write(ESP + 4 * number, value, 1)
@@ -140,7 +141,7 @@ class Adapter:
             piece = size - done
             if script.chance(0.3) and piece > 1024:
                 piece = self.rng.randrange(512, piece, 512)
-            at = self.room(piece, 4)
+            at = self.room(piece, 32 if size <= 32 else 4)  # sense is within a page
             if not to_memory:
                 script.bus_store(at, content[done : done + piece])
             self.count(piece)

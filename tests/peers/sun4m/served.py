@@ -9,8 +9,9 @@ from __future__ import annotations
 import socket
 import sys
 
-from iodma import Datagram, Engine
+from iodma import Datagram, Engine, File
 from iodma.boards.sun4m import Sun4m
+from iodma.scsi import Disk, Target
 from iodma.transports.qtest import QtestServer, SteppedClock
 
 
@@ -20,7 +21,10 @@ def main(qtest: int, net: int, disk: str, ram: int) -> None:
         Engine(clock=clock) as engine,
         socket.socket(fileno=net) as wire,
         Datagram(wire) as network,
-        Sun4m(engine, memory=ram, network=network) as board,
+        File(disk) as file,
+        Sun4m(
+            engine, memory=ram, network=network, targets={0: Target(engine, Disk(file))}
+        ) as board,
     ):
 
         async def serve() -> None:

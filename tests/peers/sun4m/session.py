@@ -32,6 +32,7 @@ from tests.peers.sun4m.machine import (
     COMPARED,
     COMPARED_BYTES,
     ESP,
+    ESP_COMMAND,
     OBSERVED,
     PAGE,
     RAP,
@@ -41,6 +42,8 @@ from tests.peers.sun4m.machine import (
 from tests.peers.sun4m.program import Program, Step
 
 LETTER = {1: "b", 2: "w", 4: "l", 8: "q"}
+#: ESP's command after which the bus is free, and the disk at rest.
+ACCEPT = 0x12
 #: How long a frame may wait for a receiver that is off.
 PATIENCE_SECONDS = 0.02
 
@@ -57,7 +60,7 @@ class Observation(NamedTuple):
     """What one side said: at a step, of what, and the value.
 
     `what` is a register's name, "memory" (all of COMPARED), "wire" (the frames that went out) or
-    "disk" (all of it).
+    "disk" (all of it, where no command is under way).
     """
 
     step: int
@@ -158,7 +161,7 @@ class Session:
         found: list[Observation] = []
         lines: list[str] = []
         names: list[Look] = []
-        csr = 0
+        csr, idle = 0, False
         for place, step in enumerate(program.steps):
             match step.op:
                 case "frame":
@@ -178,7 +181,7 @@ class Session:
                     found.append(Observation(place, "memory", self.memory()))
                     found.append(Observation(place, "wire", tuple(self._frames)))
                     self._frames.clear()
-                    if uses_disk:
+                    if idle:
                         found.append(Observation(place, "disk", self.disk.read_bytes()))
                 case "read":
                     name = f"LANCE CSR{csr}" if step.address == RDP else register_name(step.address)
@@ -189,6 +192,8 @@ class Session:
                     self.advance(step.value)
                 case _:
                     csr = step.value if step.op == "write" and step.address == RAP else csr
+                    if step.op == "write" and step.address == ESP_COMMAND:
+                        idle = step.value == ACCEPT
                     lines.append(command(step))
         self._observe(found, lines, names)
         return found
