@@ -68,7 +68,7 @@ def nobody_selected(moment: Moment) -> bool:
         if step.address == ESP + 4 * BUS_ID:
             target = step.value
         elif step.address == ESP + 4 * COMMAND and step.value in (SELECT, SELECT_ATN):
-            absent = bool(target)
+            absent |= bool(target)
         elif step.address == ESP + 4 * COMMAND and step.value & DMA:
             absent = False
     return absent and moment.only_ours("ESP status", TC)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from tests.peers.sun4m.program import Program
 
 
-def shrink(program: Program, fails: Callable[[Program], bool], tries: int = 300) -> Program:
+def shrink(program: Program, fails: Callable[[Program], bool], tries: int = 200) -> Program:
     """Drops runs of steps, half the program at a time at first, then ever fewer.
 
     Args:
