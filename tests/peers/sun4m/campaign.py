@@ -218,7 +218,13 @@ def main() -> int:
     parser.add_argument("--failures", type=Path, default=FAILURES, help="where they are saved")
     parser.add_argument("--replay", type=Path, help="a saved program, instead of a campaign")
     parser.add_argument("--observations", action="store_true", help="with --replay: print all")
+    parser.add_argument("--divergences", action="store_true", help="list the deliberate ones")
     arguments = parser.parse_args()
+    if arguments.divergences:
+        for each in DIVERGENCES:
+            end = " (ends the comparison)" if each.ends else ""
+            print(f"{each.name}{end}\n    {each.differs}\n    {each.source}")
+        return 0
     if arguments.replay:
         return replay(arguments)
     print(f"seed {arguments.seed}", flush=True)

@@ -153,10 +153,10 @@ LANCE: tuple[Divergence, ...] = (
         ends=True,
     ),
     Divergence(
-        "CSR3 written while running",
-        "is not written; in QEMU it is",
-        'Am7990, "Control and Status Register 3": accessible only when STOP is set',
-        lance.csr3_while_running,
+        "CSR1 to CSR3 written while running",
+        "are not written; in QEMU they are",
+        'Am7990, "Control and Status Register 1", "2", "3": accessible only when STOP is set',
+        lance.written_while_running,
         ends=True,
     ),
     Divergence(

@@ -136,29 +136,30 @@ def mode(moment: Moment) -> int:
 
 
 def swaps(moment: Moment) -> bool:
-    return not csr3(moment)[0] & BSWP
+    return not kept(moment, 3)[0] & BSWP
 
 
-def csr3(moment: Moment) -> tuple[int, int]:
-    """What CSR3 holds, as the datasheet has it, and what was written to it last."""
-    kept, written, rap, stopped = 0, 0, 0, True
+def kept(moment: Moment, number: int) -> tuple[int, int]:
+    """What CSR1, CSR2 or CSR3 holds, as the datasheet has it, and what was written to it last."""
+    holds, written, rap, stopped = 0, 0, 0, True
+    mask = (0, 0xFFFE, 0xFF, BSWP | ACON | BCON)[number]
     for step in moment.program.steps[: moment.step]:
         if step.op == "check":
             rap = 0
         elif step.op == "write" and step.address == RAP:
             rap = step.value & 3
         elif step.op == "write" and step.address == LEDMA + D_CSR and step.value & RESET:
-            kept, written, stopped = 0, 0, True
+            holds, written, stopped = (0, 0, True) if number == 3 else (holds, written, True)
         elif step.op == "write" and step.address == RDP and rap == 0:
             if step.value & STOP:
                 stopped = True
-                kept = 0
+                holds = 0 if number == 3 else holds
             elif step.value & (INIT | STRT):
                 stopped = False
-        elif step.op == "write" and step.address == RDP and rap == 3:
-            written = step.value & (BSWP | ACON | BCON)
-            kept = written if stopped else kept
-    return kept, written
+        elif step.op == "write" and step.address == RDP and rap == number:
+            written = step.value & mask
+            holds = written if stopped else holds
+    return holds, written
 
 
 def fourth_buffer(moment: Moment) -> bool:
@@ -299,18 +300,22 @@ def csr_bits(moment: Moment) -> bool:
 
 
 def ring_at_zero(moment: Moment) -> bool:
-    """A descriptor of the bus's first KiB that QEMU has left alone."""
+    """A descriptor of the bus's first KiB that QEMU has left alone, or that only ours has read."""
     first = set(moment.bus_places(0, 1024))
     left = any(
         at in first and at % 8 == 2 and pair[1] & 0x80 and not pair[0] & 0x80
         for at, pair in moment.memory.items()
     )
-    return left and moment.everything()
+    merr = moment.register(CSR0)[0] & ~moment.register(CSR0)[1] & MERR
+    ours, theirs = moment.register("IOMMU AFSR")
+    unread = merr and ours & ~theirs & AFSR_ERR
+    fault = bool(unread) and not moment.register("IOMMU AFAR")[0] & 0xFF_FFFF
+    return (left or fault) and moment.everything()
 
 
-def csr3_while_running(moment: Moment) -> bool:
-    kept, written = csr3(moment)
-    return kept != written and moment.everything()
+def written_while_running(moment: Moment) -> bool:
+    pairs = [kept(moment, number) for number in (1, 2, 3)]
+    return any(holds != written for holds, written in pairs) and moment.everything()
 
 
 def before_start(moment: Moment) -> bool:
