@@ -96,7 +96,7 @@ def test_how_much_is_looked_at(fd: int) -> None:
     assert unshared.zeros_of(fd) == unshared.MOST
     blocks = os.fstat(fd).st_blocks
     unshared.zeros_of(fd)
-    assert os.fstat(fd).st_blocks == blocks
+    assert os.fstat(fd).st_blocks <= blocks  # a kernel short of memory may take some back
     os.pwrite(fd, b"x", 100)
     assert unshared.zeros_of(fd) is None
     reader, writer = os.pipe()
