@@ -189,6 +189,20 @@ def test_a_slot_is_given_back_when_its_transfer_has_ended(slow: Slow) -> None:
     slow.disk.answer_all()
     slow.settle()
     assert all(each.status is GOOD for each in some[1:])
+    for tag in range(SLOTS):
+        slow.begin(verify, tag=tag)
+    assert len(slow.disk.waiting) == SLOTS, "none is lost"
+    slow.disk.answer_all()
+    slow.settle()
+
+
+def test_before_the_turn_in_which_the_data_phase_would_begin(slow: Slow) -> None:
+    request = slow.begin(cdb("READ (10)", FUA=1, TRANSFER_LENGTH=8))
+    slow.disk.answer()  # the flush in front of it
+    assert request.cancel()
+    slow.settle()
+    ended(request)
+    assert len(slow.disk.requests) == 1
 
 
 def test_alone_on_the_medium(slow: Slow) -> None:

@@ -241,18 +241,18 @@ def test_unmap_lists_that_are_wrong(path: Path) -> None:
 def test_a_miscompare_says_where(path: Path) -> None:
     before = path.read_bytes()
     wrong = bytearray(before[:2048])
-    wrong[1500] ^= 1
+    wrong[1540] ^= 1
     with on_disk(path) as it:
 
         async def main() -> None:
-            for pieces in ([4096], [100], [511, 2]):
+            for pieces in ([4096], [100], [511, 2], [300, 4096]):
                 raw = cdb("VERIFY (10)", BYTCHK=1, VERIFICATION_LENGTH=4)
                 request, _ = await it.command(raw, bytes(wrong), pieces)
                 assert str(request.sense) == "MISCOMPARE 1D/00"
-                assert request.sense is not None and request.sense.information == 2
+                assert request.sense is not None and request.sense.information == 3
             raw = cdb("COMPARE AND WRITE", NUMBER_OF_LOGICAL_BLOCKS=4)
             request, _ = await it.command(raw, bytes(wrong) + bytes(2048))
-            assert request.sense is not None and request.sense.information == 1500
+            assert request.sense is not None and request.sense.information == 1540
 
         it.run(main)
     assert path.read_bytes() == before

@@ -264,6 +264,9 @@ def test_others_hear_of_modes_media_and_sizes_that_change(path: Path) -> None:
             with path.open("ab") as file:
                 file.write(bytes(512 * 8))
             assert disk.resize() and not disk.resize()
+            with path.open("ab") as file:
+                file.write(bytes(512))
+            assert disk.resize(), "told once, however often it changes"
             heard = [str((await other.command(TUR))[0].sense) for _ in range(4)]
             assert heard == [f"UNIT_ATTENTION {it}" for it in ("2A/01", "28/00", "2A/09")] + [
                 "None"
@@ -271,7 +274,13 @@ def test_others_hear_of_modes_media_and_sizes_that_change(path: Path) -> None:
             heard = [str((await it.command(TUR))[0].sense) for _ in range(2)]
             assert heard == ["UNIT_ATTENTION 2A/09", "None"]
             _, data = await it.command(cdb("READ CAPACITY (10)"))
-            assert int.from_bytes(data[:4], "big") == 71
+            assert int.from_bytes(data[:4], "big") == 72
+            with path.open("ab") as file:
+                file.write(bytes(512))
+            disk.resize()
+            await it.target.reset_unit(0)
+            heard = [str((await other.command(TUR))[0].sense).split()[-1] for _ in range(2)]
+            assert heard == ["29/03", "None"], "a reset is told instead of what was before"
             other.port.close()
 
         it.run(main)

@@ -23,7 +23,7 @@ from enum import Enum, IntEnum
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from iodma._core import Completion, Transfer, Wait, completion
-from iodma.errors import BusyError, Cancelled
+from iodma.errors import BusyError
 from iodma.port import Port
 from iodma.scsi.sense import CheckCondition, ScsiStatus, Sense
 from iodma.sg import ScatterList
@@ -283,8 +283,6 @@ class Request:
         Raises:
             CheckCondition: the medium refused.
         """
-        if self.cancelled:
-            raise Cancelled
         if length <= 0:
             return
         self.direction = direction
