@@ -71,7 +71,7 @@ static bool board(struct iod_core *core, struct iod_row *row, uint64_t bytes, st
 static bool is_packet(const struct iod_row *row)
 {
 	return row->kind == IOD_R_TRANSFER && row->target->kind == IOD_T_PACKET && !row->target->zero_copy &&
-	       row->phase != IOD_P_POLL;
+	       !row->target->framing && row->phase != IOD_P_POLL;
 }
 
 void iod_batch_board(struct iod_core *core, struct iod_row *host, struct iod_op *op)

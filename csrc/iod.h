@@ -22,7 +22,8 @@
 enum iod_status { IOD_OK, IOD_FAULT, IOD_IO_ERROR, IOD_CANCELLED, IOD_PEER_GONE };
 enum { IOD_READ = 1, IOD_WRITE = 2 }; /* access, seen from the device */
 enum iod_direction { IOD_FROM_MEMORY, IOD_TO_MEMORY };
-enum iod_reason { IOD_BY_LANES, IOD_BY_ALIGNMENT, IOD_BY_NOT_RAM, IOD_BY_SMALL, IOD_BY_REMOTE, IOD_BY_PEEK, IOD_REASONS };
+enum iod_reason { IOD_BY_LANES, IOD_BY_ALIGNMENT, IOD_BY_NOT_RAM, IOD_BY_SMALL, IOD_BY_REMOTE, IOD_BY_PEEK, IOD_BY_FRAME,
+		  IOD_REASONS };
 
 /* A piece of an address space: never wraps once it passed iod_segments_check. */
 struct iod_segment {

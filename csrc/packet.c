@@ -9,7 +9,7 @@
  * Invariants
  *  - A held packet is given to exactly one receive or drop, whole, and before any that the tap has.
  *  - A receive that faults takes no packet, held or not. */
-#include "xfer.h"
+#include "framed.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -48,6 +48,8 @@ enum iod_plan iod_packet_look(struct iod_row *row, struct iod_op *op, int *error
 	struct iod_target *target = row->target;
 	static uint8_t nobody;
 
+	if (target->framing)
+		return iod_framed_next(row, op, NULL, error);
 	row->total = row->kind == IOD_R_PEEK ? row->length : 0;
 	if (target->held_bytes) {
 		if (row->kind == IOD_R_DROP) {
@@ -100,6 +102,10 @@ void iod_packet_looked(struct iod_core *core, struct iod_row *row, int32_t resul
 void iod_packet_give(struct iod_core *core, struct iod_row *row)
 {
 	struct iod_target *target = row->target;
+	if (target->framing) {
+		iod_framed_give(core, row);
+		return;
+	}
 	uint64_t n = iod_min64(row->total, target->held_bytes), done = n;
 	int error = 0;
 

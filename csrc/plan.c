@@ -14,7 +14,7 @@
  *  - A write that covers a block only in part reads that block first, under the range that row_step locked, and never
  *    makes the file longer than the payload does.
  *  - The iovecs that a request borrows are as they were once iod_plan_end ran. */
-#include "xfer.h"
+#include "framed.h"
 
 #include <errno.h>
 #include <linux/falloc.h>
@@ -291,7 +291,7 @@ static enum iod_plan bounce(struct iod_core *core, struct iod_row *row, struct i
 	row->before = position % align;
 	uint64_t whole = round_up(row->before + bytes, align) + tells_cut(row);
 	if (whole > most) {
-		if (target->kind == IOD_T_PACKET) {
+		if (target->kind == IOD_T_PACKET && !target->framing) {
 			*error = EMSGSIZE;
 			return IOD_PLAN_ERROR;
 		}
@@ -521,7 +521,7 @@ static enum iod_plan work(struct iod_core *core, struct iod_row *row, int *error
 											    : IOD_PLAN_WAIT_BUDGET;
 }
 
-enum iod_plan iod_plan_next(struct iod_core *core, struct iod_row *row, struct iod_op *op, int *error)
+static enum iod_plan next_request(struct iod_core *core, struct iod_row *row, struct iod_op *op, int *error)
 {
 	struct iod_target *target = row->target;
 	uint64_t left = row->total - row->moved;
@@ -546,6 +546,12 @@ enum iod_plan iod_plan_next(struct iod_core *core, struct iod_row *row, struct i
 	case IOD_T_SCRIPT:
 		return script(core, row, error);
 	case IOD_T_PACKET:
+		if (target->framing) {
+			enum iod_plan plan = iod_framed_next(row, op, &left, error);
+			if (plan != IOD_PLAN_STREAM)
+				return plan;
+			break;
+		}
 		if (target->held_bytes && row->direction == IOD_TO_MEMORY)
 			return IOD_PLAN_HELD;
 		/* One packet is one request, whatever it takes. */
@@ -600,7 +606,7 @@ enum iod_plan iod_plan_next(struct iod_core *core, struct iod_row *row, struct i
 	}
 	if (iod_plan_is_small(core, row) && row->t.plain)
 		return bounce(core, row, op, left, IOD_BY_SMALL, error);
-	run = iod_min64(run, target->max_bytes);
+	run = iod_min64(iod_min64(run, left), target->max_bytes); /* a frame may end before the list does */
 	if (target->kind == IOD_T_FILE && (target->offset_alignment > 1 || target->memory_alignment > 1)) {
 		uint64_t until;
 		run = aligned_run(row, run, &until);
@@ -609,4 +615,14 @@ enum iod_plan iod_plan_next(struct iod_core *core, struct iod_row *row, struct i
 	}
 	direct(row, op, run);
 	return IOD_PLAN_REQUEST;
+}
+
+enum iod_plan iod_plan_next(struct iod_core *core, struct iod_row *row, struct iod_op *op, int *error)
+{
+	enum iod_plan plan = next_request(core, row, op, error);
+
+	if (plan == IOD_PLAN_REQUEST && row->target && row->target->framing &&
+	    (row->phase != IOD_P_FRAME || op->code == IOD_OP_SENDMSG))
+		iod_framed_dress(row, op);
+	return plan;
 }

@@ -5,7 +5,7 @@
  * Invariants
  *  - A row's request is over when this is called for it; iovecs are as they were before they were lent.
  *  - What a peer or the host caused becomes a status; no answer of the backend is dropped. */
-#include "xfer.h"
+#include "framed.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -34,7 +34,9 @@ static void row_progress(struct iod_core *core, struct iod_row *row)
 {
 	struct iod_target *target = row->target;
 
-	if (row->cut) {
+	if (target && target->framing) {
+		iod_framed_progress(core, row);
+	} else if (row->cut) {
 		iod_row_complete(core, row, IOD_IO_ERROR, EMSGSIZE);
 	} else if (row->moved >= row->total || target->kind == IOD_T_PACKET ||
 	    (target->kind == IOD_T_STREAM && row->direction == IOD_TO_MEMORY && row->moved >= row->minimum)) {
@@ -191,11 +193,15 @@ void iod_row_result(struct iod_core *core, struct iod_row *row, int32_t result)
 		row_failed(core, row, -result);
 		return;
 	}
-	if (iod_is_look(row) && phase == IOD_P_PLAIN) {
+	if (row->target && row->target->framing) {
+		if (iod_framed_took(core, row, phase, &result))
+			return;
+	} else if (iod_is_look(row) && phase == IOD_P_PLAIN) {
 		iod_packet_looked(core, row, result);
 		return;
 	}
-	row->cut = was_cut(row, phase, result);
+	if (!(row->target && row->target->framing))
+		row->cut = was_cut(row, phase, result);
 	if (iod_is_control(row) && (phase == IOD_P_PLAIN || phase == IOD_P_SCRIPT)) { /* done, as a whole */
 		row->moved = row->total;
 		iod_row_complete(core, row, IOD_OK, 0);

@@ -6,7 +6,7 @@
  *  - A row is completed once, and has given back leases, bounce piece, order and range before anybody can see that.
  *  - A row that waits holds none of them but its turn in an order. */
 #include "bytes.h"
-#include "xfer.h"
+#include "framed.h"
 
 /* Neighbours mostly lie in one region: count the run, then touch the region once. */
 static uint32_t same_region(const struct iod_translation *t, uint32_t i)
@@ -135,6 +135,8 @@ void iod_row_complete(struct iod_core *core, struct iod_row *row, enum iod_statu
 	}
 	row->status = (uint8_t)status;
 	row->error = error;
+	if (row->began)
+		iod_framed_end(core, row);
 	iod_row_release(core, row);
 	iod_row_to(core, row, IOD_S_COMPLETE);
 	struct iod_target *target = row->target;

@@ -151,9 +151,12 @@ void iod_row_continue(struct iod_core *core, struct iod_row *row)
 		row->moved = row->total;
 		iod_row_complete(core, row, IOD_OK, 0);
 		return;
+	case IOD_PLAN_STREAM: /* never comes here */
 	case IOD_PLAN_ERROR:
 		if (error == EFAULT)
 			iod_row_gone(core, row);
+		else if (error == EPIPE)
+			iod_row_complete(core, row, IOD_PEER_GONE, 0);
 		else
 			iod_row_complete(core, row, IOD_IO_ERROR, error);
 		return;

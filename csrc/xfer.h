@@ -94,6 +94,8 @@ struct iod_target {
 	struct iovec *vector;	   /* STREAM: of a request that carries several sends */
 	uint64_t took;		   /* STREAM: bytes of the last send that was cut short; 0: it was not */
 	struct iod_batch batch[2]; /* PACKET */
+	struct iod_framing *framing; /* PACKET on a stream, or NULL */
+	struct iod_target *next_refused;
 	uint8_t *held;		   /* PACKET that is a tap: what was read for a peek ... */
 	uint32_t held_bytes;	   /* ... and not received yet: so many bytes; 0: nothing */
 	struct iod_row *writers;   /* direct FILE: writes under way, by their block ranges */
@@ -138,7 +140,7 @@ struct iod_hold { /* a row that a revocation waits for */
 };
 
 enum iod_phase { IOD_P_NONE, IOD_P_DIRECT, IOD_P_BOUNCE, IOD_P_BEFORE, IOD_P_POLL, IOD_P_PLAIN, IOD_P_WORK, IOD_P_SCRIPT,
-		 IOD_P_RIDE, IOD_P_ZERO, IOD_P_REMOTE };
+		 IOD_P_RIDE, IOD_P_ZERO, IOD_P_REMOTE, IOD_P_FRAME };
 
 #define IOD_INLINE_SEGMENTS 2
 /* In the order of use: a plain transfer of one or two segments lives and dies in the first six cache lines, and what is
@@ -177,6 +179,7 @@ struct iod_row {
 	bool alone : 1;	   /* of a stream: nobody rides with it */
 	bool batched : 1;  /* its request has several packets */
 	bool no_end : 1;   /* a packet that is empty is just that */
+	bool began : 1;	   /* a frame of a stream is its own */
 	bool by_copy : 1;  /* a zero-copy send that the kernel had no room for */
 	bool by_cache : 1; /* of a direct file's bounce: exactly the payload, through the page cache */
 	bool by_write : 1; /* ZEROES: the file or the range takes none but written ones */
@@ -306,6 +309,7 @@ struct iod_core {
 	bool unlocked;		  /* the glue's lock is not held */
 	bool cancel_again;	  /* a cancel found no room in the ring */
 	bool budget_again;	  /* bounce pieces came back */
+	struct iod_target *refused; /* whose other end has framed a packet as nobody may; the glue's, to clear */
 	bool done_now;		  /* a step has completed what it has read; the glue's, to clear */
 	uint64_t queued_bytes, work_bytes; /* since the last flush, and on `work` */
 	uint32_t small[2];     /* bytes a segment below which copying is cheaper, by direction */
@@ -413,7 +417,7 @@ void iod_row_ready(struct iod_core *, struct iod_row *); /* WAITING, PENDING -> 
 /* plan.c: the next request of a row that is translated and leased. */
 enum iod_plan { IOD_PLAN_REQUEST, IOD_PLAN_WORK, IOD_PLAN_SCRIPT, IOD_PLAN_WAIT_BUDGET, IOD_PLAN_WAIT_RING, IOD_PLAN_FAULT,
 		IOD_PLAN_ERROR, IOD_PLAN_DONE, IOD_PLAN_REMOTE /* messages come first */,
-		IOD_PLAN_HELD /* a packet that a peek has read */ };
+		IOD_PLAN_HELD /* a packet that a peek has read */, IOD_PLAN_STREAM /* for framed.c */ };
 enum iod_plan iod_plan_next(struct iod_core *, struct iod_row *, struct iod_op *, int *error);
 /* More of the blocks around a payload came. False: there may be still more. */
 bool iod_plan_blocks_read(struct iod_row *, uint64_t bytes);

@@ -277,6 +277,7 @@ void ext_deliver(Engine *);
 void ext_poke(Engine *); /* there is something to do, and it may be outside a turn */
 uint64_t ext_clock(void);
 void ext_drop_idle(Engine *);
+void ext_tell_refused(Engine *);
 
 /* A window's handler, or who has remote memory, raised: the engine logs it, or lets it out of run. */
 void ext_window_failed(Engine *, PyObject *target);

@@ -43,7 +43,7 @@ PyObject *ext_engine_stats(Engine *self, PyObject *unused)
 {
 	(void)unused;
 	static const char *const status[] = {"ok", "fault", "io_error", "cancelled", "peer_gone"};
-	static const char *const reason[] = {"lanes", "alignment", "not_ram", "small", "remote", "peeked"};
+	static const char *const reason[] = {"lanes", "alignment", "not_ram", "small", "remote", "peeked", "framed"};
 	static const char *const wait[] = {"none", "budget", "ring", "order", "range"};
 	const struct iod_counters *c = &self->core.count;
 	PyObject *d = PyDict_New();

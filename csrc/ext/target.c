@@ -6,6 +6,7 @@
  *  - A target belongs to the first engine that used it, because its order is kept there and its descriptor is
  *    registered there.
  *  - It owns its descriptors, and closes them when no row needs them any more. */
+#include "../framed.h"
 #include "../nbd.h"
 #include "ext.h"
 
@@ -52,6 +53,19 @@ static void target_idle(struct iod_target *target)
 	self->engine->idle_targets = self;
 }
 
+/* Packets that were framed as nobody may: the target says so. */
+void ext_tell_refused(Engine *engine)
+{
+	while (engine->core.refused) {
+		Target *self = engine->core.refused->owner;
+		engine->core.refused = self->target.next_refused;
+		PyObject *told = PyObject_CallMethod((PyObject *)self, "_refused", "I", self->target.framing->frame);
+		if (!told)
+			PyErr_WriteUnraisable((PyObject *)self);
+		Py_XDECREF(told);
+	}
+}
+
 void ext_drop_idle(Engine *engine)
 {
 	while (engine->idle_targets) {
@@ -68,21 +82,21 @@ void ext_drop_idle(Engine *engine)
 }
 
 /* Target(kind, fd, buffered_fd, read_only, write_through, direct, zero_copy, memory_alignment, offset_alignment,
- *        max_segments, max_bytes, region, plain_io, driver, small) */
+ *        max_segments, max_bytes, region, plain_io, driver, small, framing) */
 static PyObject *target_new(PyTypeObject *type, PyObject *args, PyObject *kw)
 {
 	static char *names[] = {"kind", "fd", "buffered_fd", "read_only", "write_through", "direct", "zero_copy",
 				"memory_alignment", "offset_alignment", "max_segments", "max_bytes", "region", "plain_io", "driver",
-				"small", NULL};
+				"small", "framing", NULL};
 	int kind, fd = -1, buffered = -1, read_only = 0, through = 0, direct = 0, zero_copy = 0, plain_io = 0;
 	unsigned memory_alignment = 1, offset_alignment = 1, segments = IOD_IOV_MAX;
 	unsigned long long bytes = IOD_MAX_IO;
-	unsigned small = 0;
+	unsigned small = 0, framing = 0;
 	PyObject *region = NULL, *driver = NULL;
 
-	if (!PyArg_ParseTupleAndKeywords(args, kw, "i|iippppIIIKOpOI", names, &kind, &fd, &buffered, &read_only, &through,
+	if (!PyArg_ParseTupleAndKeywords(args, kw, "i|iippppIIIKOpOII", names, &kind, &fd, &buffered, &read_only, &through,
 					 &direct, &zero_copy, &memory_alignment, &offset_alignment, &segments, &bytes,
-					 &region, &plain_io, &driver, &small))
+					 &region, &plain_io, &driver, &small, &framing))
 		return NULL;
 	if (region == Py_None)
 		region = NULL;
@@ -104,6 +118,11 @@ static PyObject *target_new(PyTypeObject *type, PyObject *args, PyObject *kw)
 		.memory_alignment = memory_alignment, .offset_alignment = offset_alignment, .max_segments = segments,
 		.max_bytes = bytes, .small = small, .idle = target_idle, .owner = self};
 	self->fork_generation = ext_forks;
+	if (framing && !(self->target.framing = iod_framing_new(framing))) {
+		self->target.fd = self->target.buffered_fd = -1; /* they stay the caller's */
+		Py_DECREF(self);
+		return PyErr_NoMemory();
+	}
 	if (driver && !(self->target.driver = ext_driver_take(driver))) {
 		self->target.fd = self->target.buffered_fd = -1; /* they stay the caller's */
 		Py_DECREF(self);
@@ -144,6 +163,7 @@ static void target_dealloc(Target *self)
 		iod_region_put(self->target.region);
 	free(self->target.vector);
 	free(self->target.held);
+	iod_framing_free(self->target.framing);
 	free(self->target.batch[0].packet);
 	free(self->target.batch[1].packet);
 	Py_XDECREF(self->region);

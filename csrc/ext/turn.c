@@ -67,6 +67,8 @@ static PyObject *transfer_value(Transfer *transfer, struct iod_row *row, bool *f
 void ext_deliver(Engine *engine)
 {
 	struct iod_row *row;
+	if (engine->core.refused)
+		ext_tell_refused(engine);
 	while ((row = iod_take_done(&engine->core))) {
 		Transfer *transfer = row->user;
 		bool failed;

@@ -50,11 +50,14 @@ static void touch(struct fake *fake, const struct iod_op *op, uint32_t which, ui
 	for (size_t i = 0; i < count && bytes; i++) {
 		size_t n = iov[i].iov_len < bytes ? iov[i].iov_len : bytes;
 		uint8_t *at = iov[i].iov_base;
-		if (reads(op))
-			memset(at, fake->next++, n);
-		else
+		if (reads(op)) {
+			memset(at, n <= 4 ? 0 : fake->next, n); /* a small number, if it is the length of a frame */
+			if (n)
+				at[n - 1] = fake->next++;
+		} else {
 			for (size_t k = 0; k < n; k += 61)
 				sink = (uint8_t)(sink + at[k]);
+		}
 		if (!reads(op) && n)
 			sink = (uint8_t)(sink + at[n - 1]);
 		bytes -= n;

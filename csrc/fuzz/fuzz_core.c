@@ -98,10 +98,11 @@ void submit(struct world *w)
 		request.data = own->data;
 		break;
 	case 2:
-		request.kind = (uint8_t)(IOD_R_FLUSH + below(w, 3));
-		request.direction = 0;
+		request.kind = (uint8_t)(IOD_R_FLUSH + below(w, 5));
+		request.direction = request.kind >= IOD_R_PEEK;
 		request.count = 0;
-		request.length = length(w);
+		request.length = request.kind == IOD_R_PEEK ? 1 + below(w, sizeof own->data) : length(w);
+		request.data = own->data;
 		request.target = &w->target[below(w, 4) ? below(w, 2) : below(w, TARGETS)];
 		break;
 	default:

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * world: see world.h. */
+#include "../framed.h"
 #include "world.h"
 
 #include "pagetable.h"
@@ -267,6 +268,12 @@ static void inspect_vector(struct world *w, const struct fake_op *own, const str
 			good = at[0] == 0 && !memcmp(at, at + 1, iov[i].iov_len - 1);
 		if (at >= arena->base && past <= arena->base + arena->pages * IOD_ARENA_PAGE)
 			good = (registered < 0 || registered == arena->buffer_index) && (file || iod_is_packets(op) || op->flags & IOD_OP_NOWAIT);
+		const struct iod_framing *f = asks && asks->target ? asks->target->framing : NULL;
+		if (asks && asks->kind == IOD_R_PEEK)
+			good |= at >= asks->data && past <= asks->data + asks->length;
+		if (f)
+			good |= (at >= (const uint8_t *)f && past <= (const uint8_t *)(f + 1)) ||
+				(f->rest && at >= f->rest && past <= f->rest + f->rest_bytes);
 		for (uint32_t r = 0; !good && r < w->core.rows; r++) { /* of a row that holds it */
 			const struct iod_row *row = iod_row_at(&w->core, r);
 			for (uint32_t k = 0; row->leased && !good && k < row->t.count; k++) {
@@ -294,7 +301,7 @@ static void inspect(void *context, const struct fake_op *own)
 		const struct iovec *iov = fake_vector(op, k, &count);
 		inspect_vector(w, own, iov, count);
 	}
-	for (int t = STREAM; t <= PACKET; t++)
+	for (int t = STREAM; t <= FRAMED; t++)
 		for (int out = 0; out < 2; out++) {
 			unsigned n = 0;
 			for (uint32_t i = 0; i < w->fake.count; i++) {
@@ -359,7 +366,7 @@ void world_begin(struct world *w)
 		w->core.arena.buffer_index = 1;
 	}
 	static const uint8_t kinds[TARGETS] = {IOD_T_FILE,   IOD_T_FILE,   IOD_T_STREAM, IOD_T_STREAM,
-					       IOD_T_PACKET, IOD_T_BUFFER, IOD_T_NULL,	 IOD_T_SCRIPT};
+					       IOD_T_PACKET, IOD_T_PACKET, IOD_T_BUFFER, IOD_T_NULL,	 IOD_T_SCRIPT};
 	for (int i = 0; i < TARGETS; i++)
 		w->target[i] = (struct iod_target){.kind = kinds[i], .fd = 100 + i, .buffered_fd = -1, .file_index = -1,
 						   .memory_alignment = 1, .offset_alignment = 1, .max_segments = 1024,
@@ -370,6 +377,8 @@ void world_begin(struct world *w)
 	w->target[DIRECT].buffered_fd = 200;
 	w->target[STREAM].max_segments = 16;
 	w->target[ZERO_COPY].zero_copy = true;
+	w->target[FRAMED].max_segments = 16;
+	MUST(w->target[FRAMED].framing = iod_framing_new(5000));
 	w->target[BUFFER].region = world_region(IOD_RAM, 3000);
 	for (int i = 0; i < PORTS; i++)
 		w->port[i] = (struct iod_port){.core = &w->core, .space = w->top, .depth = flags & 128 ? 100 : 20};
@@ -378,6 +387,8 @@ void world_begin(struct world *w)
 static void all_has_ended(struct world *w)
 {
 	struct iod_core *core = &w->core;
+
+	core->refused = NULL;
 
 	MUST(core->in_use == 0 && core->with_backend == 0 && core->arena.used == 0);
 	MUST(!core->ready.count && !core->work.count && !core->done.count && !core->budget.count && !core->ring.count &&
@@ -409,6 +420,7 @@ void world_drop(struct world *w)
 	for (int i = 0; i < TARGETS; i++) {
 		free(w->target[i].vector);
 		free(w->target[i].batch[0].packet);
+		iod_framing_free(w->target[i].framing);
 		free(w->target[i].batch[1].packet);
 	}
 	iod_core_destroy(&w->core);

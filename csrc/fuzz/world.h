@@ -15,8 +15,8 @@
 #include "fuzz.h"
 #include "xfer.h"
 
-enum { REGIONS = 6, MESSAGES = 4096, TARGETS = 8, PORTS = 2, SUBMITS = 512, REVOCATIONS = 64, PAGE = 4096, IOVAS = 24 };
-enum target_index { BUFFERED, DIRECT, STREAM, ZERO_COPY, PACKET, BUFFER, NOTHING, SCRIPT };
+enum { REGIONS = 6, MESSAGES = 4096, TARGETS = 9, PORTS = 2, SUBMITS = 512, REVOCATIONS = 64, PAGE = 4096, IOVAS = 24 };
+enum target_index { BUFFERED, DIRECT, STREAM, ZERO_COPY, PACKET, FRAMED, BUFFER, NOTHING, SCRIPT };
 
 struct submitted {
 	uint64_t ticket, total;

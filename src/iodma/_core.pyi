@@ -208,6 +208,7 @@ class Target:
         plain_io: bool = False,
         driver: object = ...,
         small: int = 0,
+        framing: int = 0,
     ) -> Self: ...
     @property
     def closed(self) -> bool: ...

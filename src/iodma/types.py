@@ -58,6 +58,8 @@ class Reason(IntEnum):
     REMOTE = 4
     #: A packet that was read in order to be peeked at, of an endpoint that lets nobody peek: a tap.
     PEEKED = 5
+    #: What was left of a frame on a stream when its send was cancelled in the middle of it.
+    FRAMED = 6
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,7 @@ def test_swapped_lanes_arrive_swapped_and_every_byte_is_counted(
         "small": 0,
         "remote": 0,
         "peeked": 0,
+        "framed": 0,
     }
     assert result.python_bytes == 0
 

@@ -81,12 +81,14 @@ class Bounced:
     small: int
     remote: int
     peeked: int
+    framed: int
     requests: int
 
     @property
     def total(self) -> int:
         """Bytes, all reasons together."""
-        return self.lanes + self.alignment + self.not_ram + self.small + self.remote + self.peeked
+        reasons = (self.lanes, self.alignment, self.not_ram, self.small, self.remote)
+        return sum(reasons) + self.peeked + self.framed
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,14 @@
     dgram,local.type=inet,local.host=H,local.port=P,remote.type=inet,remote.host=H,remote.port=P
     dgram,local=HERE,remote=THERE                       unix sockets, for short
     socket,udp=HOST:PORT,localaddr=HOST:PORT
-    socket,fd=N, or dgram,local.type=fd,local.str=N     a packet socket that was opened for us
+    socket,fd=N, or dgram,local.type=fd,local.str=N     a socket that was opened for us
+    stream,addr.type=unix,addr.path=THERE               or addr.type=inet,addr.host=,addr.port=
+    socket,connect=HOST:PORT
     tap,ifname=NAME
 
-A frame is a datagram, without its FCS. ``id=`` is allowed, and says nothing here; a comma in a path
-is written twice. The other end has to be there: a datagram socket is connected to it.
+A frame is a datagram, or has its length in front on a stream (`Framed`), without its FCS. ``id=``
+is allowed, and says nothing here; a comma in a path is written twice. The other end has to be
+there: a socket is connected to it.
 
 Invariants
  - What is not understood is refused, not left out.
@@ -29,6 +32,7 @@ from contextlib import contextmanager
 
 from iodma.endpoints import Datagram, Endpoint, Tap
 from iodma.errors import ArgumentError, BusyError
+from iodma.packets import Framed
 
 __all__ = ["network"]
 
@@ -114,6 +118,12 @@ def _socket(options: dict[str, str], text: str) -> Iterator[Endpoint]:
         with _given(options, text) as endpoint:
             yield endpoint
         return
+    if "connect" in options:
+        address = _host(options.pop("connect"), text)
+        _nothing_more(options, text)
+        with _to(address) as endpoint:
+            yield endpoint
+        return
     local, remote = (_host(_take(options, key, text), text) for key in ("localaddr", "udp"))
     _nothing_more(options, text)
     with _connected(local, remote) as endpoint:
@@ -131,8 +141,42 @@ def _given(options: dict[str, str], text: str) -> Iterator[Endpoint]:
     _nothing_more(options, text)
     if not word.isdecimal():
         raise ArgumentError(f"{word!r} in {text!r} is no descriptor")
-    with Datagram(int(word)) as endpoint:
+    with socket.socket(fileno=os.dup(int(word))) as sock:
+        stream = sock.type == socket.SOCK_STREAM
+        with (Framed if stream else Datagram)(sock) as endpoint:
+            yield endpoint
+
+
+@contextmanager
+def _stream(options: dict[str, str], text: str) -> Iterator[Endpoint]:
+    if options.pop("server", "off") != "off":
+        raise ArgumentError(f"server= in {text!r}: off would be right: the other end listens")
+    kind = _take(options, "addr.type", text)
+    address: _Address
+    if kind == "unix":
+        address = _take(options, "addr.path", text)
+    elif kind == "inet":
+        host, port = (_take(options, f"addr.{key}", text) for key in ("host", "port"))
+        address = host, _port(port, text)
+    else:
+        raise ArgumentError(f"addr.type={kind} in {text!r}: unix or inet would be right")
+    _nothing_more(options, text)
+    with _to(address) as endpoint:
         yield endpoint
+
+
+@contextmanager
+def _to(address: _Address) -> Iterator[Endpoint]:
+    family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as sock:
+        try:
+            sock.connect(address)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(address)) from None
+        if family == socket.AF_INET:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with Framed(sock) as endpoint:
+            yield endpoint
 
 
 @contextmanager
@@ -200,4 +244,4 @@ def _remove(path: str, inode: int) -> None:
             os.unlink(path)
 
 
-_KINDS = {"dgram": _dgram, "socket": _socket, "tap": _tap}
+_KINDS = {"dgram": _dgram, "stream": _stream, "socket": _socket, "tap": _tap}
