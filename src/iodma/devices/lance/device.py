@@ -173,7 +173,11 @@ class Lance(Device):
                 return True
             self._drains = ()  # it is asked often
         tasks = self.tasks
-        return bool(tasks) and tasks > self.transmitter.blocked() + self.receiver.blocked()
+        if not tasks:
+            return False
+        working = tasks - self.transmitter.blocked()
+        # The receiver is asked last, as that asks the kernel.
+        return working > 1 or working > self.receiver.blocked()
 
     # --- registers --------------------------------------------------------------------------------
 

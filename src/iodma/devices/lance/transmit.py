@@ -48,10 +48,11 @@ from iodma.devices.lance.initblock import Mode
 from iodma.devices.lance.wire import writable
 from iodma.errors import DmaFault
 from iodma.port import Port
-from iodma.sg import Batch, ScatterList
+from iodma.sg import Batch, Completions, ScatterList
 from iodma.types import Access, Fault, Status
 
 if TYPE_CHECKING:
+    from iodma._core import Stream
     from iodma.devices.lance.device import Lance
 
 __all__ = ["Ending", "Transmitter"]
@@ -63,6 +64,7 @@ _DTCR = int(Mode.DTCR)
 #: One packet in one buffer, and nothing else set.
 _PLAIN = bytes([0x80 | STP | ENP])
 _MOST = 128
+_READ = int(Access.READ)
 #: Of the engine, after which what the network takes at once has been taken.
 _TURNS = 3
 
@@ -177,6 +179,11 @@ class Transmitter:
         batch.id[:] = np.arange(_MOST, dtype=np.uint64)
         batch.position[:] = 0
         batch.direction[:] = 0
+        #: What is in the batch now, if it was made by `_fill_plain`: drivers use the same buffers
+        #: over and over. With its list, and where it is read from.
+        self._filled = b""
+        self._list: ScatterList | None = None
+        self._streams: dict[Port, Stream[Completions]] = {}
 
     async def run(self) -> None:
         """Sends what the chip owns, until it comes to what it does not own."""
@@ -223,6 +230,8 @@ class Transmitter:
 
     def _fill_plain(self, run: bytes, count: int) -> bool:
         """Packets of one buffer each, into the batch. False: one of them wraps, or babbles."""
+        if run == self._filled:
+            return True
         batch = self._batch
         words = np.frombuffer(run, "<u4")
         address = words[::2] & ADDRESS_MASK
@@ -233,10 +242,13 @@ class Transmitter:
         batch.length[:count] = length
         batch.first[:count] = batch.id[:count]
         batch.count[:count] = 1
+        self._filled = run
+        self._list = ScatterList._from_arrays(batch.address[:count], batch.length[:count])
         return True
 
     def _fill(self, found: list[Packet]) -> int:
         """Packets, into the batch. How many segments they have."""
+        self._filled, self._list = b"", None
         addresses: list[int] = []
         lengths: list[int] = []
         firsts: list[int] = []
@@ -289,7 +301,7 @@ class Transmitter:
         self._waits()
         given = 0
         late: dict[int, int] = {}
-        async for done in payload.completions(limit=_MOST):
+        async for done in self._completions(payload):
             self._waits()
             if done.all_ok and not late and done.id[0] == given:
                 upto = given + len(done)
@@ -323,11 +335,21 @@ class Transmitter:
             self._waits()
         self.waiting = False
 
+    def _completions(self, payload: Port) -> Stream[Completions]:
+        """What has finished, of the port's batches: one stream, whose arrays are used again."""
+        stream = self._streams.get(payload)
+        if stream is None:
+            stream = payload.completions(limit=_MOST, forever=True)
+            self._streams[payload] = stream
+        return stream
+
     def _readable(self, payload: Port, count: int, pieces: int) -> int:
         """How many of the batch's packets can be read, from the first one on."""
         batch = self._batch
-        wanted = ScatterList._from_arrays(batch.address[:pieces], batch.length[:pieces])
-        fault = payload.space.walk(wanted, Access.READ)
+        wanted = self._list
+        if wanted is None:
+            wanted = ScatterList._from_arrays(batch.address[:pieces], batch.length[:pieces])
+        fault = payload.space.walk(wanted, _READ)
         if not isinstance(fault, Fault):
             return count
         ends = np.add.accumulate(batch.length[:pieces])
