@@ -33,7 +33,7 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from iodma._core import Wait
@@ -198,6 +198,12 @@ class Esp(Device):
                 self.fifo[-1] = value
                 self._stat |= STAT_GE
 
+    def take(self, most: int) -> bytes:
+        """At most so many bytes out of the FIFO."""
+        data = bytes(self.fifo[:most])
+        del self.fifo[:most]
+        return data
+
     def read_status(self) -> int:
         value = self._stat | (STAT_INT if self._intr else 0)
         bus = self.bus
@@ -247,17 +253,21 @@ class Esp(Device):
         if command.at_once:
             getattr(self, command.at_once)()
             return
+        sequences, argument = self._sequences, command.argument
         shortcut = command.shortcut
-        if shortcut and not self._drains and getattr(self._sequences, shortcut)(dma):
+        if shortcut and not self._drains and getattr(sequences, shortcut)(dma, argument):
             return
-        sequence = getattr(self._sequences, command.sequence)
-        self._task = self.start(self._run(sequence, dma, command.argument))
+        self.work(getattr(sequences, command.sequence), dma, argument)
 
-    async def _run(self, sequence: Any, dma: bool, argument: int) -> None:
+    def work(self, sequence: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:
+        """The command goes on in a coroutine, when what a reset has ended has drained."""
+        self._task = self.start(self._run(sequence, arguments))
+
+    async def _run(self, sequence: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         while self._drains:
             await self._drains[-1]
             self._drains.pop()
-        await sequence(dma, argument)
+        await sequence(*arguments)
         self._task = None
         stacked, self._stacked = self._stacked, None
         if stacked is not None:

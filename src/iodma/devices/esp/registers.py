@@ -76,7 +76,7 @@ class Command:
         sequence: the method of `Sequences` that does it, in a coroutine.
         argument: to that.
         shortcut: the method of `Sequences` that does it inside the register write, where nothing
-            has to be waited for; False from it: something has.
+            has to be waited for, or begins it; False from it: it has done nothing.
     """
 
     name: str
@@ -105,11 +105,11 @@ COMMANDS: Final[dict[int, Command]] = {
     0x1A: Command("set atn", Mode.INITIATOR, "set_atn"),
     0x1B: Command("reset atn", Mode.INITIATOR, "reset_atn"),
     0x40: Command("reselect", Mode.DISCONNECTED, sequence="nobody"),
-    0x41: Command("select without atn", Mode.DISCONNECTED, sequence="select", argument=0),
-    0x42: Command("select with atn", Mode.DISCONNECTED, sequence="select", argument=1),
+    0x41: Command("select without atn", Mode.DISCONNECTED, "", "select", 0, "select_now"),
+    0x42: Command("select with atn", Mode.DISCONNECTED, "", "select", 1, "select_now"),
     0x43: Command("select with atn and stop", Mode.DISCONNECTED, sequence="select_and_stop"),
     0x44: Command("enable selection", Mode.DISCONNECTED, "enable_selection"),
     0x45: Command("disable selection", Mode.DISCONNECTED, "disable_selection"),
-    0x46: Command("select with atn3", Mode.DISCONNECTED, sequence="select", argument=3),
+    0x46: Command("select with atn3", Mode.DISCONNECTED, "", "select", 3, "select_now"),
     0x47: Command("reselect3", Mode.DISCONNECTED, sequence="nobody"),
 }

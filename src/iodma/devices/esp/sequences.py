@@ -40,6 +40,7 @@ from iodma.sg import ScatterList
 from iodma.types import Status
 
 if TYPE_CHECKING:
+    from iodma._core import Transfer
     from iodma.devices.esp.device import Esp
     from iodma.port import Port
 
@@ -74,12 +75,60 @@ class Sequences:
 
     async def select(self, dma: bool, messages: int) -> None:
         """Arbitration, selection, message out, command (53C94: "Select ... Sequence")."""
-        chip = self.chip
+        bus = self._selected()
+        if bus is not None:
+            self.chip.atn = bool(messages)
+            self._said(bus, messages, await self._fetch(dma, messages + FIFO_BYTES))
+            self._ended(INTR_FC, await self._settle(bus))
+
+    def select_now(self, dma: bool, messages: int) -> bool:
+        """`select`, up to where the target works, if the channel and memory answer at once."""
+        chip, channel = self.chip, self.chip.dma
+        most = messages + FIFO_BYTES
+        if dma:
+            if not channel.answers(False):
+                return False
+            pieces = channel.segments(min(most, chip.count))
+            if len(pieces) != 1:
+                return False
         bus = self._selected()
         if bus is None:
-            return
+            return True
         chip.atn = bool(messages)
-        data = await self._fetch(dma, messages + FIFO_BYTES)
+        if not dma:
+            self._said(bus, messages, chip.take(most))
+        else:
+            fetched = channel.port.load_bytes(*pieces[0])
+            if not fetched.done or fetched.exception is not None:
+                chip.work(self._select_slowly, bus, messages, fetched, pieces[0][1])
+                return True
+            self._fetched(pieces[0][1])
+            self._said(bus, messages, fetched.result)
+        phase = bus.phase(chip.atn)
+        if phase is None:
+            chip.work(self._settle_select, bus)
+        else:
+            self._ended(INTR_FC, phase)
+        return True
+
+    async def _select_slowly(
+        self, bus: Connection, messages: int, begun: Transfer[bytes], length: int
+    ) -> None:
+        try:
+            data = await self.chip.flight(begun)
+            self._fetched(length)
+        except DmaFault:
+            self.chip.dma.memory_error()
+            data = await self._fetch(True, messages + FIFO_BYTES)
+        self._said(bus, messages, data)
+        await self._settle_select(bus)
+
+    async def _settle_select(self, bus: Connection) -> None:
+        self._ended(INTR_FC, await self._settle(bus))
+
+    def _said(self, bus: Connection, messages: int, data: bytes) -> None:
+        """Message and command bytes go to the target."""
+        chip = self.chip
         bus.message_out(data[:messages])
         rest = data[messages:]
         if messages and len(data) >= messages:
@@ -92,7 +141,6 @@ class Sequences:
         elif messages:
             chip.step = 0 if phase == MESSAGE_OUT else 2
         chip.push(*rest)
-        self._ended(INTR_FC, await self._settle(bus))
 
     def _selected(self) -> Connection | None:
         """Arbitrates and selects; None: nobody is there, and the time is over."""
@@ -161,7 +209,7 @@ class Sequences:
         chip.acknowledging = True
         chip.raise_interrupt(INTR_FC)
 
-    def complete_now(self, dma: bool) -> bool:
+    def complete_now(self, dma: bool, _: int) -> bool:
         """`complete`, into the FIFO."""
         chip, bus = self.chip, self._accept()
         if dma or bus.phase(chip.atn) != STATUS:
@@ -174,7 +222,7 @@ class Sequences:
         chip.raise_interrupt(INTR_FC)
         return True
 
-    def accept_now(self, dma: bool) -> bool:
+    def accept_now(self, dma: bool, _: int) -> bool:
         """`message_accepted`, where the target knows what comes next."""
         bus = self._accept()
         phase = bus.phase(self.chip.atn)
@@ -247,9 +295,7 @@ class Sequences:
         """At most so many bytes: with DMA as many as the counter has, else what is in the FIFO."""
         chip, channel = self.chip, self.chip.dma
         if not dma:
-            data = bytes(chip.fifo[:most])
-            del chip.fifo[:most]
-            return data
+            return chip.take(most)
         got = b""
         most = min(most, chip.count)
         while len(got) < most:
@@ -261,10 +307,13 @@ class Sequences:
             except DmaFault:
                 channel.memory_error()
                 continue
-            channel.advance(length)
-            chip.counted(length)
+            self._fetched(length)
             got += part
         return got
+
+    def _fetched(self, length: int) -> None:
+        self.chip.dma.advance(length)
+        self.chip.counted(length)
 
     async def _give(self, dma: bool, data: bytes) -> None:
         """Bytes from the bus: with DMA as many as the counter has, else into the FIFO."""
