@@ -133,25 +133,30 @@ class Interrupt:
 
     def _change(self, level: bool) -> None:
         """Sets the level, whoever asks, and tells the listeners."""
-        if level is not self.level:
+        changed, untold = level is not self.level, self._untold
+        if changed:
             self.level = level
             self.count += level
-            self._untold.append(level)
-        if self._telling:
+            if self._telling or untold:
+                untold.append(level)
+        if self._telling or not (changed or untold):
             return
+        change = untold.popleft() if untold else level
+        told = 1
         self._telling = True
-        told = 0
         try:
-            while self._untold:
-                change = self._untold.popleft()
+            while True:
+                for listener in tuple(self._listeners):
+                    listener(change)
+                if not untold:
+                    break
+                change = untold.popleft()
                 told += 1
                 if told > STORM:
                     raise BusyError(
                         f"{self.name}: {STORM} changes made by its listeners in answer to one: "
                         "an interrupt storm that would never end"
                     )
-                for listener in tuple(self._listeners):
-                    listener(change)
         finally:
-            self._untold.clear()
+            untold.clear()
             self._telling = False

@@ -119,23 +119,21 @@ class Commands:
     # --- memory -----------------------------------------------------------------------------------
 
     def _load_of(self, width: int) -> Command:
-        load = self._space.load
-
         def command(words: Words) -> bytes:
-            address = number(words, 1)
-            self._keep(lambda: b"OK 0x%016x\n" % load(address, width))
-            return b"OK 0x%016x\n" % load(address, width)
+            load = self._space.loader(number(words, 1), width)
+            self._keep(lambda: b"OK 0x%016x\n" % load())
+            return b"OK 0x%016x\n" % load()
 
         return command
 
     def _store_of(self, width: int) -> Command:
-        store, ones = self._space.store, (1 << 8 * width) - 1
+        ones = (1 << 8 * width) - 1
 
         def command(words: Words) -> bytes:
-            address, value = number(words, 1), number(words, 2) & ones
+            store = self._space.storer(number(words, 1), width, number(words, 2) & ones)
 
             def access() -> bytes:
-                store(address, width, value)
+                store()
                 return OK
 
             self._keep(access)

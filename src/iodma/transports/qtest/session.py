@@ -67,7 +67,7 @@ class Session:
         self._deadline_ns = int(deadline_s * 1e9)
         self._interception = Interception(self._tell)
         self._commands = Commands(machine, self._interception)
-        self._settling = Settling(engine, machine.busy, deadline_s)
+        self._settling = Settling(engine, machine.busy, deadline_s, self._flush)
         self._slow: dict[bytes, Callable[[Words], None]] = {}
         if machine.clock is not None:
             self._slow |= {b"clock_step": self._clock_step, b"clock_set": self._clock_set}
@@ -103,7 +103,8 @@ class Session:
                     break
                 self._at_once = False
                 rests = self._do(lines.popleft())
-            self._flush()
+            if not self._settling.waits:  # it mostly rests in a moment: one packet for all
+                self._flush()
             channel.more()
         except BaseException:
             self.end("an error of this program")

@@ -36,11 +36,17 @@ class Settling:
     Args:
         busy: whether anything does.
         deadline_s: seconds that it may take.
+        slow: called when it takes longer than it mostly does; perhaps more than once.
     """
 
     def __init__(
-        self, engine: Engine, busy: Callable[[], bool], deadline_s: float = DEADLINE_S
+        self,
+        engine: Engine,
+        busy: Callable[[], bool],
+        deadline_s: float = DEADLINE_S,
+        slow: Callable[[], object] | None = None,
     ) -> None:
+        self._slow = slow
         self._engine = engine
         self._busy = busy
         self._most = int(deadline_s * 1e9)
@@ -110,5 +116,7 @@ class Settling:
                 self.cancel()
                 done(False)
             else:
+                if self._slow is not None:
+                    self._slow()
                 self._armed = True
                 timer_set(self._fd, now + min(max(since // 4, _FIRST), _LONGEST))

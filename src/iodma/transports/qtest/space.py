@@ -13,6 +13,8 @@ Invariants
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Callable
+from functools import partial
 from typing import Literal, Protocol
 
 from iodma.errors import AddressRangeError, ArgumentError, integer
@@ -140,6 +142,31 @@ class PhysicalSpace:
                 region.target.write(offset, width, value)
                 return
         self.write(address, value.to_bytes(width, self.order))
+
+    def loader(self, address: int, width: int) -> Callable[[], int]:
+        """`load` of one address, for who does it again and again."""
+        found = self._window(address, width)
+        if found is None:
+            return partial(self.load, address, width)
+        return partial(found[0].read, found[1], width)
+
+    def storer(self, address: int, width: int, value: int) -> Callable[[], None]:
+        """`store` of one value at one address, for who does it again and again."""
+        found = self._window(address, width)
+        if found is None:
+            return partial(self.store, address, width, value)
+        return partial(found[0].write, found[1], width, value)
+
+    def _window(self, address: int, width: int) -> tuple[Target, int] | None:
+        """The window that takes the access whole, and the offset in it; None: that is not so."""
+        place = bisect_right(self._bases, address)
+        region = self._regions[place - 1] if place else None
+        if region is None or region.target is None or address + width > region.end:
+            return None
+        offset = address - region.base
+        if region.least <= width <= region.most and not offset % width:
+            return region.target, offset
+        return None
 
     # --- bytes ------------------------------------------------------------------------------------
 
