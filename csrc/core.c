@@ -5,6 +5,7 @@
  * Invariants
  *  - Nothing here translates, plans or delivers: rows are put on lists, and the step takes them from there. */
 #include "bytes.h"
+#include "pagetable.h"
 #include "xfer.h"
 
 #include <errno.h>
@@ -242,9 +243,11 @@ int iod_access(struct iod_core *core, struct iod_space *space, uint64_t address,
 		return error;
 	}
 	enum iod_walk_result result = iod_walk(space, &list, 1, 0, write ? IOD_WRITE : IOD_READ, &t, fault);
-	if (result == IOD_WALK_FAULT)
+	if (result == IOD_WALK_FAULT) {
 		error = -EFAULT;
-	else if (result != IOD_WALK_OK || !t.plain)
+		iod_table_faulted(fault);
+	}
+	if (!error && (result != IOD_WALK_OK || !t.plain))
 		error = -EAGAIN;
 	for (uint32_t i = 0; !error && i < t.count; i++) {
 		size_t n = 0;

@@ -129,6 +129,19 @@ bool iod_table_entry(struct iod_space *space, uint64_t address, uint64_t *entry)
 	       read_entry(space, (address - table->first) >> table->page_shift, entry);
 }
 
+void iod_table_faulted(const struct iod_fault *fault)
+{
+	struct iod_space *space = fault->space;
+	uint64_t length = 1;
+
+	if (space->kind != IOD_TABLE)
+		return;
+	space->table->faults++;
+	space->table->cause = fault->cause;
+	if (space->table->notes)
+		(void)space->hook(space, fault->address, &length, fault->access);
+}
+
 static inline uint64_t tag_of(const struct iod_table *table, uint64_t page)
 {
 	return page >> table->slot_bits << IOD_TABLE_TAG;

@@ -71,6 +71,10 @@ void iod_table_flush(struct iod_table *, uint64_t first, uint64_t last);
 /* Where the address is in the space below: *length becomes the bytes that lie there together. */
 enum iod_cause iod_table_find(struct iod_space *, uint64_t address, uint8_t access, uint64_t *length, uint64_t *target);
 
+/* A transfer ends with this fault, or a load or store does: if it is of a table, its owner may want to know, as hardware
+ * latches what faulted.  Not of walks that only try, or look: what is tried again would be told twice. */
+void iod_table_faulted(const struct iod_fault *);
+
 /* An entry as it is now, past the cache.  False: it cannot be read. */
 bool iod_table_entry(struct iod_space *, uint64_t address, uint64_t *entry);
 

@@ -254,19 +254,6 @@ bool iod_space_is_asked(const struct iod_space *space)
 	return false;
 }
 
-/* Whoever owns the table may want to know, as hardware latches what faulted. */
-__attribute__((cold, noinline)) static enum iod_walk_result
-refuse_table(const struct iod_space *top, struct iod_space *space, uint64_t address, uint64_t length, uint8_t access,
-	     enum iod_cause cause, struct iod_fault *fault)
-{
-	space->table->faults++;
-	space->table->cause = (uint8_t)cause;
-	refuse(fault, space, address, cause);
-	if (space->table->notes)
-		(void)ask(top, space, address, &length, access);
-	return IOD_WALK_FAULT;
-}
-
 /* What passes a gate holds all of it, once a list. */
 static inline bool hold_gate(struct iod_translation *t, struct iod_space *gate)
 {
@@ -339,7 +326,7 @@ static inline enum iod_walk_result walk_piece(const struct iod_space *top, struc
 			uint64_t target;
 			enum iod_cause cause = iod_table_find(space, address, access, &n, &target);
 			if (cause != IOD_C_NONE)
-				return refuse_table(top, space, address, n, access, cause, fault);
+				return refuse(fault, space, address, cause);
 			way[ways].space = space;
 			way[ways++].first = address;
 			address = target;

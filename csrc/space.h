@@ -135,8 +135,8 @@ struct iod_space {
 	char name[32];
 	/* HOOK, and IOMMU when it misses (length: to the end of the hole, or of the list's segment): asks the glue.  The
 	 * verdict is that of the first address.  Must not change any map of the chain (iod_space_is_asked).  A HOOK may make the length less (not 0): only so
-	 * many bytes pass, and the rest is asked for again.  A TABLE that notes its faults tells of each; the verdict is
-	 * not looked at. */
+	 * many bytes pass, and the rest is asked for again.  A TABLE tells of
+	 * the faults of transfers (iod_table_faulted); the verdict is not looked at. */
 	enum iod_verdict (*hook)(struct iod_space *, uint64_t address, uint64_t *length, uint8_t access);
 	/* Told of what it has refused when that has ended a transfer; NULL: nobody wants to know.  It is called inside a step,
 	 * or inside the call that submits: it must neither submit nor change any map. */

@@ -9,6 +9,8 @@
  *  - What cannot proceed holds no translation when the step is over. */
 #include "xfer.h"
 
+#include "pagetable.h"
+
 #include <errno.h>
 
 static inline bool hand_over(struct iod_core *core, struct iod_row *row, struct iod_op *op)
@@ -251,6 +253,7 @@ static void not_translated(struct iod_core *core, struct iod_row *row, enum iod_
 	case IOD_WALK_FAULT:
 		iod_translation_clear(&row->t);
 		iod_translation_clear(&row->t2);
+		iod_table_faulted(&row->fault);
 		iod_row_fault(core, row);
 		iod_space_tell(&row->fault);
 		return;

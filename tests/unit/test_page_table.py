@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import struct
-from collections.abc import Coroutine, Iterator
+import tempfile
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
@@ -98,12 +100,67 @@ def test_what_is_refused_and_why(guest: Guest) -> None:
         (((1 << 64) - 1, 2), READ, 0, (1 << 64) - 1, "beyond the limit"),
     ]
     for segment, access, offset, address, why in cases:
-        guest.faults.clear()
         fault = guest.where(segment, access=access)
         assert (fault.offset, fault.address, fault.access) == (offset, address, access), segment
         assert why in fault.reason and fault.stage == "page table"
-        assert guest.faults == [TableFault(address, access, fault.reason)]
-    assert guest.stage.counts.faults == len(cases)
+    assert guest.faults == [] and guest.stage.counts.faults == 0  # nobody has asked for DMA
+
+
+@pytest.mark.parametrize("above", ["nothing", "lanes"])
+def test_each_transfer_that_faults_is_told_of_once(guest: Guest, above: str) -> None:
+    guest.put(0, 0x5000)
+    guest.put(1, 0x6000, VALID)
+    lanes = iodma.ByteLanes(guest.stage, 2)
+    port = guest.port if above == "nothing" else guest.engine.port(lanes)
+    good, bad, read_only = FIRST, FIRST + 8 * PAGE, FIRST + PAGE
+    far, near = _pair()
+    there, here = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with (
+        tempfile.TemporaryFile() as file,
+        iodma.Null() as null,
+        iodma.Socket(near) as stream,
+        iodma.Datagram(here) as packets,
+    ):
+        file.write(bytes(PAGE))
+        file.flush()
+        with iodma.File(file.fileno()) as disk:
+            cases: list[tuple[Callable[[], Any], int, Access]] = [
+                (lambda: port.load("<I", bad), bad, READ),
+                (lambda: port.load("<4I", bad - 8), bad - 8, READ),
+                (lambda: port.store("<I", read_only, 1), read_only, WRITE),
+                (lambda: port.to_memory((read_only, 16), source=null), read_only, WRITE),
+                (lambda: port.to_memory((bad, 16), source=disk), bad, WRITE),
+                (lambda: port.from_memory([(good, 16), (bad, 16)], to=disk), bad, READ),
+                (lambda: port.from_memory([(bad, 16), (bad + PAGE, 16)], to=stream), bad, READ),
+                (lambda: port.copy((good, 16), (read_only, 16)), read_only, WRITE),
+                (lambda: port.copy((bad, 16), (good, 16)), bad, READ),
+            ]
+
+            async def main() -> None:
+                for make, address, access in cases:
+                    try:
+                        done = await make()
+                    except iodma.DmaFault as error:
+                        done = error.completion
+                    assert done.status is Status.FAULT and done.fault is not None
+                    assert guest.faults == [TableFault(address, access, done.fault.reason)]
+                    guest.faults.clear()
+                # Several that would share a request: each is told of when it is its turn.
+                waiting = [port.from_memory((good, 16), to=stream)]
+                waiting += [port.from_memory((bad, 16), to=stream) for _ in range(3)]
+                assert [(await each).ok for each in waiting] == [True, False, False, False]
+                assert len(guest.faults) == 3
+                waiting = [
+                    port.from_memory((bad if i % 3 == 1 else good, 16), to=packets)
+                    for i in range(9)
+                ]
+                assert sum([(await each).ok for each in waiting]) == 6
+                assert len(guest.faults) == 6
+
+            guest.run(main())
+    assert guest.stage.counts.faults == len(cases) + 6
+    for each in (near, far, here, there):
+        each.close()
 
 
 def test_an_entry_of_a_hole_below_faults_below(guest: Guest) -> None:
@@ -111,7 +168,6 @@ def test_an_entry_of_a_hole_below_faults_below(guest: Guest) -> None:
     guest.put(1, 1 << 20)
     fault = guest.where((FIRST, 2 * PAGE))
     assert (fault.stage, fault.address, fault.offset) == ("memory", 1 << 20, PAGE)
-    assert guest.faults == []
     guest.put(2, 0xF_FFFF_F000)  # of 36 bits
     assert guest.where((FIRST + 2 * PAGE, 1)).address == 0xF_FFFF_F000
 
@@ -322,9 +378,7 @@ def test_a_flush_in_haste_cancels(guest: Guest) -> None:
     theirs.close()
 
 
-def _pair() -> tuple[Any, Any]:
-    import socket
-
+def _pair() -> tuple[socket.socket, socket.socket]:
     return socket.socketpair()
 
 

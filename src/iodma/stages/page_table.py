@@ -79,7 +79,7 @@ class Translation(NamedTuple):
 
 
 class TableFault(NamedTuple):
-    """A walk that the table refused: the bus address, what was wanted, and why."""
+    """What the table refused: the bus address, what was wanted, and why."""
 
     address: int
     access: Access
@@ -87,7 +87,7 @@ class TableFault(NamedTuple):
 
 
 class TableCounts(NamedTuple):
-    """Entries that were read, pages that the cache answered, and walks that were refused."""
+    """Entries that were read, pages that the cache answered, and transfers that were refused."""
 
     reads: int
     hits: int
@@ -109,8 +109,9 @@ class PageTable(Space):
         mode: what becomes of addresses in general: `TableMode.TRANSLATE`, or it is switched off.
         outside: the same for those that the range does not hold, while it translates.
         cached: how many pages its cache can hold; a power of two.
-        on_fault: called with a `TableFault` when a walk is refused here. It runs in the middle of
-            the walk: it may take notes and set lines, and must change no map.
+        on_fault: called with a `TableFault` when a transfer, a load or a store ends with a fault
+            that is this stage's: once, and before it is told. A plain function that takes notes and
+            sets lines, as for registers that latch a fault.
 
     Raises:
         AddressRangeError: the range is not made of pages, or the table runs past 2^64 - 1.
