@@ -40,7 +40,7 @@ from iodma.tools.bench.workers import Case, Worker
 __all__ = ["run"]
 
 #: Of the C loops.
-LOOPS = ("packet_send_loop", "packet_drain")
+LOOPS = ("packet_send_loop", "packet_drain", "table_walk_loop")
 
 
 def run(options: Options, tell: Callable[[str], None]) -> Report:

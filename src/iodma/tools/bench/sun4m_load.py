@@ -24,6 +24,7 @@ import numpy as np
 
 import iodma
 from iodma import _peer
+from iodma.boards.sun4m import Sun4m
 from iodma.tools.bench import sun4m_layout as layout
 from iodma.tools.bench.harness import BenchError
 from iodma.tools.bench.peers import mapped
@@ -33,7 +34,10 @@ from iodma.tools.bench.sun4m_servers import NETWORK
 from iodma.tools.bench.vfio_load import Load
 from iodma.types import Direction
 
-__all__ = ["copied_frames", "copied_reads", "reads", "sends", "swap_sends", "transmit"]
+__all__ = [
+    *("copied_frames", "copied_reads", "reads", "sends", "swap_sends", "table_walks", "transmit"),
+    "walks",
+]
 
 #: For a socket that is to take whole batches.
 SOCKET_BYTES = 4 << 20
@@ -310,3 +314,61 @@ def swap_sends(*, memory: str) -> Iterator[Callable[[float], float]]:
             return count / ns * 1e9
 
         yield sample
+
+
+@contextmanager
+def walks(*, memory: str) -> Iterator[Callable[[float], float]]:
+    """Lists of pages through the board's IOMMU, called from Python: nanoseconds a list."""
+    with ExitStack() as opened:
+        engine = opened.enter_context(iodma.Engine())
+        file = opened.enter_context(open(memory, "r+b"))
+        ram = opened.enter_context(iodma.Ram.from_fd(file.fileno(), size=layout.RAM_BYTES))
+        ram.view(layout.TABLE, 4 * layout.PAGES)[:] = layout.page_table()
+        board = opened.enter_context(Sun4m(engine, memory=ram))
+        board.store(layout.IOMMU_BASE, 4, layout.TABLE >> 4)
+        board.store(layout.IOMMU_CONTROL, 4, 1)
+        lists = [iodma.ScatterList(each) for each in page_lists()]
+        walk, access = board.iommu.stage.walk, iodma.Access.WRITE
+        if any(walk(each, access) != layout.LIST_PAGES for each in lists):
+            raise BenchError("the IOMMU refuses a list")
+
+        def sample(seconds: float) -> float:
+            begin, count = time.perf_counter_ns(), 0
+            end = begin + int(seconds * 1e9)
+            while (now := time.perf_counter_ns()) < end:
+                for each in lists:
+                    walk(each, access)
+                count += len(lists)
+            return (now - begin) / count
+
+        yield sample
+
+
+@contextmanager
+def table_walks(*, memory: str) -> Iterator[Callable[[float], float]]:
+    """The same lists and the same table, walked in C: nanoseconds a list."""
+    places = np.array([segment for each in page_lists() for segment in each], np.uint64)
+    with mapped(memory) as area:
+        area[layout.TABLE : layout.TABLE + 4 * layout.PAGES] = layout.page_table()
+
+        def sample(seconds: float) -> float:
+            ns, count, _ = _peer.table_walk_loop(
+                area,
+                places,
+                segments=layout.LIST_PAGES,
+                table=layout.TABLE,
+                first=layout.WINDOW,
+                length=layout.WINDOW_BYTES,
+                seconds=seconds,
+            )
+            return ns / count
+
+        yield sample
+
+
+def page_lists() -> list[list[tuple[int, int]]]:
+    """Lists of whole pages of the window, in no order."""
+    pages = np.random.default_rng(SEED).permutation(layout.PAGES)
+    chosen = pages[: layout.LISTS * layout.LIST_PAGES].reshape(layout.LISTS, layout.LIST_PAGES)
+    size = layout.PAGE
+    return [[(layout.WINDOW + int(page) * size, size) for page in each] for each in chosen]

@@ -4,8 +4,9 @@
     python -m iodma.tools.bench.sun4m_machine --socket-path S [--network FD] [--disk FILE]
 
 Invariants
- - The board is the one that users have; nothing is done for the benchmark but that the engine's own
-   counters can be read, at an address where the machine has nothing.
+ - The board is the one that users have, and its time stands, as that of QEMU's; nothing is done for
+   the benchmark but that the engine's own counters can be read, at an address where the machine has
+   nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from iodma.engine.dump import dump_on_signal
 from iodma.scsi import Disk, Target
 from iodma.tools.bench import sun4m_layout as layout
 from iodma.tools.serve_sun4m import LINGER_US
-from iodma.transports.qtest import QtestServer
+from iodma.transports.qtest import QtestServer, SteppedClock
 
 __all__ = ["main"]
 
@@ -61,7 +62,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     dump_on_signal()
     with ExitStack() as opened:
-        engine = opened.enter_context(iodma.Engine())
+        engine = opened.enter_context(iodma.Engine(clock=SteppedClock()))
         network, targets = None, {}
         if options.network is not None:
             network = opened.enter_context(iodma.Datagram(options.network))

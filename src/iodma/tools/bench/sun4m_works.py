@@ -99,6 +99,10 @@ MAKERS: tuple[tuple[str, Callable[[str], Work]], ...] = (
             start_s=2.0,
         ),
     ),
+    (
+        "IOMMU translate, lists of 16 pages, from Python, time",
+        lambda name: Work(name, 1.5, loop(OURS, "walks"), loop("C loop", "table_walks")),
+    ),
 )
 
 
