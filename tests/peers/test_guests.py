@@ -11,12 +11,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tests.peers.guests import jobs
 from tests.peers.guests.guest import GuestError, group_lives
 from tests.peers.guests.images import check_filesystem, make_image
+from tests.peers.guests.process import Deadline
 from tests.peers.guests.servers import Disk, ServerError, StorageDaemon
 from tests.peers.guests.uml import Uml
 
@@ -63,6 +65,22 @@ def test_a_server_that_cannot_start_says_why(work: Path, peer: Callable[[str], s
         StorageDaemon(work, Disk(work / "none.img")),
     ):
         pass
+
+
+def test_a_deadline_counts_only_time_in_which_this_run_ran(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    clock = SimpleNamespace(monotonic=lambda: now)
+    monkeypatch.setattr("tests.peers.guests.process.time", clock)
+    deadline = Deadline(5)
+    assert (deadline.left, deadline.step) == (5.0, Deadline.STEP)
+    now += 1.5
+    assert deadline.left == 3.5
+    now += 1000  # it was stopped
+    assert deadline.left == 1.5
+    now += 1.0
+    assert (deadline.left, deadline.step) == (0.5, 0.5)
+    now += 1.0
+    assert (deadline.left, deadline.step, deadline.left) == (0.0, 0.0, 0.0)
 
 
 def test_a_run_that_is_killed_takes_its_processes_along(peer: Callable[[str], str]) -> None:

@@ -202,7 +202,7 @@ def begin_load(guest: Guest, *, loaders: int = 2, mebibytes: int = 2, begin: int
     )
 
 
-def wait_writes(guest: Guest, count: int, seconds: float = 60) -> None:
+def wait_writes(guest: Guest, count: int, seconds: float = 120) -> None:
     """Until the disk has answered so many more writes."""
     guest.run(
         f"""

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.peers.guests.guest import Guest
+from tests.peers.guests.guest import UNWATCHED, Guest
 from tests.peers.guests.qmp import Qmp
 from tests.peers.guests.root import (
     find_modules,
@@ -177,7 +177,8 @@ class Qemu(Guest):
     def command(self, channel: int) -> list[str]:
         machine = self.machine
         console, jobs = self.terminals
-        kernel = f"console={console} panic=-1 CHANNEL={jobs} TOKEN={self.token} {machine.kernel}"
+        words = ("panic=-1", *UNWATCHED, f"CHANNEL={jobs}", f"TOKEN={self.token}", machine.kernel)
+        kernel = " ".join((f"console={console}", *words))
         return [
             *self.program(),
             *("-nodefaults", "-no-user-config", "-display", "none"),

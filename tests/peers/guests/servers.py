@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.peers.guests.guest import tail
-from tests.peers.guests.process import mortal
+from tests.peers.guests.process import Deadline, mortal
 from tests.peers.guests.root import find_program
 
 
@@ -82,9 +82,9 @@ class Process:
 
     def wait_said(self, text: str, seconds: float = 60) -> None:
         """Waits until it says so."""
-        deadline = time.monotonic() + seconds
+        deadline = Deadline(seconds)
         while text not in self.said():
-            if time.monotonic() > deadline:
+            if not deadline.left:
                 raise self.failed(f"has not said {text!r} after {seconds:g} s")
             time.sleep(0.05)
 
@@ -111,11 +111,11 @@ class Process:
                 stderr=log,
                 start_new_session=True,
             )
-        deadline = time.monotonic() + seconds
+        deadline = Deadline(seconds)
         while not self.ready():
             if self._process.poll() is not None:
                 raise self.failed(f"ended with status {self._process.returncode} at the start")
-            if time.monotonic() > deadline:
+            if not deadline.left:
                 raise self.failed(f"no socket after {seconds:g} s")
             time.sleep(0.005)
         return self

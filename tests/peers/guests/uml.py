@@ -13,7 +13,7 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.peers.guests.guest import Guest
+from tests.peers.guests.guest import UNWATCHED, Guest
 from tests.peers.guests.root import find_modules, find_program, make_root
 
 BLOCK = 2  # device id (virtio 1.2, section 5)
@@ -57,7 +57,8 @@ class Uml(Guest):
             find_program("linux.uml"),
             f"mem={self.memory}",
             *("root=/dev/root", "rootfstype=hostfs", f"rootflags={self.root}", "ro"),
-            *("init=/init", "panic=-1", f"uml_dir={self.work}", f"umid={self.token}"),
+            *("init=/init", "panic=-1", *UNWATCHED),
+            *(f"uml_dir={self.work}", f"umid={self.token}"),
             *("con=null", "con0=null,fd:1", f"con1=fd:{channel}"),
             f"virtio_uml.device={self.socket}:{BLOCK}",
             *("CHANNEL=tty1", f"TOKEN={self.token}"),
