@@ -16,9 +16,9 @@ from types import SimpleNamespace
 import pytest
 
 from tests.peers.guests import jobs
-from tests.peers.guests.guest import GuestError, group_lives
+from tests.peers.guests.guest import GuestError
 from tests.peers.guests.images import check_filesystem, make_image
-from tests.peers.guests.process import Deadline
+from tests.peers.guests.process import Deadline, group_lives
 from tests.peers.guests.servers import Disk, ServerError, StorageDaemon
 from tests.peers.guests.uml import Uml
 

@@ -4,7 +4,6 @@
 Invariants:
 
 - A guest is one process group of its own, ended by its id. `close()` returns when it is gone.
-  A test run that is killed takes it along.
 - Everything waited for has a deadline; what comes too late, and a guest that ends by itself, raise
   `GuestError`, which carries the ends of the console, of the job's output and of every other log.
 - Jobs run as root inside the guest and nowhere else.
@@ -15,21 +14,16 @@ The other side of the channel, and what goes over it, is init.sh.
 from __future__ import annotations
 
 import base64
-import contextlib
-import os
 import secrets
 import select
-import signal
 import socket
 import subprocess
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
-from tests.peers.guests.process import Deadline, mortal
+from tests.peers.guests.process import Child, Deadline
 
 TAIL_LINES = 40
 #: A guest that the host gives no processor for a while is not to complain of it: what tells only
@@ -57,7 +51,7 @@ def tail(path: Path, lines: int = TAIL_LINES) -> str:
     return "\n".join([f"--- {path.name}", *last, ""]) if last else ""
 
 
-class Guest:
+class Guest(Child):
     """A machine that is started by `start`, used by `run`, ended by `power_off` or `close`.
 
     Args:
@@ -69,6 +63,7 @@ class Guest:
     boot_seconds = 30.0
 
     def __init__(self, work: Path, *, logs: Sequence[Path] = ()) -> None:
+        super().__init__()
         self.work = work
         self.token = secrets.token_hex(8)
         self.console = work / f"{self.name}.console"
@@ -76,7 +71,6 @@ class Guest:
         self.logs = [*logs, self.errors, self.console]
         self.output = b""  # of the job that runs, or ran last
         self._received = b""
-        self._process: subprocess.Popen[bytes] | None = None
         self._channel, self._far = socket.socketpair()
 
     # --- for the kinds of guests
@@ -91,39 +85,16 @@ class Guest:
 
     # --- life
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def start(self, *, wait: bool = True) -> Self:
         """Starts the machine, and returns when its init says that it is up."""
         far = self._far.fileno()
         with open(self.errors, "wb") as errors, open(self.console, "wb") as console:
-            self._process = subprocess.Popen(
-                mortal(self.command(far)),
-                stdin=subprocess.DEVNULL,
-                stdout=console,
-                stderr=errors,
-                pass_fds=[far, *self.inherited()],
-                start_new_session=True,
-                cwd=self.work,
-            )
+            fds = [far, *self.inherited()]
+            self.spawn(self.command(far), console, errors=errors, fds=fds, folder=self.work)
         self._far.close()
         if wait:
             self.wait_up()
         return self
-
-    @property
-    def pid(self) -> int:
-        assert self._process is not None, "it was not started"
-        return self._process.pid
 
     def wait_up(self, seconds: float | None = None) -> None:
         """Until init runs, also after the guest was reset."""
@@ -135,12 +106,7 @@ class Guest:
         """Ends the machine, whatever it does."""
         self._channel.close()
         self._far.close()
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            while group_lives(self._process.pid):
-                time.sleep(0.005)
+        super().close()
 
     def power_off(self, seconds: float = 15) -> None:
         """Lets the guest end itself; it must do so without an error."""
@@ -149,9 +115,8 @@ class Guest:
 
     def wait_end(self, seconds: float) -> None:
         """Until the machine has ended by itself, as it should."""
-        assert self._process is not None
         try:
-            status = self._process.wait(seconds)
+            status = self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             raise self.failed(f"still runs {seconds:g} s after it should have ended") from None
         if status and not self.has_halted(status):
@@ -250,14 +215,3 @@ class Guest:
         (self.work / f"{self.name}.job").write_text(output)
         logs = [tail(path) for path in (*self.logs, self.work / f"{self.name}.job")]
         return GuestError("\n".join([f"{self.name} {reason}", *(log for log in logs if log)]))
-
-
-def group_lives(group: int) -> bool:
-    """Is there a process of this group? Zombies, which are their parent's, do not count."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                if int(fields[2]) == group and fields[0] not in "ZX":
-                    return True
-    return False

@@ -3,16 +3,13 @@
 
 Invariants:
 
-- A server is one process that was started here, in a group of its own, and is ended by its id. A
-  test run that is killed takes it along.
+- A server is one process that was started here, and is ended by its id.
 - `start` returns when the socket can be connected to; a server that ends before that raises
   `ServerError` with what it said.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 import signal
 import subprocess
 import sys
@@ -20,11 +17,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from tests.peers.guests.guest import tail
-from tests.peers.guests.process import Deadline, mortal
+from tests.peers.guests.process import Child, Deadline
 from tests.peers.guests.root import find_program
 
 
@@ -49,7 +45,7 @@ class Disk:
     extra: tuple[str, ...] = ()
 
 
-class Process:
+class Process(Child):
     """A server: one process, one log.
 
     Args:
@@ -58,9 +54,9 @@ class Process:
     """
 
     def __init__(self, work: Path, name: str) -> None:
+        super().__init__()
         self.name = name
         self.log = work / f"{name}.log"
-        self._process: subprocess.Popen[bytes] | None = None
         self._told = 0
 
     def command(self) -> Sequence[str]:
@@ -91,59 +87,32 @@ class Process:
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.kill()
-
     def start(self, seconds: float = 20) -> Self:
         """Starts it; also again after `stop` or `kill`."""
         self._told = self.log.stat().st_size if self.log.exists() else 0
         self.prepare()
         with open(self.log, "ab") as log:
-            self._process = subprocess.Popen(
-                mortal(self.command()),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+            self.spawn(self.command(), log)
         deadline = Deadline(seconds)
         while not self.ready():
-            if self._process.poll() is not None:
-                raise self.failed(f"ended with status {self._process.returncode} at the start")
+            if self.process.poll() is not None:
+                raise self.failed(f"ended with status {self.process.returncode} at the start")
             if not deadline.left:
                 raise self.failed(f"no socket after {seconds:g} s")
             time.sleep(0.005)
         return self
 
-    @property
-    def pid(self) -> int:
-        assert self._process is not None, "it was not started"
-        return self._process.pid
-
     def stop(self, seconds: float = 10) -> None:
         """SIGTERM, by which it must end soon and without an error."""
-        assert self._process is not None
-        if self._process.poll() is not None:
-            raise self.failed(f"ended by itself with status {self._process.returncode}")
-        self._process.send_signal(signal.SIGTERM)
+        if self.process.poll() is not None:
+            raise self.failed(f"ended by itself with status {self.process.returncode}")
+        self.process.send_signal(signal.SIGTERM)
         try:
-            status = self._process.wait(seconds)
+            status = self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             raise self.failed(f"still runs {seconds:g} s after SIGTERM") from None
         if status:
             raise self.failed(f"ended with status {status} after SIGTERM")
-
-    def kill(self) -> None:
-        """SIGKILL, at any time."""
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
 
     def failed(self, reason: str) -> ServerError:
         return ServerError(f"{self.name} {reason}\n{tail(self.log)}")

@@ -4,20 +4,17 @@
 Invariants:
 
 - The machine runs, and nothing in it does but what the test asks for: no firmware, no kernel.
-- The process is ended by its id, and dies with the run.
+- The process is gone when the connection is closed.
 """
 
 from __future__ import annotations
 
 import socket
-import subprocess
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from tests.peers.guests.foreign import Foreign
 from tests.peers.guests.guest import tail
-from tests.peers.guests.process import mortal
+from tests.peers.guests.process import Child
 from tests.peers.vfio_user.machine import Function, program
 from tests.qtest import Qtest as Client
 from tests.qtest import QtestError
@@ -32,7 +29,7 @@ MEMORY, MASTER = 2, 4
 BAR_AT = 0xE000_0000
 
 
-class Qtest(Client):
+class Qtest(Client, Child):
     """A q35 whose only function is served over vfio-user, at 00:04.0.
 
     Args:
@@ -43,6 +40,7 @@ class Qtest(Client):
     def __init__(
         self, work: Path, qemu: Foreign, function: Function, *, shared: bool | None = True
     ) -> None:
+        Child.__init__(self)
         self.log = work / "qtest.log"
         stream, far = socket.socketpair()
         memory = "memory-backend-ram,id=ram,size=64M"
@@ -59,32 +57,13 @@ class Qtest(Client):
             *("-device", function.option(bus="pcie.0", addr="4")),
         ]
         with open(self.log, "wb") as log:
-            self._process = subprocess.Popen(
-                mortal(words),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=[far.fileno()],
-            )
+            self.spawn(words, log, fds=[far.fileno()])
         far.close()
-        super().__init__(stream, said=lambda: tail(self.log))
+        Client.__init__(self, stream, said=lambda: tail(self.log))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self.kill()
-
-    def kill(self) -> None:
-        """SIGKILL, at any time."""
-        self._process.kill()
-        self._process.wait()
-        self.close()
+        Client.close(self)
 
     # --- the function -----------------------------------------------------------------------------
 
