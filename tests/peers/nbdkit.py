@@ -1,4 +1,4 @@
-"""nbdkit as a server of the tests' own.
+"""nbdkit as a server of the tests' own, and a machine whose disk is there.
 
 Invariants:
 
@@ -13,10 +13,21 @@ import signal
 import socket
 import subprocess
 import tempfile
+from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-__all__ = ["Nbdkit"]
+import pytest
+
+import iodma
+from iodma.endpoints.nbd import library_version
+from iodma.testing import strict_engine
+
+__all__ = ["RAM", "Machine", "Nbdkit", "nbdkit_fixture"]
+
+#: Bytes of a `Machine`'s memory.
+RAM = 4 << 20
 
 
 class Nbdkit:
@@ -68,3 +79,40 @@ class Nbdkit:
     def __exit__(self, *exc: object) -> None:
         self.kill()
         self._folder.cleanup()
+
+
+class Machine:
+    """An engine, memory and a disk at a server."""
+
+    def __init__(self, stack: ExitStack, server: Nbdkit, kind: str, **options: Any) -> None:
+        self.server = server
+        self.engine = stack.enter_context(strict_engine(kind))
+        self.ram = stack.enter_context(iodma.Ram(RAM))
+        self.memory = iodma.Memory({0: self.ram})
+        self.port = self.engine.port(self.memory)
+        self.disk = stack.enter_context(iodma.Nbd(server.uri, **options))
+
+    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return self.engine.run(coroutine)
+
+    def write(self, at: int, data: bytes | bytearray) -> None:
+        self.ram.view()[at : at + len(data)] = data
+
+    async def states(self, *wanted: str) -> None:
+        """Until the transfers are in these states."""
+        while {info.state for info in self.engine.transfers()} != {*wanted}:
+            await self.engine.sleep(0)
+
+    def read(self, at: int, length: int) -> bytes:
+        return bytes(self.ram.view()[at : at + length])
+
+
+@pytest.fixture(name="nbdkit", autouse=True)
+def nbdkit_fixture(peer: Callable[[str], str]) -> None:
+    peer("nbdkit")
+    try:
+        library_version()
+    except iodma.UnsupportedError as error:
+        if os.environ.get("CI") == "true":
+            pytest.fail(str(error), pytrace=False)
+        pytest.skip(str(error))

@@ -15,66 +15,23 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 import iodma
 from iodma import Status
 from iodma._peer import VhostBlk
-from iodma.endpoints.nbd import library_version
 from iodma.testing import strict_engine
-from tests.peers.nbdkit import Nbdkit
+from tests.peers.nbdkit import RAM, Machine, Nbdkit, nbdkit_fixture  # noqa: F401
 
 SIZE = 1 << 20
-RAM = 4 << 20
 #: Memory that a test takes away.
 LENT = 1 << 32
 IN, FLUSH = 0, 4  # virtio-blk's
-
-
-@pytest.fixture(autouse=True)
-def nbdkit(peer: Callable[[str], str]) -> None:
-    peer("nbdkit")
-    try:
-        library_version()
-    except iodma.UnsupportedError as error:
-        if os.environ.get("CI") == "true":
-            pytest.fail(str(error), pytrace=False)
-        pytest.skip(str(error))
-
-
-class Machine:
-    """An engine, memory and a disk at a server."""
-
-    def __init__(self, stack: ExitStack, server: Nbdkit, kind: str, **options: Any) -> None:
-        self.server = server
-        self.engine = stack.enter_context(strict_engine(kind))
-        self.ram = stack.enter_context(iodma.Ram(RAM))
-        self.memory = iodma.Memory({0: self.ram})
-        self.port = self.engine.port(self.memory)
-        self.disk = stack.enter_context(iodma.Nbd(server.uri, **options))
-
-    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        return self.engine.run(coroutine)
-
-    def write(self, at: int, data: bytes | bytearray) -> None:
-        self.ram.view()[at : at + len(data)] = data
-
-    async def states(self, *wanted: str) -> None:
-        """Until the transfers are in these states."""
-        while {info.state for info in self.engine.transfers()} != {*wanted}:
-            await self.engine.sleep(0)
-
-    def read(self, at: int, length: int) -> bytes:
-        return bytes(self.ram.view()[at : at + length])
-
 
 Make = Callable[..., Machine]
 
@@ -597,104 +554,3 @@ def test_a_virtual_machine_s_disk(engine: str, tmp_path: Path) -> None:
 
 
 # --- any list, anywhere -------------------------------------------------------------------------
-
-DISK = 64 << 10
-lists = st.lists(st.tuples(st.integers(0, DISK), st.integers(1, 6000)), min_size=1, max_size=6)
-steps = st.tuples(
-    st.sampled_from(["read", "write", "zero", "trim"]), st.integers(0, DISK + 5000), lists
-)
-
-
-@pytest.fixture(scope="module", params=[1, 512, 4096])
-def block_server(request: pytest.FixtureRequest) -> Iterator[tuple[Nbdkit, int]]:
-    words = ["memory", str(DISK)]
-    if request.param > 1:
-        words += [
-            f"blocksize-minimum={request.param}",
-            "blocksize-preferred=4096",
-            "blocksize-maximum=8192",
-            "blocksize-error-policy=error",
-        ]
-    with Nbdkit(*words, filters=["blocksize-policy"]) as server:
-        yield server, request.param
-
-
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
-@given(script=st.lists(steps, max_size=12), small=st.sampled_from([0, 1000, 16384]))
-@pytest.mark.parametrize("kind", ["uring", "threads"])
-def test_a_disk_is_an_array_of_bytes(
-    block_server: tuple[Nbdkit, int], kind: str, script: list[Any], small: int
-) -> None:
-    server, block = block_server
-    start = bytes(at * 7 % 251 for at in range(DISK))
-    model, guest = bytearray(start), bytearray(os.urandom(2 * DISK))
-    with ExitStack() as stack:
-        machine = Machine(stack, server, kind, small=small)
-        port, disk = machine.port, machine.disk
-        machine.write(2 * DISK, start)
-        machine.write(0, guest)
-
-        async def main() -> None:
-            assert (await port.from_memory((2 * DISK, DISK), to=disk)).ok
-            for what, offset, pieces in script:
-                total = sum(length for _, length in pieces)
-                room = max(0, min(total, DISK - offset))
-                if what == "read":
-                    done = await port.to_memory(pieces, source=disk, offset=offset)
-                    assert (done.status, done.moved) == (Status.OK, room)
-                    here = [*spread(pieces, room)]
-                    if overlap(here):  # in any order
-                        guest[:] = machine.read(0, len(guest))
-                    else:
-                        at = offset
-                        for address, length in here:
-                            guest[address : address + length] = model[at : at + length]
-                            at += length
-                elif what == "write":
-                    data = b"".join(bytes(guest[a : a + n]) for a, n in spread(pieces, total))
-                    done = await port.from_memory(pieces, to=disk, offset=offset)
-                    if room == total:
-                        assert done.ok and done.moved == total
-                        model[offset : offset + room] = data
-                    else:
-                        assert done.status is Status.IO_ERROR
-                        got = done.moved
-                        assert got <= room
-                        model[offset : offset + got] = data[:got]
-                        # Where a block of the server's is written in part, all or nothing.
-                        assert (await port.to_memory((2 * DISK, DISK), source=disk)).ok
-                        model[:] = machine.read(2 * DISK, DISK)
-                elif what == "zero":
-                    offset, total = offset // block * block, total // block * block
-                    done = await port.write_zeroes(disk, offset, total)
-                    if not total:
-                        assert done.ok
-                    elif offset + total <= DISK:
-                        assert done.ok
-                        model[offset : offset + total] = bytes(total)
-                    else:
-                        assert done.error == errno.ENOSPC
-                else:
-                    offset, total = offset // block * block, total // block * block
-                    assert (await port.discard(disk, offset, total)).ok
-                    end = min(DISK, offset + total)
-                    model[offset:end] = bytes(max(0, end - offset))
-                assert machine.read(0, len(guest)) == guest, "no byte outside a list is touched"
-            assert (await port.to_memory((2 * DISK, DISK), source=disk)).ok
-
-        machine.run(main())
-        assert machine.read(2 * DISK, DISK) == model
-
-
-def overlap(pieces: list[tuple[int, int]]) -> bool:
-    ordered = sorted(pieces)
-    return any(a + n > b for (a, n), (b, _) in pairwise(ordered))
-
-
-def spread(pieces: list[tuple[int, int]], total: int) -> Iterator[tuple[int, int]]:
-    """The pieces of the list's first so many bytes."""
-    for address, length in pieces:
-        taken = min(length, total)
-        if taken:
-            yield address, taken
-        total -= taken

@@ -17,16 +17,22 @@ from __future__ import annotations
 
 import random
 import struct
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Self
 
-from iodma import Engine, Memory, Ram
+import pytest
+
+from iodma import Engine, File, Memory, Ram
 from iodma._core import Space, Wait
-from iodma.devices.virtio_blk import VirtioBlk
+from iodma.devices.virtio_blk import BlkStatus, VirtioBlk
 from tests.unit.guestpacked import PackedGuestRing
 from tests.unit.guestring import GuestRing
 
+OK, IOERR, UNSUPP = BlkStatus
+SECTORS = 256
+SIZE = SECTORS * 512
 #: Where guest memory begins, of its addresses.
 RAM_SIZE = 8 << 20
 ARENA, SLOT = 1 << 20, 128 << 10
@@ -205,3 +211,21 @@ class Guest:
         self.engine.close()
         self.view.release()
         self.ram.close()
+
+
+@pytest.fixture(name="path")
+def path_fixture(tmp_path: Path, rng: random.Random) -> Path:
+    path = tmp_path / "disk.img"
+    path.write_bytes(rng.randbytes(SIZE))
+    return path
+
+
+@pytest.fixture(name="disk")
+def disk_fixture(path: Path) -> Iterator[File]:
+    with File(path) as disk:
+        yield disk
+
+
+def ranges(*each: tuple[int, int, int]) -> bytes:
+    """Of a discard or write-zeroes request: (sector, sectors, flags)."""
+    return b"".join(struct.pack("<QII", *one) for one in each)

@@ -1,21 +1,12 @@
-"""The DMA regions of a vfio-user session: what may be mapped, one mapping a file, unmaps that wait.
-
-Invariants:
-
-- Guest memory is a file that the test writes to and reads from by itself, not through the table.
-- Deadlines run on a clock that the test advances.
-"""
+"""The DMA regions of a vfio-user session: what may be mapped, one mapping a file."""
 
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import random
 import socket
 import struct
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,90 +14,24 @@ import pytest
 
 import iodma
 from iodma import Access, Status
-from iodma._core import Wait
-from iodma.testing import Clock, ScriptedEndpoint, strict_engine
 from iodma.transports.descriptors import Descriptor
-from iodma.transports.vfio_user import dma, mappings
+from iodma.transports.vfio_user import mappings
 from iodma.transports.vfio_user.dma import DmaTable
-from iodma.transports.vfio_user.messages import MOST_REGIONS, Refusal
-from iodma.transports.vfio_user.remote import Remote
-from tests.unit.system import hold
+from iodma.transports.vfio_user.messages import MOST_REGIONS
 from tests.unit.vfio_client import DMA_READ, DMA_UNMAP, DMA_WRITE, Client, SharedMemory
 from tests.unit.vfio_kit import Copier, pump, serving
-
-PAGE = 4096
-TOP = 1 << 64
-READ, WRITE, RW = 1, 2, 3
-MMAP, FILE_IO = 4, 8
-
-
-class Session:
-    """A table, a device's port on its memory, and a file of guest memory."""
-
-    def __init__(self, pages: int = 64) -> None:
-        self.stack = ExitStack()
-        self.asked: list[tuple[int, int, bytes]] = []
-        self.clock = Clock()
-        self.engine = self.stack.enter_context(strict_engine(clock=self.clock))
-        self.memory = iodma.Memory(name="dma")
-        self.remote = Remote(self.ask)
-        self.table = DmaTable(self.engine, self.memory, self.remote)
-        self.port = self.engine.port(self.memory)
-        self.fd = self.file(pages * PAGE)
-
-    def ask(self, id: int, command: int, payload: bytes) -> None:
-        self.asked.append((id, command, payload))
-
-    def file(self, size: int) -> int:
-        fd = os.memfd_create("guest")
-        self.stack.callback(os.close, fd)
-        os.ftruncate(fd, size)
-        return fd
-
-    def map(
-        self,
-        address: int,
-        size: int = PAGE,
-        flags: int = RW,
-        fd: int | None = None,
-        offset: int = 0,
-        *,
-        shared: bool = True,
-    ) -> None:
-        """With a descriptor of its own for each, as a client sends them."""
-        if not shared:
-            self.table.map(address, size, flags, None, offset)
-            return
-        with Descriptor(os.dup(self.fd if fd is None else fd)) as descriptor:
-            self.table.map(address, size, flags, descriptor, offset)
-
-    def refused(self, *args: Any, call: Callable[..., Any] | None = None, **kw: Any) -> int:
-        before = self.table.regions
-        with pytest.raises(Refusal) as caught:
-            (call or self.map)(*args, **kw)
-        assert self.table.regions == before
-        return caught.value.errno
-
-    def where(self, address: int, access: Access = Access.READ) -> int | None:
-        """The offset in the file that a byte is mapped to."""
-        found = self.memory.translate((address, 1), access)
-        return None if isinstance(found, iodma.Fault) else found[0][2]
-
-    def run(self, main: Any) -> Any:
-        return self.engine.run(main)
-
-    def close(self) -> None:
-        self.run(self.table.close())
-        assert self.table.regions == self.table.mappings == 0
-        self.stack.close()
-
-
-@pytest.fixture
-def session() -> Iterator[Session]:
-    made = Session()
-    yield made
-    made.close()
-
+from tests.unit.vfio_table import (  # noqa: F401
+    FILE_IO,
+    MMAP,
+    PAGE,
+    READ,
+    RW,
+    TOP,
+    WRITE,
+    Session,
+    mapped,
+    session_fixture,
+)
 
 # --- what may be mapped ---------------------------------------------------------------------------
 
@@ -254,10 +179,6 @@ def test_no_more_regions_than_there_may_be(session: Session) -> None:
 # --- one mapping a file ---------------------------------------------------------------------------
 
 
-def mapped() -> int:
-    return sum("memfd:guest" in line for line in Path("/proc/self/maps").read_text().splitlines())
-
-
 @pytest.mark.parametrize("order", ["up", "down", "random"])
 def test_ten_thousand_regions_are_one_mapping(order: str, rng: random.Random) -> None:
     session = Session(10_000)
@@ -369,301 +290,7 @@ def test_a_file_that_is_cut_off_is_a_fault(session: Session) -> None:
 
 
 # --- unmap ----------------------------------------------------------------------------------------
-
-
-def test_what_cannot_be_unmapped(session: Session) -> None:
-    unmap = session.table.unmap
-    assert session.refused(0, PAGE, call=unmap) == errno.ENOENT
-    session.map(0x10000, 4 * PAGE)
-    for address, size in [
-        (0, PAGE),
-        (0x10000, PAGE),
-        (0x11000, PAGE),
-        (0x10000, 0),
-        (0, 0x10001),
-        (0x13000, 16 * PAGE),
-        (TOP - 1, TOP - 1),
-    ]:
-        assert session.refused(address, size, call=unmap) == errno.ENOENT
-    assert session.refused(0x10000, 4 * PAGE, call=unmap, all=True) == errno.EINVAL
-    assert unmap(0x10000, 4 * PAGE) is None
-    assert session.refused(0x10000, 4 * PAGE, call=unmap) == errno.ENOENT
-
-
-def test_an_unmap_that_cuts_no_region_takes_all_that_it_holds(session: Session) -> None:
-    for page in (1, 2, 5, 9):
-        session.map(page * PAGE, shared=page != 5)
-    assert session.table.unmap(PAGE, 8 * PAGE) is None
-    assert session.table.regions == 1 and session.where(9 * PAGE) == 0
-    assert session.table.unmap(0, TOP - 1) is None
-    assert session.table.regions == 0
-
-
-def test_nothing_but_the_tables_own_is_taken_away(session: Session) -> None:
-    with iodma.Ram(PAGE) as ram:
-        session.memory.add(0x100000, ram)
-        assert session.refused(0x100000) == errno.EEXIST
-        session.map(0)
-        session.table.unmap(0, 0, all=True)
-        assert session.where(0x100000) == 0
-        session.memory.remove(0x100000)
-
-
-def test_unmap_waits_for_what_is_in_flight_there_and_for_nothing_else(session: Session) -> None:
-    session.map(0, 4 * PAGE)
-    session.map(0x10000, offset=8 * PAGE)
-
-    async def main() -> None:
-        with ScriptedEndpoint(1 << 20, script=hold, on_cancel="ignore") as slow:
-            here = session.port.to_memory((PAGE, 64), source=slow)
-            there = session.port.to_memory((0x10000, 64), source=slow)
-            while len(slow.waiting) < 2:
-                await session.engine.sleep(0)
-            wait = session.table.unmap(0, 4 * PAGE)
-            assert isinstance(wait, Wait) and not wait.done
-            assert (await session.port.copy((0, 8), (8, 8))).status is Status.FAULT
-            session.map(0, offset=16 * PAGE)  # another one there is no matter
-            slow.answer(slow.waiting[0])
-            await wait
-            assert here.done and not there.done
-            slow.answer_all()
-            assert (await there).ok
-
-    session.run(main())
-
-
-def test_unmap_of_all_waits_for_all(session: Session) -> None:
-    for page in range(10):
-        session.map(2 * page * PAGE, offset=page * PAGE)
-
-    async def main() -> None:
-        with ScriptedEndpoint(1 << 20, script=hold, on_cancel="ignore") as slow:
-            for page in (1, 4, 7):
-                session.port.to_memory((2 * page * PAGE, 64), source=slow)
-            while len(slow.waiting) < 3:
-                await session.engine.sleep(0)
-            wait = session.table.unmap(0, 0, all=True)
-            assert isinstance(wait, Wait)
-            for left in (2, 1, 0):
-                assert not wait.done
-                slow.answer()
-                assert len(slow.waiting) == left
-                await session.engine.sleep(0)
-                await session.engine.sleep(0)
-            assert wait.done
-            await wait
-
-    session.run(main())
-
-
-def test_what_does_not_end_by_itself_is_cancelled(session: Session) -> None:
-    session.map(0)
-    session.map(PAGE)
-
-    async def main() -> None:
-        with ScriptedEndpoint(1 << 20, script=hold) as slow:
-            transfer = session.port.to_memory((0, 64), source=slow)
-            while not slow.waiting:
-                await session.engine.sleep(0)
-            wait = session.table.unmap(0, PAGE)
-            assert isinstance(wait, Wait)
-            session.map(0)  # those who come through here are not meant
-            other = session.port.to_memory((0, 64), source=slow)
-            while len(slow.waiting) < 2:
-                await session.engine.sleep(0)
-            session.clock.advance(dma.PATIENCE_S)
-            await wait
-            assert (await transfer).status is Status.CANCELLED
-            slow.answer_all()
-            assert (await other).ok
-
-    session.run(main())
-
-
-def test_what_cannot_be_cancelled_makes_the_unmap_fail_and_keeps_its_bytes(
-    session: Session, caplog: pytest.LogCaptureFixture
-) -> None:
-    session.map(0, 4 * PAGE)
-
-    async def main() -> None:
-        with ScriptedEndpoint(1 << 20, script=hold, on_cancel="ignore") as slow:
-            transfer = session.port.to_memory((0, 64), source=slow)
-            while not slow.waiting:
-                await session.engine.sleep(0)
-            wait = session.table.unmap(0, 4 * PAGE)
-            assert isinstance(wait, Wait)
-            session.clock.advance(dma.DEADLINE_S)
-            with caplog.at_level(logging.ERROR, "iodma"), pytest.raises(Refusal) as caught:
-                await wait
-            assert caught.value.errno == errno.EBUSY
-            assert f"by transfer {transfer.ticket:#x}" in caplog.text
-            # Its bytes are nobody's, wherever they are mapped; all others of the file are.
-            assert session.refused(0x40000, PAGE, offset=3 * PAGE) == errno.EBUSY
-            session.map(0, offset=4 * PAGE)
-            assert (await session.port.copy((0, 8), (8, 8))).ok
-            slow.answer_all()
-            await transfer
-            session.map(0x40000, offset=3 * PAGE)
-
-    session.run(main())
-
-
-def test_close_cancels_and_waits() -> None:
-    session = Session()
-    session.map(0)
-
-    async def main() -> None:
-        with ScriptedEndpoint(1 << 20, script=hold) as slow:
-            transfer = session.port.to_memory((0, 64), source=slow)
-            while not slow.waiting:
-                await session.engine.sleep(0)
-            assert await session.table.close()
-            assert (await transfer).status is Status.CANCELLED
-
-    session.run(main())
-    session.close()
-    assert mapped() == 0
-
-
 # --- dirty pages ----------------------------------------------------------------------------------
-
-
-def bits(report: bytes) -> set[int]:
-    value = int.from_bytes(report, "little")
-    return {i for i in range(value.bit_length()) if value >> i & 1}
-
-
-def test_dirty_pages_are_reported_once(session: Session) -> None:
-    session.map(0x10000, 32 * PAGE, offset=2 * PAGE)
-    session.table.start_logging(PAGE)
-    session.table.start_logging(PAGE)
-    session.map(0x100000, 4 * PAGE, offset=60 * PAGE)
-    report = session.table.report
-
-    async def main() -> None:
-        await session.port.store_bytes(0x10000 + 3 * PAGE - 1, b"ab")
-        await session.port.store_bytes(0x100000, b"c")
-        await session.port.load_bytes(0x10000 + 8 * PAGE, 4)
-
-    session.run(main())
-    assert len(report(0x100000, PAGE, PAGE)) == 8
-    assert bits(report(0x10000, 2 * PAGE, PAGE)) == set()
-    assert bits(report(0x10000 + PAGE, 2 * PAGE, PAGE)) == {1}
-    assert bits(report(0x10000, 32 * PAGE, PAGE)) == {3}
-    assert bits(report(0x10000, 32 * PAGE, PAGE)) == set()
-    session.run(main())
-    assert bits(report(0x10000, 32 * PAGE, 2 * PAGE)) == {1}
-    session.run(main())
-    assert bits(report(0x10000, 32 * PAGE, PAGE // 2)) == {4, 5, 6, 7}
-    session.run(main())
-    assert bits(report(0, 0x200000, PAGE)) == {0x12, 0x13, 0x100}
-    session.table.stop_logging()
-    assert session.refused(0x10000, PAGE, PAGE, call=report) == errno.EINVAL
-
-
-def test_pages_of_the_file_that_are_mapped_twice_are_reported_twice(session: Session) -> None:
-    session.map(0, 4 * PAGE)
-    session.map(0x10000, 4 * PAGE, offset=PAGE)
-    session.table.start_logging(PAGE)
-
-    async def main() -> None:
-        await session.port.store_bytes(2 * PAGE, b"x")
-
-    session.run(main())
-    assert bits(session.table.report(0x10000, 4 * PAGE, PAGE)) == {1}
-    assert bits(session.table.report(0, 4 * PAGE, PAGE)) == {2}
-
-
-def test_what_cannot_be_reported(session: Session) -> None:
-    table = session.table
-    for page in (0, 3, 4095, -4096):
-        assert session.refused(page, call=table.start_logging) == errno.EINVAL
-    session.map(0, 4 * PAGE)
-    session.map(0x10000, shared=False)
-    assert session.refused(0, PAGE, PAGE, call=table.report) == errno.EINVAL
-    table.start_logging(PAGE)
-    assert session.refused(2 * PAGE, call=table.start_logging) == errno.EINVAL
-    assert session.refused(0xDEADBEEF, PAGE, PAGE, call=table.report) == errno.ENOENT
-    assert session.refused(0x10000, PAGE, PAGE, call=table.report) == errno.EINVAL
-    for length, page in [(PAGE, 1 << 24), (PAGE, 0), (PAGE, 3000), (0, PAGE), (1 << 60, PAGE)]:
-        assert session.refused(0, length, page, call=table.report) == errno.EINVAL
-    assert session.refused(TOP - 1, PAGE, PAGE, call=table.report) == errno.EINVAL
-
-
-def test_unmap_with_its_dirty_pages(session: Session) -> None:
-    table = session.table
-    session.map(0, 4 * PAGE)
-
-    def refused(size: int, page: int, room: int) -> int:
-        return session.refused(0, size, dirty=(page, room), call=table.unmap)
-
-    assert refused(4 * PAGE, PAGE, 8) == errno.EINVAL
-    table.start_logging(PAGE)
-    assert refused(2 * PAGE, PAGE, 8) == errno.ENOENT
-    assert refused(4 * PAGE, PAGE, 7) == errno.EINVAL
-    assert refused(4 * PAGE, 100, 8) == errno.EINVAL
-    session.map(0x10000)
-    assert table.unmap(0x10000, PAGE, dirty=(PAGE, 16)) == bytes(16)
-
-    async def main() -> None:
-        with ScriptedEndpoint(1 << 20, script=hold, on_cancel="ignore") as slow:
-            transfer = session.port.to_memory((PAGE, 2 * PAGE), source=slow)
-            while not slow.waiting:
-                await session.engine.sleep(0)
-            wait = table.unmap(0, 4 * PAGE, dirty=(PAGE, 8))
-            assert wait is not None and not isinstance(wait, bytes)
-            slow.answer_all()
-            assert bits(await wait or b"") == {1, 2}
-            await transfer
-
-    session.run(main())
-    assert table.regions == 0
-
-
-@pytest.mark.parametrize("unit", [512, PAGE, 4 * PAGE])
-def test_reports_name_every_page_that_was_written_to(unit: int, rng: random.Random) -> None:
-    """At any address and offset: nothing is missed, and little said too much."""
-    session = Session(256)
-    session.table.start_logging(unit)
-    regions: list[tuple[int, int, int]] = []
-    at = 0
-    for _ in range(30):
-        at += rng.choice([0, 1, 100, PAGE, 5000])
-        at += -at % rng.choice([1, PAGE])
-        size = rng.choice([1, 100, PAGE, 3 * PAGE, 20_000])
-        offset = rng.randrange(256 * PAGE - size)
-        offset -= offset % rng.choice([1, PAGE, PAGE])
-        session.map(at, size, offset=offset)
-        regions.append((at, size, offset))
-        at += size
-    for _ in range(20):
-        written: set[int] = set()
-
-        async def main(written: set[int] = written) -> None:
-            for _ in range(rng.randrange(4)):
-                address, size, offset = rng.choice(regions)
-                first = rng.randrange(size)
-                n = rng.randint(1, size - first)
-                await session.port.store_bytes(address + first, bytes(n))
-                written.update(range(offset + first, offset + first + n))
-
-        session.run(main())
-        wanted: set[int] = set()
-        allowed: set[int] = set()
-        pages = {byte // PAGE for byte in written}
-        for address, size, offset in regions:
-            for byte in range(offset, offset + size):
-                if byte // PAGE in pages:
-                    allowed.add((address + byte - offset) // unit)
-                    if byte in written:
-                        wanted.add((address + byte - offset) // unit)
-        length = at + -at % unit
-        got = bits(session.table.report(0, length, unit))
-        assert wanted <= got <= allowed
-        assert bits(session.table.report(0, length, unit)) == set()
-    session.close()
-
-
 # --- memory that the client moves -----------------------------------------------------------------
 
 
