@@ -26,8 +26,8 @@ DEADLINE_S = 5.0
 #: Turns that pass in any case when timers have become due: they are called in the first, tasks that
 #: they wake run in the second.
 _AT_LEAST = 3
-#: Turns that do not sleep: a ring of frames takes seven, and a sleep costs more than all of them. Then
-#: ns of the shortest and longest sleep.
+#: Turns that do not sleep: a ring of frames takes seven, and a sleep costs more than all of them.
+#: Then ns of the shortest and longest sleep.
 _AWAKE, _FIRST, _LONGEST = 12, 50_000, 5_000_000
 
 
