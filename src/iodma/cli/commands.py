@@ -28,12 +28,25 @@ def tell(line: str) -> None:
 
 
 def demo(args: argparse.Namespace) -> int:
+    if str(args.file) == "sun4m":
+        return demo_sun4m(args)
     from iodma.cli.progress import Bar
     from iodma.tools.demo import Options, render, run
 
     with Bar() as progress:
         options = Options(args.file, args.engine, args.direct, args.swap, args.trace)
         result = run(options, progress)
+    show(render(result), result.as_dict(), args.json)
+    return 0
+
+
+def demo_sun4m(args: argparse.Namespace) -> int:
+    from iodma.errors import ArgumentError
+    from iodma.tools.demo.sun4m import render, run
+
+    if args.direct or args.swap:
+        raise ArgumentError("the demo of sun4m has neither --direct nor --swap")
+    result = run(args.engine, args.trace)
     show(render(result), result.as_dict(), args.json)
     return 0
 

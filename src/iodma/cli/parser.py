@@ -226,7 +226,8 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         nargs="?",
         type=Path,
-        help="the file to move (default: one that is on every machine)",
+        help="the file to move (default: one that is on every machine); or sun4m: frames and blocks"
+        " through a SPARCstation 5, with and without a swap of their bytes",
     )
     add_engine(parser)
     parser.add_argument("--direct", action="store_true", help="read past the page cache: O_DIRECT")
