@@ -282,6 +282,34 @@ def test_an_address_that_is_refused_leaves_the_request_as_it_is(slow: Slow) -> N
 
 
 @pytest.mark.parametrize(
+    ("raw", "moved"),
+    [
+        (cdb("INQUIRY", ALLOCATION_LENGTH=96), 60),
+        (cdb("MODE SELECT (10)", PF=1, PARAMETER_LIST_LENGTH=96), 60),
+        (cdb("VERIFY (10)", BYTCHK=1, VERIFICATION_LENGTH=1), 0),
+        (READ, 0),
+    ],
+)
+def test_a_fault_is_where_the_address_was_refused(slow: Slow, raw: bytes, moved: int) -> None:
+    request = slow.it.send(raw)
+    pieces = [(0, 20), (100, 0), (100, 40), (1 << 40, 20)]
+
+    async def main() -> None:
+        await request.ready
+        done = await request.transfer(slow.it.port, pieces)
+        assert (done.status, done.moved) == (Status.FAULT, moved)
+        assert done.fault is not None
+        assert (done.fault.offset, done.fault.address) == (60, 1 << 40)
+        assert request.left == request.expected - moved
+        request.cancel()
+        await request.finished
+
+    task = slow.it.engine.start(main())
+    slow.settle()
+    assert task.done and task.exception is None
+
+
+@pytest.mark.parametrize(
     ("cdb", "error", "moved", "sense", "lba"),
     [
         (READ, errno.EIO, 0, "MEDIUM_ERROR 11/00", 0),

@@ -23,7 +23,7 @@ from iodma.types import Status
 if TYPE_CHECKING:
     from iodma.scsi.block import BlockUnit
 
-__all__ = ["FromBytes", "OnMedium", "ToBytes", "after", "medium_error"]
+__all__ = ["FromBytes", "OnMedium", "ToBytes", "medium_error", "refused"]
 
 
 def medium_error(done: Completion, direction: DataDirection, lba: int) -> Sense:
@@ -83,7 +83,7 @@ class FromBytes:
                     await request.flight(port.store_bytes(address, part))
                     moved += length
         except DmaFault as fault:
-            return after(moved, fault.completion)
+            return refused(moved, moved, fault.completion)
         return completion(Status.OK, moved, 0)
 
     def failed(self, at: int, done: Completion) -> Sense:
@@ -111,24 +111,24 @@ class ToBytes:
                     self.data += part
                     moved += length
         except DmaFault as fault:
-            return after(moved, fault.completion)
+            return refused(moved, moved, fault.completion)
         return completion(Status.OK, moved, 0)
 
     def failed(self, at: int, done: Completion) -> Sense:
         return INTERNAL_FAILURE
 
 
-def after(moved: int, done: Completion) -> Completion:
-    """`done`, of one segment, as it looks from the beginning of the list."""
+def refused(moved: int, at: int, done: Completion) -> Completion:
+    """`done`, of a part that begins `at` bytes into a list of which `moved` bytes have moved."""
     fault = done.fault
     if fault is None:
-        return completion(done.status, moved + done.moved, done.error)
+        return completion(done.status, moved, done.error)
     return completion(
         done.status,
-        moved + done.moved,
+        moved,
         done.error,
         fault.stage,
-        moved + fault.offset,
+        at + fault.offset,
         fault.address,
         fault.access,
     )

@@ -16,7 +16,7 @@ from iodma.port import Port
 from iodma.scsi import sense as senses
 from iodma.scsi.block import BlockUnit
 from iodma.scsi.cdb import Cdb
-from iodma.scsi.movers import after, medium_error
+from iodma.scsi.movers import medium_error, refused
 from iodma.scsi.request import DataDirection, Request
 from iodma.scsi.scratch import SLOT
 from iodma.scsi.sense import CheckCondition, Sense
@@ -51,14 +51,17 @@ class Comparison:
         total = segments.total_bytes
         while moved < total:
             length = min(SLOT, total - moved)
+            data = b""
             try:
-                data = await _load(request, port, segments.slice(moved, length))
+                for address, some in _each(segments.slice(moved, length)):
+                    part = await request.flight(port.load_bytes(address, some))
+                    data += part
             except DmaFault as fault:
-                return after(moved, fault.completion)
+                return refused(moved, moved + len(data), fault.completion)
             try:
                 await self._compare(request, data, self.offset + at + moved)
-            except CheckCondition as refused:
-                self._failed = refused.sense
+            except CheckCondition as failed:
+                self._failed = failed.sense
                 return completion(Status.IO_ERROR, moved, 0)
             moved += length
         return completion(Status.OK, moved, 0)
@@ -203,11 +206,6 @@ def first_difference(one: bytes, other: bytes) -> int | None:
     return low
 
 
-async def _load(request: Request, port: Port, segments: ScatterList) -> bytes:
-    """The bytes of a list. Raises DmaFault."""
-    parts = []
-    for index in range(len(segments)):
-        address, length = segments[index]
-        if length:
-            parts.append(await request.flight(port.load_bytes(address, length)))
-    return b"".join(parts)
+def _each(segments: ScatterList) -> list[tuple[int, int]]:
+    """The segments that have bytes."""
+    return [each for each in map(segments.__getitem__, range(len(segments))) if each[1]]
