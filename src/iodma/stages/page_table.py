@@ -31,6 +31,7 @@ __all__ = ["PageEntry", "PageTable", "TableFault", "TableMode", "TableCounts", "
 _TABLE = 6
 _MEMORY, _GATE = 0, 5
 _MOST_CACHED_BITS = 20
+_LAST = (1 << 64) - 1
 
 
 class TableMode(IntEnum):
@@ -267,22 +268,24 @@ class PageTable(Space):
             Await it: what the entries said before is then in use nowhere.
         """
         check_deadline(deadline)
+        start, size = self._forget(address, length)
+        return revoke(self, start, size, cancel=cancel, deadline=deadline)
+
+    def _forget(self, address: int | None = None, length: int = 1) -> tuple[int, int]:
+        """Of the cache alone: what is to be revoked, start and bytes; 0: to the end."""
         if address is None:
-            self._table_flush(0, (1 << 64) - 1)
-            return revoke(self, 0, 0, cancel=cancel, deadline=deadline)
+            self._table_flush(0, _LAST)
+            return 0, 0
         address, length = integer(address, "address"), integer(length, "length", "bytes")
-        if length <= 0 or not 0 <= address < 1 << 64:
+        if length <= 0 or not 0 <= address <= _LAST:
             raise AddressRangeError(
                 f"{self.name}: {length} bytes at {address:#x}; at least one of 64 bits' would be"
                 " right"
             )
         start = address - address % self.page
-        end = min(address + length - 1 | self.page - 1, (1 << 64) - 1)
+        end = min(address + length - 1 | self.page - 1, _LAST)
         self._table_flush(start, end)
-        size = end - start + 1
-        if size == 1 << 64:
-            start = size = 0
-        return revoke(self, start, size, cancel=cancel, deadline=deadline)
+        return start, 0 if end == _LAST else end - start + 1
 
     def lookup(self, address: int) -> Translation | None:
         """What the entry of an address says now, past the cache.

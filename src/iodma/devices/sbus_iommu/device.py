@@ -13,6 +13,8 @@ Registers are one word each; only whole words are accessed.
 - **Flush**: any write to the one empties the IOTLB, an address written to the other its page. What
   is in flight through it is *revoked*: `busy` until it has ended. So do changes of control and
   base.
+- **Slot configuration** is kept, and changes nothing: no master is in slots 0 to 3, so that none
+  can bypass.
 - **AFSR, AFAR**: of the first walk that faults: LE, RD for a read, and the bus address of the page.
   Further ones set ME and change nothing else, until either register is read or written, which also
   lowers the interrupt.
@@ -55,7 +57,7 @@ from iodma.devices.sbus_iommu.layout import (
     page_frame,
 )
 from iodma.errors import ArgumentError, integer
-from iodma.lease import Revocation
+from iodma.lease import Revocation, revoke
 from iodma.stages import PageEntry, PageTable, TableFault, TableMode
 from iodma.types import Access
 
@@ -63,6 +65,8 @@ __all__ = ["SbusIommu"]
 
 _AFSR = 0xFF0F_FFFF
 _END = 1 << 32
+#: Those that are waited for one by one.
+_REVOCATIONS = 64
 
 
 class SbusIommu(Device):
@@ -121,6 +125,7 @@ class SbusIommu(Device):
         self._version = version
         self._base_mask = ((1 << physical_bits) - 1) >> 4 & 0xFFFF_FC00
         self._revoking: list[Revocation] = []
+        self._more_to_revoke = False
         self._latched = False
         self.stage = PageTable(
             memory,
@@ -145,16 +150,16 @@ class SbusIommu(Device):
     @property
     def busy(self) -> bool:
         """Whether DMA that a flush, or a change of the table, took away has yet to end."""
-        if self._revoking:
-            self._revoking = [each for each in self._revoking if not each.done]
+        self._revoking = [each for each in self._revoking if not each.done]
+        if not self._revoking and self._more_to_revoke:
+            self._more_to_revoke = False
+            self._take_back(0, 0)
         return bool(self._revoking)
 
-    async def settled(self) -> bool:
-        """Waits until it is not busy.  False: some of it had not ended by its deadline."""
-        good = True
+    async def settled(self) -> None:
+        """Waits until it is not busy."""
         while self.busy:
-            good &= await self._revoking[0]
-        return good
+            await self._revoking[0]
 
     def reset(self) -> None:
         self.control = self._version
@@ -176,22 +181,31 @@ class SbusIommu(Device):
         """The stage as the registers say."""
         length = RANGE_BYTES[(self.control & Control.RNGE) >> 2]
         on = self.control & Control.ENAB
-        self._wait_for(
-            self.stage.set(
-                table=self.base << 4,
-                first=_END - length,
-                length=length,
-                mode=TableMode.TRANSLATE if on else TableMode.PASS,
-            )
+        self.stage._set(
+            table=self.base << 4,
+            first=_END - length,
+            length=length,
+            mode=TableMode.TRANSLATE if on else TableMode.PASS,
+            outside=TableMode.REFUSE,
         )
+        self._take_back(0, 0)
 
     def _flush_all(self, value: int) -> None:
-        self._wait_for(self.stage.flush())
+        self._take_back(*self.stage._forget())
 
     def _flush_page(self, value: int) -> None:
-        self._wait_for(self.stage.flush(value))
+        self._take_back(*self.stage._forget(value))
 
-    def _wait_for(self, revocation: Revocation) -> None:
+    def _take_back(self, start: int, size: int) -> None:
+        """What is in flight through a range (size 0: to the end) that has just changed.
+
+        However often a guest does that, few revocations are waited for: when they are done, the
+        rest is one of everything.
+        """
+        if len(self._revoking) >= _REVOCATIONS and self.busy:
+            self._more_to_revoke = True
+            return
+        revocation = revoke(self.stage, start, size, cancel=False, deadline=None)
         if not revocation.done:
             self._revoking.append(revocation)
 
