@@ -532,6 +532,69 @@ def test_a_reset_of_the_bus_need_not_be_told(kit: System) -> None:
     go(kit, main())
 
 
+# --- memory that answers later --------------------------------------------------------------------
+
+
+class Far:
+    """Memory that somebody else has: what is read is answered when the test says."""
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+
+    def read(self, offset: int, length: int, request: Any) -> None:
+        self.asked.append(request)
+
+    def write(self, offset: int, data: Any, request: Any) -> None:
+        self.asked.append(request)
+
+
+@pytest.mark.parametrize("how", ["done", "fail", "reset", "bus reset"])
+@pytest.mark.parametrize("what", ["command", "status"])
+def test_what_waits_for_memory(kit: System, how: str, what: str) -> None:
+    """A CDB that is fetched, or a status that is stored, where memory takes its time."""
+
+    async def main() -> None:
+        assert await kit.run(TUR) == 2
+        far = Far()
+        kit.memory.add(1 << 40, iodma.RemoteMemory(far, PAGE))
+        kit.iommu.map(0x6000_0000, 1 << 40, PAGE)
+        if what == "command":
+            kit.write(BUSID, TARGET)
+            kit.dma(0x6000_0000, 7, False, 0x42)
+        else:
+            await kit.start(TUR)
+            kit.dma(0x6000_0000, 2, True, ICCS)
+        while not far.asked:
+            await kit.engine.sleep(0)
+        assert kit.esp.busy and not kit.raised()
+        if how.endswith("reset"):
+            kit.command(RC if how == "reset" else RS)
+            assert kit.esp.bus is None and kit.esp.busy, "it drains"
+        while kit.esp.busy:
+            for request in far.asked:
+                if how == "fail":
+                    request.fail()
+                elif what == "command":
+                    request.done(b"\x80" + TUR)
+                else:
+                    request.done()
+            far.asked.clear()
+            await kit.engine.sleep(0)
+        if how == "done":
+            status = kit.read(STATUS) & 7
+            assert status == (STATP if what == "command" else MIP)
+        elif how == "fail":
+            assert kit.espdma.bus_read(0, 4) & csr.ERR_PEND and not kit.raised()
+        else:
+            assert kit.raised() == (how == "bus reset")
+        await kit.end()
+        await kit.memory.remove(1 << 40, cancel=True)
+        kit.espdma.bus_write(0, 4, csr.INT_EN | csr.INVALIDATE)
+        assert await kit.run(TUR) == 2 and await kit.run(TUR) == 0
+
+    go(kit, main())
+
+
 # --- re-entrancy ----------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from iodma.devices.esp.registers import FIFO_BYTES
 from iodma.engine import Engine
 from iodma.memory import Memory, RemoteMemory
 from iodma.port import Port
@@ -62,5 +63,5 @@ class FifoSpace:
     def write(self, offset: int, data: Any, request: Any) -> None:
         """For `RemoteMemory`."""
         if not self._padding:
-            self._fifo += bytes(data)
+            self._fifo += bytes(data[: FIFO_BYTES - len(self._fifo)])
         request.done()
