@@ -67,6 +67,9 @@ class System:
     def raised(self) -> bool:
         return self.esp.interrupt.level
 
+    def busy(self) -> bool:
+        return self.esp.busy
+
     def command(self, value: int) -> None:
         self.write(CMD, value)
 

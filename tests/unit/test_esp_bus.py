@@ -570,7 +570,7 @@ def test_what_waits_for_memory(kit: System, how: str, what: str) -> None:
         if how.endswith("reset"):
             kit.command(RC if how == "reset" else RS)
             assert kit.esp.bus is None and kit.esp.busy, "it drains"
-        while kit.esp.busy:
+        while kit.busy():
             for request in far.asked:
                 if how == "fail":
                     request.fail()
