@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from tests.peers.sun4m.lance_programs import driver, faults, loopback, modes
 from tests.peers.sun4m.program import Program
-from tests.peers.sun4m.register_programs import hostile, iommu, ledma
+from tests.peers.sun4m.register_programs import hostile, interrupts, iommu, ledma, widths
 from tests.peers.sun4m.scsi_programs import scsi
 
 GENERATORS: dict[str, tuple[Callable[[int], Program], float]] = {
@@ -17,6 +17,8 @@ GENERATORS: dict[str, tuple[Callable[[int], Program], float]] = {
     "modes": (modes, 1),
     "iommu": (iommu, 2),
     "ledma": (ledma, 2),
+    "interrupts": (interrupts, 1),
+    "widths": (widths, 0.5),
     "hostile": (hostile, 2),
     "scsi": (scsi, 3),
 }
