@@ -119,6 +119,13 @@ LANCE: tuple[Divergence, ...] = (
         ends=True,
     ),
     Divergence(
+        "long packets in loopback",
+        "do not fit into the FIFO: UFLO, and the transmitter is off; QEMU's come back",
+        'Am7990, "Loopback": packets of 8 to 32 bytes',
+        lance.looped_long,
+        ends=True,
+    ),
+    Divergence(
         "packet without an end",
         "BUFF and UFLO, and the transmitter is off; QEMU gives the buffers back",
         'Am7990, "Transmit Message Descriptor 3", BUFF and UFLO',

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from tests.peers.sun4m.lance_programs import driver, faults, loopback, modes
 from tests.peers.sun4m.program import Program
 from tests.peers.sun4m.register_programs import hostile, interrupts, iommu, ledma, widths
-from tests.peers.sun4m.scsi_programs import scsi
+from tests.peers.sun4m.scsi_programs import scsi, scsi_wide
 
 GENERATORS: dict[str, tuple[Callable[[int], Program], float]] = {
     "driver": (driver, 5),
@@ -20,5 +20,6 @@ GENERATORS: dict[str, tuple[Callable[[int], Program], float]] = {
     "interrupts": (interrupts, 1),
     "widths": (widths, 0.5),
     "hostile": (hostile, 2),
-    "scsi": (scsi, 3),
+    "scsi": (scsi, 2),
+    "scsi_wide": (scsi_wide, 1),
 }

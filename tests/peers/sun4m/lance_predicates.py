@@ -284,12 +284,20 @@ def looped_group(moment: Moment) -> bool:
     return heard and mode(moment) & (LOOP | DTCR) == LOOP and moment.everything()
 
 
+def looped_long(moment: Moment) -> bool:
+    """In ours the transmitter is off, and a descriptor has ERR."""
+    ours, theirs = moment.register(CSR0)
+    error = any(at % 8 == 2 and pair[0] & ~pair[1] & RX_ERR for at, pair in moment.memory.items())
+    off = bool(theirs & ~ours & TXON)
+    return error and off and bool(mode(moment) & LOOP) and moment.everything()
+
+
 def no_end(moment: Moment) -> bool:
     """A transmit descriptor has ERR, BUFF and UFLO in ours."""
     for at, (ours, theirs) in moment.memory.items():
         entry = moment.memory_at(at - 2, 8)
         errors = at % 8 == 2 and ours & RX_ERR and not theirs & RX_ERR
-        if errors and entry[0][6] & 0xC0 == 0xC0 and not entry[1][6] & 0xC0:
+        if errors and entry[0][6] & 0xC0 == 0xC0 and not entry[1][6] & 0x80:
             return moment.everything()
     return False
 

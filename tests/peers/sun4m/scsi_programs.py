@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import random
 import struct
+from typing import Any
 
 from tests.peers.sun4m.machine import (
     BLOCK_BYTES,
@@ -44,6 +45,7 @@ DMA = 0x80
 INT_EN, RESET, TO_MEMORY, EN_DMA = 0x10, 0x80, 0x100, 0x200
 
 IDENTIFY = 0x80
+FIFO_BYTES = 16
 
 
 class Adapter:
@@ -112,16 +114,16 @@ class Adapter:
 
     # --- phases -----------------------------------------------------------------------------------
 
-    def select(self, cdb: bytes, *, target: int = 0, lun: int = 0) -> None:
+    def select(self, cdb: bytes, *, target: int = 0, lun: int = 0, atn: bool = False) -> None:
         """Selection and command phase, in one of the ways that drivers do it."""
         script = self.script
         self.register(BUS_ID, target)
         self.register(TIMEOUT, 0x93)
         self.command(FLUSH)
-        with_atn = script.chance(0.8)
+        with_atn = script.chance(0.8) or bool(lun) or atn
         said = (bytes([IDENTIFY | lun]) if with_atn else b"") + cdb
         code = SELECT_ATN if with_atn else SELECT
-        if script.chance(0.6):
+        if script.chance(0.6) or len(said) > FIFO_BYTES:
             at = self.room(len(said))
             script.bus_store(at, said)
             self.count(len(said))
@@ -141,14 +143,18 @@ class Adapter:
             piece = size - done
             if script.chance(0.3) and piece > 1024:
                 piece = self.rng.randrange(512, piece, 512)
-            at = self.room(piece, 32 if size <= 32 else 4)  # sense is within a page
-            if not to_memory:
-                script.bus_store(at, content[done : done + piece])
-            self.count(piece)
-            self.channel(at, piece, to_memory)
-            self.command(TRANSFER | DMA)
-            self.service()
+            self.transfer(piece, to_memory, content[done : done + piece])
             done += piece
+
+    def transfer(self, size: int, to_memory: bool, content: bytes = b"") -> None:
+        """A command of the chip that moves data with DMA."""
+        at = self.room(size, 32 if size <= 32 else 4)  # sense is within a page
+        if not to_memory:
+            self.script.bus_store(at, content)
+        self.count(size)
+        self.channel(at, size, to_memory)
+        self.command(TRANSFER | DMA)
+        self.service()
 
     def finish(self) -> None:
         """Status and message, then the message is accepted."""
@@ -169,13 +175,13 @@ class Adapter:
 
     # --- commands ---------------------------------------------------------------------------------
 
-    def none(self, cdb: bytes, **where: int) -> None:
+    def none(self, cdb: bytes, **where: Any) -> None:
         """A command without data."""
         self.select(cdb, **where)
         self.finish()
 
-    def into_memory(self, cdb: bytes, size: int) -> None:
-        self.select(cdb)
+    def into_memory(self, cdb: bytes, size: int, **where: Any) -> None:
+        self.select(cdb, **where)
         self.data(size, to_memory=True)
         self.finish()
 
@@ -256,6 +262,89 @@ class Adapter:
         self.script.check()
 
 
+class Wide(Adapter):
+    """... that uses more of the chip, and more commands, and is interrupted."""
+
+    def cdb(self, short: int, long: int, first: int, count: int) -> bytes:
+        """Also of 12 and 16 bytes."""
+        match self.rng.randrange(4):
+            case 0:
+                return struct.pack(">BBIIBB", long | 0x80, 0, first, count, 0, 0)
+            case 1:
+                code = (long & 0x0F) | 0x80
+                return struct.pack(">BBQIBB", code, 0, first, count, 0, 0)
+        return super().cdb(short, long, first, count)
+
+    def nothing(self) -> None:
+        """Commands on the medium that move no data."""
+        first, count = self.blocks()
+        ten = struct.pack(">IBHB", first, 0, count, 0)
+        self.none(
+            self.rng.choice(
+                [
+                    b"\x35\x00" + ten,  # SYNCHRONIZE CACHE
+                    b"\x2f\x00" + ten,  # VERIFY
+                    b"\x28\x00" + ten[:5] + bytes(3),  # READ of no blocks
+                    b"\x2a\x00" + ten[:5] + bytes(3),
+                    bytes([0x16, 0, 0, 0, 0, 0]),  # RESERVE
+                    bytes([0x17, 0, 0, 0, 0, 0]),  # RELEASE
+                    bytes([0x1B, 0, 0, 0, 1, 0]),  # START
+                ]
+            )
+        )
+
+    def luns(self) -> None:
+        self.into_memory(struct.pack(">BBIIBB", 0xA0, 0, 0, 16, 0, 0), 16)
+
+    def another_lun(self) -> None:
+        lun = self.rng.randint(1, 7)
+        self.none(bytes(6), lun=lun)
+        self.into_memory(bytes([0x03, 0, 0, 0, 18, 0]), 18, lun=lun)
+        self.none(bytes(6), atn=True)  # without IDENTIFY, QEMU has the LUN from before
+
+    def cut_short(self) -> None:
+        """The bus is reset in the middle of a command."""
+        first, count = self.blocks()
+        size = count * BLOCK_BYTES
+        reads = self.rng.random() < 0.5
+        self.select(self.cdb(*((0x08, 0x28) if reads else (0x0A, 0x2A)), first, count))
+        if reads and self.rng.random() < 0.5 and size > BLOCK_BYTES:
+            part = self.rng.randrange(BLOCK_BYTES, size, BLOCK_BYTES)
+            self.transfer(part, True)  # what was written by then is nobody's promise
+        self.command(RESET_BUS)
+        self.script.check()
+        self.read(INTERRUPT)
+        self.command(RESET_CHIP)  # as drivers do; QEMU's is in the middle of the command otherwise
+        self.command(NOP | DMA)
+        self.register(CONFIG1, 7)
+        self.attention()
+
+    def too_much(self) -> None:
+        """More is asked for than there is: the target goes on to its status."""
+        first, count = self.blocks()
+        size = count * BLOCK_BYTES
+        self.select(self.cdb(0x08, 0x28, first, count))
+        self.transfer(size + self.rng.choice([1, 2, 100, 512]), True)
+        self.read(TCLOW)
+        self.read(TCMED)
+        self.finish()
+
+    def enabled_late(self) -> None:
+        """The transfer is begun before ESPDMA answers requests."""
+        first, count = self.blocks()
+        size = count * BLOCK_BYTES
+        self.select(self.cdb(0x08, 0x28, first, count))
+        at = self.room(size, 4)
+        self.count(size)
+        self.script.write(ESPDMA + D_CSR, INT_EN)
+        self.script.write(ESPDMA + D_ADDR, WINDOW + at)
+        self.command(TRANSFER | DMA)
+        self.script.check()
+        self.script.write(ESPDMA + D_CSR, INT_EN | EN_DMA | TO_MEMORY)
+        self.service()
+        self.finish()
+
+
 def scsi(seed: int) -> Program:
     """A driver that reads and writes blocks, and what goes wrong in that."""
     rng = random.Random(seed)
@@ -271,3 +360,20 @@ def scsi(seed: int) -> Program:
     for _ in range(rng.randint(1, 8)):
         rng.choice(does)()
     return script.program("scsi", seed)
+
+
+def scsi_wide(seed: int) -> Program:
+    """More of the chip and of the commands, and what cuts them short."""
+    rng = random.Random(seed)
+    script = Script(rng)
+    adapter = Wide(script)
+    adapter.set_up()
+    adapter.attention()
+    does = [
+        *(adapter.read_blocks, adapter.write_blocks, adapter.nothing, adapter.nothing),
+        *(adapter.luns, adapter.another_lun, adapter.cut_short, adapter.cut_short),
+        *(adapter.too_much, adapter.enabled_late, adapter.past_the_end, adapter.sense),
+    ]
+    for _ in range(rng.randint(1, 6)):
+        rng.choice(does)()
+    return script.program("scsi_wide", seed)
