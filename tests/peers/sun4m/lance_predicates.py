@@ -103,17 +103,24 @@ def odd_sent(moment: Moment) -> bool:
 
 
 def odd_received(moment: Moment) -> bool:
-    """The last byte of an FCS, which is zero, is in memory; or there is still what was before."""
+    """The last byte of a frame, in ours; in QEMU's there is what was there before.
+
+    It is the FCS's, which is zero, unless a program gives buffers of odd sizes.
+    """
     if not swaps(moment) or not moment.before:
         return False
-    if not any(max(len(frame.data), SHORTEST) % 2 for frame in moment.frames()):
+    wild = moment.program.kind == "hostile"
+    if not wild and not any(max(len(frame.data), SHORTEST) % 2 for frame in moment.frames()):
         return False
-    lone = [
-        at
-        for at, (ours, theirs) in moment.memory.items()
-        if not ours and not at % 2 and at - 1 not in moment.memory and at + 1 not in moment.memory
-        if theirs == moment.before[-1].memory_at(at, 1)[1][0]
-    ]
+    lone = []
+    for at, (ours, theirs) in moment.memory.items():
+        if at % 2 or at - 1 in moment.memory or at + 1 in moment.memory or (ours and not wild):
+            continue
+        fcs = not ours and moment.memory_at(at - 2, 2) == (bytes(2), bytes(2))
+        given_back = at % 8 == 2 and theirs & ~ours & 0x80
+        stays = theirs == moment.before[-1].memory_at(at, 1)[1][0] and not given_back
+        if fcs or stays:
+            lone.append(at)
     for at in lone:
         del moment.memory[at]
     return bool(lone)

@@ -64,6 +64,9 @@ class Script:
     writable: dict[int, bool] = field(default_factory=dict)
 
     def program(self, kind: str, seed: int) -> Program:
+        """What was written, and a check at the end."""
+        if not self.steps or self.steps[-1].op != "check":
+            self.check()
         return Program(kind, seed, tuple(self.steps))
 
     # --- steps ------------------------------------------------------------------------------------
