@@ -308,8 +308,26 @@ int ext_port_add(PyObject *module);
 /* Around rows that are submitted without a Transfer each. */
 uint32_t ext_port_begin(Port *);
 void ext_port_end(Port *, uint32_t before);
+/* Each raises when it gives -1. */
+int ext_port_may_submit(Port *);
+int ext_port_refused(Port *, int error); /* raises what an error of iod_submit's means; -1 */
+int ext_port_target(Port *, PyObject *, Target **out);
+/* submit.c: Port.submit */
+PyObject *ext_port_submit(Port *, PyObject *const *args, Py_ssize_t n, PyObject *names);
+
+/* keywords.c */
+#define EXT_MOST_NAMES 6
+struct ext_names {
+	const char *text[EXT_MOST_NAMES + 1];
+	PyObject *interned[EXT_MOST_NAMES]; /* the same, when it was used once */
+};
+/* value[k]: what is called known->text[k], of which the first `most` may be positional; NULL: it was not given. */
+int ext_keywords(struct ext_names *known, PyObject *const *args, Py_ssize_t positional, Py_ssize_t most, PyObject *names,
+		 PyObject **value);
+
 int ext_stream_add(PyObject *module);
 int ext_queue_add(PyObject *module);
+int ext_chains_add(PyObject *module);
 int ext_target_add(PyObject *module);
 int ext_target_use(Target *, Engine *); /* bind it to the engine; raises when it is another's, or closed */
 void ext_target_unused(Target *);	/* no row came of that */

@@ -106,7 +106,7 @@ static void port_dealloc(Port *self)
 
 /* ---- submitting ---- */
 
-static int may_submit(Port *self)
+int ext_port_may_submit(Port *self)
 {
 	Engine *engine = self->engine;
 	if (ext_check(engine))
@@ -144,7 +144,7 @@ void ext_port_end(Port *self, uint32_t before)
 	ext_poke(self->engine);
 }
 
-static int submit_failed(Port *self, int error)
+int ext_port_refused(Port *self, int error)
 {
 	if (error == -EBUSY)
 		PyErr_Format(BusyErrorType, "port %s has %u transfers outstanding, and its depth is %u", self->port.name,
@@ -174,7 +174,7 @@ PyObject *ext_transfer(Port *self, const struct iod_request *given, PyObject *co
 	int error = iod_submit(&self->engine->core, &request, &transfer->ticket);
 	ext_port_end(self, before);
 	if (error) {
-		submit_failed(self, error);
+		ext_port_refused(self, error);
 		/* The target was taken for this row alone. */
 		if (request.target)
 			ext_target_unused(request.target->owner);
@@ -185,7 +185,7 @@ PyObject *ext_transfer(Port *self, const struct iod_request *given, PyObject *co
 	return (PyObject *)transfer;
 }
 
-static int target_of(Port *self, PyObject *object, Target **out)
+int ext_port_target(Port *self, PyObject *object, Target **out)
 {
 	static PyTypeObject *known; /* referenced: a type that was found to be a target's */
 	if (!object || (Py_TYPE(object) != known && !PyObject_TypeCheck(object, TargetType))) {
@@ -202,57 +202,6 @@ static int target_of(Port *self, PyObject *object, Target **out)
 	return ext_target_use(*out, self->engine);
 }
 
-/* Keyword arguments by name, without a dictionary.  A call that is compiled names them by interned strings. */
-#define MOST_NAMES 6
-struct names {
-	const char *text[MOST_NAMES + 1];
-	PyObject *interned[MOST_NAMES];
-};
-
-static int intern(struct names *known)
-{
-	for (int k = 0; known->text[k]; k++)
-		if (!known->interned[k] && !(known->interned[k] = PyUnicode_InternFromString(known->text[k])))
-			return -1;
-	return 0;
-}
-
-static int index_of(const struct names *known, PyObject *name)
-{
-	for (int k = 0; known->text[k]; k++)
-		if (known->interned[k] == name)
-			return k;
-	for (int k = 0; known->text[k]; k++)
-		if (!PyUnicode_CompareWithASCIIString(name, known->text[k]))
-			return k;
-	return -1;
-}
-
-/* value[k]: what is called known->text[k], of which the first `most` may be positional; NULL: it was not given. */
-static int keywords(struct names *known, PyObject *const *args, Py_ssize_t positional, Py_ssize_t most, PyObject *names,
-		    PyObject **value)
-{
-	Py_ssize_t n = names ? PyTuple_Size(names) : 0;
-	if (positional > most) {
-		PyErr_Format(PyExc_TypeError, "at most %zd positional arguments, not %zd", most, positional);
-		return -1;
-	}
-	if (!known->interned[0] && intern(known))
-		return -1;
-	for (Py_ssize_t i = 0; i < positional; i++)
-		value[i] = args[i];
-	for (Py_ssize_t i = 0; i < n; i++) {
-		PyObject *name = PyTuple_GetItem(names, i);
-		int k = index_of(known, name);
-		if (k < 0 || value[k]) {
-			PyErr_Format(PyExc_TypeError, k < 0 ? "unexpected argument %R" : "argument %R was given twice", name);
-			return -1;
-		}
-		value[k] = args[positional + i];
-	}
-	return 0;
-}
-
 static PyObject *transfer(Port *self, PyObject *list_object, PyObject *target_object, PyObject *offset, PyObject *minimum,
 			  enum iod_direction direction)
 {
@@ -260,7 +209,7 @@ static PyObject *transfer(Port *self, PyObject *list_object, PyObject *target_ob
 	struct ext_list list;
 	struct iod_request request = {.kind = IOD_R_TRANSFER, .direction = (uint8_t)direction};
 
-	if (may_submit(self))
+	if (ext_port_may_submit(self))
 		return NULL;
 	if (!list_object) {
 		PyErr_SetString(PyExc_TypeError, "a scatter list is missing");
@@ -274,7 +223,7 @@ static PyObject *transfer(Port *self, PyObject *list_object, PyObject *target_ob
 		request.minimum = UINT64_MAX;
 	if (ext_list_get(list_object, &list))
 		return NULL;
-	if (target_of(self, target_object, &target)) {
+	if (ext_port_target(self, target_object, &target)) {
 		ext_list_put(&list);
 		return NULL;
 	}
@@ -288,28 +237,28 @@ static PyObject *transfer(Port *self, PyObject *list_object, PyObject *target_ob
 
 static PyObject *port_from_memory(Port *self, PyObject *const *args, Py_ssize_t n, PyObject *names)
 {
-	static struct names known = {.text = {"segments", "to", "offset"}};
-	PyObject *value[MOST_NAMES] = {NULL};
-	if (keywords(&known, args, n, 1, names, value))
+	static struct ext_names known = {.text = {"segments", "to", "offset"}};
+	PyObject *value[EXT_MOST_NAMES] = {NULL};
+	if (ext_keywords(&known, args, n, 1, names, value))
 		return NULL;
 	return transfer(self, value[0], value[1], value[2], NULL, IOD_FROM_MEMORY);
 }
 
 static PyObject *port_to_memory(Port *self, PyObject *const *args, Py_ssize_t n, PyObject *names)
 {
-	static struct names known = {.text = {"segments", "source", "offset", "minimum"}};
-	PyObject *value[MOST_NAMES] = {NULL};
-	if (keywords(&known, args, n, 1, names, value))
+	static struct ext_names known = {.text = {"segments", "source", "offset", "minimum"}};
+	PyObject *value[EXT_MOST_NAMES] = {NULL};
+	if (ext_keywords(&known, args, n, 1, names, value))
 		return NULL;
 	return transfer(self, value[0], value[1], value[2], value[3], IOD_TO_MEMORY);
 }
 
 static PyObject *port_copy(Port *self, PyObject *const *args, Py_ssize_t n, PyObject *names)
 {
-	static struct names known = {.text = {"source", "target"}};
-	PyObject *value[MOST_NAMES] = {NULL};
+	static struct ext_names known = {.text = {"source", "target"}};
+	PyObject *value[EXT_MOST_NAMES] = {NULL};
 	struct ext_list from, to;
-	if (keywords(&known, args, n, 2, names, value) || may_submit(self))
+	if (ext_keywords(&known, args, n, 2, names, value) || ext_port_may_submit(self))
 		return NULL;
 	if (!value[0] || !value[1]) {
 		PyErr_SetString(PyExc_TypeError, "copy takes two scatter lists");
@@ -366,7 +315,7 @@ static PyObject *port_load(Port *self, PyObject *const *args, Py_ssize_t n)
 	size_t done;
 	if (n != 3)
 		return PyErr_Format(PyExc_TypeError, "_load takes 3 arguments, not %zd", n);
-	if (may_submit(self) || ext_u64(args[0], "address", &address) || ext_u64(args[1], "size", &size))
+	if (ext_port_may_submit(self) || ext_u64(args[0], "address", &address) || ext_u64(args[1], "size", &size))
 		return NULL;
 	if (size > 1 << 24)
 		return PyErr_Format(ArgumentErrorType, "a load of %llu bytes; 2^24 is the most",
@@ -402,7 +351,7 @@ static PyObject *port_store(Port *self, PyObject *const *args, Py_ssize_t n)
 	size_t done;
 	if (n != 2)
 		return PyErr_Format(PyExc_TypeError, "_store takes 2 arguments, not %zd", n);
-	if (may_submit(self) || ext_u64(args[0], "address", &address))
+	if (ext_port_may_submit(self) || ext_u64(args[0], "address", &address))
 		return NULL;
 	PyObject *bytes = PyObject_CheckBuffer(args[1]) ? PyBytes_FromObject(args[1]) : NULL;
 	if (!bytes) {
@@ -437,8 +386,9 @@ static PyObject *port_control(Port *self, PyObject *args)
 	Target *target;
 	if (!PyArg_ParseTuple(args, "iOOO", &kind, &endpoint, &offset_object, &length_object))
 		return NULL;
-	if (may_submit(self) || ext_u64(offset_object, "offset", &offset) || ext_u64(length_object, "length", &length) ||
-	    target_of(self, endpoint, &target))
+	if (ext_port_may_submit(self) || ext_u64(offset_object, "offset", &offset) ||
+	    ext_u64(length_object, "length", &length) ||
+	    ext_port_target(self, endpoint, &target))
 		return NULL;
 	struct iod_request request = {.kind = (uint8_t)kind, .target = &target->target, .position = offset,
 				      .length = length,
@@ -452,13 +402,13 @@ static PyObject *port_peek(Port *self, PyObject *args)
 	PyObject *endpoint, *convert;
 	Py_ssize_t length;
 	Target *target;
-	if (!PyArg_ParseTuple(args, "OnO", &endpoint, &length, &convert) || may_submit(self))
+	if (!PyArg_ParseTuple(args, "OnO", &endpoint, &length, &convert) || ext_port_may_submit(self))
 		return NULL;
 	PyObject *bytes = PyBytes_FromStringAndSize(NULL, length);
 	if (!bytes)
 		return NULL;
 	PyObject *result = NULL;
-	if (!target_of(self, endpoint, &target)) {
+	if (!ext_port_target(self, endpoint, &target)) {
 		struct iod_request request = {.kind = IOD_R_PEEK, .target = &target->target, .length = (uint64_t)length,
 					      .data = (uint8_t *)PyBytes_AsString(bytes), .direction = IOD_TO_MEMORY};
 		result = ext_transfer(self, &request, convert, bytes);
@@ -467,146 +417,7 @@ static PyObject *port_peek(Port *self, PyObject *args)
 	return result;
 }
 
-/* ---- batches ---- */
-
-/* A buffer of at least `count` 64-bit integers. */
-static int words_of(PyObject *object, const char *what, Py_ssize_t count, Py_buffer *view)
-{
-	if (PyObject_GetBuffer(object, view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)) {
-		PyErr_Clear();
-		view->obj = NULL;
-	} else {
-		const char *format = view->format ? view->format : "B";
-		if (view->itemsize == 8 && view->len / 8 >= count && strchr("LQlq", format[strlen(format) - 1]))
-			return 0;
-		PyBuffer_Release(view);
-		view->obj = NULL;
-	}
-	PyErr_Format(ArgumentTypeErrorType, "%s is %R; a contiguous array of %zd 64-bit integers would be right", what,
-		     object, count);
-	return -1;
-}
-
-/* Every request that is asked for names segments that the batch has: 0, or -1 with the exception. */
-static int check_batch(const Columns *columns, const struct ext_batch *b, const uint64_t *rows, Py_ssize_t n)
-{
-	for (Py_ssize_t k = 0; k < n; k++) {
-		uint64_t i = rows ? rows[k] : (uint64_t)k;
-		if (i >= (uint64_t)columns->requests) {
-			PyErr_Format(ArgumentErrorType, "rows[%zd] is %llu; the batch holds %zd requests", k,
-				     (unsigned long long)i, columns->requests);
-			return -1;
-		}
-		if (b->first[i] > columns->segments || b->count[i] > columns->segments - b->first[i] ||
-		    b->direction[i] > 1) {
-			PyErr_Format(ArgumentErrorType,
-				     "request %llu: first %u, count %u, direction %u; the batch has %zd segments, and a "
-				     "direction is 0 or 1",
-				     (unsigned long long)i, b->first[i], b->count[i], b->direction[i], columns->segments);
-			return -1;
-		}
-	}
-	return 0;
-}
-
-static PyObject *submit_batch(Port *self, Columns *columns, PyObject *endpoint, const uint64_t *positions, uint64_t unit,
-			      const uint64_t *end, const uint64_t *rows, Py_ssize_t n)
-{
-	struct ext_batch b;
-	Target *target;
-
-	ext_batch_cut(columns, &b);
-	if (n > (Py_ssize_t)(self->port.depth - self->port.rows))
-		return PyErr_Format(BusyErrorType,
-				    "port %s has %u transfers outstanding and cannot take %zd more: its depth is %u",
-				    self->port.name, self->port.rows, n, self->port.depth);
-	if (check_batch(columns, &b, rows, n))
-		return NULL;
-	if (n && target_of(self, endpoint, &target))
-		return NULL;
-	struct iod_core *core = &self->engine->core;
-	struct iod_request request = {.kind = IOD_R_TRANSFER, .port = &self->port, .target = n ? &target->target : NULL,
-				      .minimum = UINT64_MAX, .depth = core->depth, .end = end ? *end : 0,
-				      .unit = end ? unit : 0};
-	uint32_t before = ext_port_begin(self);
-	int error = 0;
-	for (Py_ssize_t k = 0; k < n && !error; k++) {
-		uint64_t i = rows ? rows[k] : (uint64_t)k;
-		request.direction = b.direction[i];
-		request.addresses = b.address + b.first[i];
-		request.lengths = b.length + b.first[i];
-		request.count = b.count[i];
-		request.id = b.id[i];
-		/* What a guest asked for cannot be an exception: a position that does not fit is refused as a request. */
-		if (__builtin_mul_overflow(positions ? positions[k] : b.position[i], unit, &request.position))
-			request.position = UINT64_MAX;
-		error = iod_submit(core, &request, &b.ticket[i]);
-	}
-	ext_port_end(self, before);
-	if (error) {
-		submit_failed(self, error);
-		ext_target_unused(target);
-		return NULL;
-	}
-	PyObject *tickets = columns->arrays ? PyTuple_GetItem(columns->arrays, 0) : Py_None;
-	Py_INCREF(tickets);
-	return tickets;
-}
-
-static PyObject *port_submit(Port *self, PyObject *const *args, Py_ssize_t n, PyObject *names)
-{
-	static struct names known = {.text = {"batch", "endpoint", "position", "unit", "rows", "end"}};
-	PyObject *value[MOST_NAMES] = {NULL};
-	Py_buffer rows = {0}, positions = {0};
-	PyObject *result = NULL;
-	uint64_t unit = 1, end = 0, position;
-
-	if (keywords(&known, args, n, 3, names, value) || may_submit(self))
-		return NULL;
-	if (!value[0] || !PyObject_TypeCheck(value[0], ColumnsType))
-		return PyErr_Format(ArgumentTypeErrorType, "%R is not a Batch", value[0] ? value[0] : Py_None);
-	if (value[3] && ext_u64(value[3], "unit", &unit))
-		return NULL;
-	bool bounded = value[5] && value[5] != Py_None;
-	if (bounded && ext_u64(value[5], "end", &end))
-		return NULL;
-	if (bounded && !unit)
-		return PyErr_Format(ArgumentErrorType, "unit is 0; with an end it must be 1 or more");
-	Columns *columns = (Columns *)value[0];
-	Py_ssize_t count = columns->n;
-	uint64_t *which = NULL;
-	if (value[4] && PyObject_TypeCheck(value[4], CompletedType)) { /* what finished, again */
-		struct ext_completed done;
-		ext_completed_cut((Columns *)value[4], &done);
-		which = done.id;
-		count = ((Columns *)value[4])->n;
-	} else if (value[4] && value[4] != Py_None) {
-		if (words_of(value[4], "rows", 0, &rows))
-			return NULL;
-		count = rows.len / 8;
-		struct ext_batch b;
-		ext_batch_cut(columns, &b);
-		if ((uint64_t *)rows.buf < b.address && b.ticket < (uint64_t *)rows.buf + count) {
-			PyBuffer_Release(&rows); /* they would change while they are read */
-			PyErr_SetString(ArgumentErrorType, "rows lies in the batch's own tickets, which this call writes");
-			return NULL;
-		}
-		which = rows.buf;
-	}
-	if (value[2] && PyLong_Check(value[2])) {
-		if (count != 1)
-			PyErr_Format(ArgumentErrorType, "position is one number, and there are %zd requests", count);
-		else if (!ext_u64(value[2], "position", &position))
-			result = submit_batch(self, columns, value[1], &position, unit, bounded ? &end : NULL, which, 1);
-	} else if (!value[2] || value[2] == Py_None || !words_of(value[2], "position", count, &positions)) {
-		result = submit_batch(self, columns, value[1], positions.buf, unit, bounded ? &end : NULL, which, count);
-	}
-	if (positions.obj)
-		PyBuffer_Release(&positions);
-	if (rows.obj)
-		PyBuffer_Release(&rows);
-	return result;
-}
+/* ---- ending ---- */
 
 static PyObject *port_cancel(Port *self, PyObject *arg)
 {
@@ -676,7 +487,7 @@ static PyMethodDef port_methods[] = {
 	 "from_memory(segments, *, to, offset=0) -> Transfer: the device reads memory, the endpoint is written."},
 	{"to_memory", EXT_METHOD(port_to_memory), METH_FASTCALL | METH_KEYWORDS,
 	 "to_memory(segments, *, source, offset=0, minimum=None) -> Transfer: the endpoint is read into memory."},
-	{"submit", EXT_METHOD(port_submit), METH_FASTCALL | METH_KEYWORDS,
+	{"submit", EXT_METHOD(ext_port_submit), METH_FASTCALL | METH_KEYWORDS,
 	 "submit(batch, endpoint, position=None, *, unit=1, rows=None, end=None): the requests of a batch, with one\n"
 	 "call.\n\n"
 	 "position: where in the endpoint, in `unit`s, one for each request (a number, if it is one); None:\n"

@@ -51,6 +51,7 @@ typedef struct Chains {
 } Chains;
 
 bool ext_batches_ready(Batches *);
+PyObject *ext_batches_new(Queue *, uint32_t limit);
 int ext_queue_usable(Queue *);
 Chains *ext_queue_pop(Queue *, uint32_t limit, struct iod_chains *out); /* its columns are in `out`, too */
 /* The same into one that the queue keeps, until self->unseen is taken from it. */
