@@ -421,6 +421,83 @@ def test_an_error_of_the_medium_ends_the_data_phase(kit: System) -> None:
     go(kit, main())
 
 
+# --- commands in phases that they are not for -----------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [0x40, 0x47])
+def test_a_reselection_finds_no_initiator(kit: System, code: int) -> None:
+    async def main() -> None:
+        kit.command(code)
+        assert await kit.interrupt() == (STAT_INT, 0, INTR_DC)
+
+    go(kit, main())
+
+
+@pytest.mark.parametrize("code", [ICCS, MOK])
+def test_in_a_data_phase_they_only_ask_for_service(kit: System, code: int) -> None:
+    async def main() -> None:
+        assert await kit.run(TUR) == 2
+        await kit.start(read10(0, 1))
+        kit.command(code)
+        assert await kit.interrupt() == (STAT_INT | STAT_TC | DIP, 0, INTR_BSERV)
+        assert kit.read(FFLAGS) == 0 and kit.esp.bus and kit.esp.bus.request
+        assert kit.esp.bus.request.left == 512
+
+    go(kit, main())
+
+
+@pytest.mark.parametrize("code", [TPAD, TPAD | DMA])
+def test_in_status_phase_nothing_is_padded(kit: System, code: int) -> None:
+    async def main() -> None:
+        await kit.start(TUR)
+        kit.command(code)
+        assert (await kit.interrupt())[2] == INTR_BSERV and kit.read(STATUS) & 7 == STATP
+        assert await kit.finish() == 2
+
+    go(kit, main())
+
+
+def test_a_message_by_dma_is_as_long_as_it_is(kit: System) -> None:
+    """The counter asks for more bytes than COMMAND COMPLETE has."""
+
+    async def main() -> None:
+        await kit.start(TUR)
+        kit.dma(BLOCK, 100, True, TI)
+        assert await kit.interrupt() == (STAT_INT | MIP, 0, INTR_BSERV)
+        kit.dma(BLOCK + 1, 100, True, TI)
+        assert await kit.interrupt() == (STAT_INT | MIP, 0, INTR_FDONE)
+        assert kit.peek(BLOCK, 2) == b"\2\0" and kit.esp.count == 99
+        kit.command(MOK)
+        assert (await kit.interrupt())[2] == INTR_DC
+
+    go(kit, main())
+
+
+def test_a_wrong_direction_is_not_answered(kit: System) -> None:
+    """Until D_WRITE is changed; the manual does not say what would move."""
+
+    async def main() -> None:
+        assert await kit.run(TUR) == 2
+        await kit.start(read10(0, 1))
+        kit.dma(DATA, 512, False, TI)
+        await kit.settle()
+        assert not kit.raised() and kit.esp.count == 512
+        kit.espdma.bus_write(0, 4, csr.INT_EN | csr.D_EN_DMA | csr.D_WRITE)
+        assert (await kit.interrupt())[2] == INTR_BSERV and await kit.finish() == 0
+
+    go(kit, main())
+
+
+@pytest.mark.parametrize("first", [0x60, 0xC0, 0xE0])
+def test_commands_of_other_groups_have_six_bytes(kit: System, first: int) -> None:
+    async def main() -> None:
+        assert await kit.run(TUR) == 2
+        status, step, _ = await kit.start(bytes([first, 0, 0, 0, 0, 0]))
+        assert status & 7 == STATP and step == 4 and await kit.finish() == 2
+
+    go(kit, main())
+
+
 # --- a stacked command ----------------------------------------------------------------------------
 
 
