@@ -28,7 +28,7 @@ DEADLINE_S = 5.0
 _AT_LEAST = 3
 #: Turns that do not sleep: a ring of frames takes seven, and a sleep costs more than all of them.
 #: Then ns of the shortest and longest sleep.
-_AWAKE, _FIRST, _LONGEST = 12, 50_000, 5_000_000
+_AWAKE, _FIRST, _LONGEST = 12, 250_000, 5_000_000
 
 
 class Settling:
@@ -56,7 +56,7 @@ class Settling:
         self._done: Callable[[bool], None] | None = None
         self._armed = False
         self._fd = timer()
-        engine.add_reader(self._fd, self._disarm)
+        engine.add_reader(self._fd, self._rang)
 
     @property
     def waits(self) -> bool:
@@ -83,8 +83,7 @@ class Settling:
         """Nobody waits any more."""
         if self._done is not None:
             self._done = None
-            self._engine._forget_turns(self._look)
-            self._disarm()
+            self._engine._forget_turns(self._look)  # the timer goes on: it may serve the next
 
     def close(self) -> None:
         """`cancel`, for good."""
@@ -94,11 +93,10 @@ class Settling:
             os.close(self._fd)
             self._fd = -1
 
-    def _disarm(self) -> None:
+    def _rang(self) -> None:
         """The timer has ended a sleep, and `_look` follows, as after each turn; or nobody waits."""
-        if self._armed:
-            self._armed = False
-            timer_set(self._fd, 0)
+        self._armed = False
+        timer_set(self._fd, 0)
 
     def _look(self) -> None:
         done = self._done
@@ -119,5 +117,6 @@ class Settling:
             else:
                 if self._slow is not None:
                     self._slow()
-                self._armed = True
-                timer_set(self._fd, now + min(max(since // 4, _FIRST), _LONGEST))
+                if not self._armed:
+                    self._armed = True
+                    timer_set(self._fd, now + min(max(since // 4, _FIRST), _LONGEST))
