@@ -44,6 +44,7 @@ class Lines:
 
     Attributes:
         lines: whole lines that nobody has taken out yet; None: one that was too long.
+        working: whoever takes them out is at one, and has to go on before the next.
     """
 
     def __init__(
@@ -63,6 +64,8 @@ class Lines:
         self._most = most_line
         self._linger_s = linger_s
         self._sent_ns = -1 << 62
+        self._quick = False  # the last line came soon after the answer before it
+        self.working = False
         self._part = bytearray()  # of a line whose end is not there
         self._skips = False  # the line under way is too long
         self._unsent: deque[memoryview] = deque()
@@ -83,25 +86,26 @@ class Lines:
     # --- in ---------------------------------------------------------------------------------------
 
     def _readable(self) -> None:
-        soon = self._linger_s and clock_ns() - self._sent_ns < self._linger_s * 1e9
+        self._quick = clock_ns() - self._sent_ns < self._linger_s * 1e9
         self._take()
-        if soon:
-            self._linger()
+        self.linger()
 
-    def _linger(self) -> None:
-        """The client asks as soon as it has its answer: waits for the next line here.
+    def linger(self) -> None:
+        """A client that asks as soon as it has its answer: waits for its next line here.
 
         That saves the engine's turns around it, which are most of what a short command takes. What
         else comes to the engine waits meanwhile, so it is not for long, and not often in a row.
         """
-        engine, sock = self._engine, self._socket
-        for _ in range(_IN_A_ROW):
+        engine, sock, left = self._engine, self._socket, _IN_A_ROW
+        while self._quick and left and not self.working:
             if not self._watches or self.lines or engine._soon or engine._has_work:
                 return
             if not 0 <= sock.fileno() < _MOST_SELECTED:
                 return
             if not select.select((sock,), (), (), self._linger_s)[0]:
+                self._quick = False
                 return
+            left -= 1
             self._take()
 
     def _take(self) -> None:

@@ -105,6 +105,7 @@ class Session:
                 rests = self._do(lines.popleft())
             if not self._settling.waits:  # it mostly rests in a moment: one packet for all
                 self._flush()
+            channel.working = self._waits
             channel.more()
         except BaseException:
             self.end("an error of this program")
@@ -152,6 +153,7 @@ class Session:
         if not rests:
             self._late(self._line.partition(b" ")[0])
         self._answer(self._held)
+        self._channel.linger()
 
     def _late(self, command: bytes) -> None:
         log.warning(
