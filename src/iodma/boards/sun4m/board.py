@@ -167,6 +167,9 @@ class Sun4m:
         return self._busy()
 
     def _busy(self) -> bool:
+        engine = self.engine
+        if engine._idle and not engine._soon:  # nobody's work goes on; it is asked often
+            return False
         return self.iommu.busy or self.lance.busy or self.esp.busy
 
     async def settle(self) -> None:
