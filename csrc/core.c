@@ -221,6 +221,15 @@ static struct iod_fault gone(struct iod_space *space, uint64_t address, size_t d
 				  .access = write ? IOD_WRITE : IOD_READ, .cause = IOD_C_GONE};
 }
 
+/* Host memory, and lanes on the way to some of it. */
+static bool only_lanes(const struct iod_translation *t)
+{
+	for (uint32_t i = 0; i < t->count; i++)
+		if (!iod_region_is_host(t->piece[i].region))
+			return false;
+	return true;
+}
+
 int iod_access(struct iod_core *core, struct iod_space *space, uint64_t address, void *data, size_t length, bool write,
 	       struct iod_fault *fault, size_t *done)
 {
@@ -247,18 +256,23 @@ int iod_access(struct iod_core *core, struct iod_space *space, uint64_t address,
 		error = -EFAULT;
 		iod_table_faulted(fault);
 	}
-	if (!error && (result != IOD_WALK_OK || !t.plain))
+	if (!error && (result != IOD_WALK_OK || !(t.plain || only_lanes(&t))))
 		error = -EAGAIN;
 	for (uint32_t i = 0; !error && i < t.count; i++) {
 		size_t n = 0;
 		uint8_t *at = (uint8_t *)data + *done;
+		const struct iod_piece *piece = &t.piece[i];
 		if (write) {
-			error = iod_copy(t.iov[i].iov_base, at, t.iov[i].iov_len, &n);
+			error = piece->lanes ? iod_scatter(&t.iov[i], 1, 0, at, t.iov[i].iov_len, &piece->lanes,
+							   &piece->phase, &n)
+					     : iod_copy(t.iov[i].iov_base, at, t.iov[i].iov_len, &n);
 			iod_region_mark_dirty(t.piece[i].region,
 					      (uint64_t)((uint8_t *)t.iov[i].iov_base - t.piece[i].region->host),
 					      t.iov[i].iov_len);
 		} else {
-			error = iod_copy(at, t.iov[i].iov_base, t.iov[i].iov_len, &n);
+			error = piece->lanes ? iod_gather(at, &t.iov[i], 1, 0, t.iov[i].iov_len, &piece->lanes,
+							  &piece->phase, &n)
+					     : iod_copy(at, t.iov[i].iov_base, t.iov[i].iov_len, &n);
 		}
 		*done += n;
 		if (error)

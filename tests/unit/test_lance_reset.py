@@ -96,7 +96,8 @@ def test_after_any_number_of_turns(how: str, turns: int, csr3: int) -> None:
         assert len(given) <= len(sent)
         for i in range(8):
             if not driver.rmd(i)[1] & OWN:
-                assert driver.loaded(RX_BUFFERS + 0x800 * i, 64 + i) == frame(64 + i)
+                whole_frame = frame(64 + i) + bytes(4)
+                assert driver.loaded(RX_BUFFERS + 0x800 * i, 68 + i) == whole_frame
         check_again(driver)
 
 
