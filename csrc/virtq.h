@@ -171,6 +171,27 @@ bool iod_virtq_arm(struct iod_virtq *);
 /* It waits for a translation, and none has come since. */
 bool iod_virtq_waits(const struct iod_virtq *);
 
+/* virtq_parts.c, for virtq.c.  How often the maps have changed that lie between a ring and the host, all together: */
+static inline uint64_t iod_virtq_changes(const struct iod_space *space)
+{
+	uint64_t sum = 0;
+	for (; space; space = space->next)
+		sum += space->change;
+	return sum;
+}
+
+/* A hook answers anew each time: what went through one is never known to hold. */
+static inline bool iod_virtq_always_changes(const struct iod_space *space)
+{
+	for (; space; space = space->next)
+		if (space->kind == IOD_HOOK)
+			return true;
+	return false;
+}
+
+int iod_virtq_miss(struct iod_virtq *);    /* something is asked for: -EAGAIN */
+int iod_virtq_refresh(struct iod_virtq *); /* the parts are in the host: 0, -EAGAIN (pending) or -EPIPE (broken) */
+
 /* For the formats. */
 struct iod_descriptor { /* section 2.6.5 */
 	uint64_t address;
