@@ -419,7 +419,7 @@ size_t iod_table_walk(struct iod_space *space, const struct iod_segment *list, s
 	if (table->mode != IOD_TABLE_TRANSLATES || memory->kind != IOD_MEMORY || !access || iod_any_region_shut() ||
 	    !room_for(out, count))
 		return 0;
-	out->all_of = space;
+	out->by_list = true;
 	if (table->version != memory->map.version) { /* none of what was known holds any more */
 		memset(table->host, 0, ((size_t)table->mask + 1) * sizeof table->host[0]);
 		table->region = NULL;

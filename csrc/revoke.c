@@ -19,6 +19,13 @@ static bool list_touches(const struct iod_segment *list, uint32_t count, uint64_
 	return false;
 }
 
+static const struct iod_space *behind_gates(const struct iod_space *space)
+{
+	while (space->kind == IOD_GATE)
+		space = space->next;
+	return space;
+}
+
 bool iod_row_touches(const struct iod_row *row, const struct iod_space *space, uint64_t first, uint64_t last)
 {
 	if (!row->leased)
@@ -30,7 +37,8 @@ bool iod_row_touches(const struct iod_row *row, const struct iod_space *space, u
 			if (e->space == space && e->first <= last && first <= e->last)
 				return true;
 		}
-		if (both[k]->all_of == space && list_touches(k ? row->list2 : row->list, k ? row->count2 : row->count, first, last))
+		if (both[k]->by_list && behind_gates(row->port->space) == space &&
+		    list_touches(k ? row->list2 : row->list, k ? row->count2 : row->count, first, last))
 			return true;
 	}
 	return false;

@@ -103,7 +103,7 @@ void iod_translation_clear(struct iod_translation *t)
 	t->extents = 0;
 	t->bytes = 0;
 	t->only = NULL;
-	t->all_of = NULL;
+	t->by_list = false;
 	t->plain = true;
 	t->remote = false;
 }

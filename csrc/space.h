@@ -174,12 +174,12 @@ struct iod_translation {
 	uint32_t extents, extents_room;
 	uint64_t bytes;
 	struct iod_region *only; /* the region of all its pieces; NULL: of several */
-	/* It also holds what the list itself says, in this space, which is the first that the list goes through: an extent
-	 * a segment without writing them down.  NULL: nothing. */
-	struct iod_space *all_of;
 	bool plain;		 /* all RAM, no lanes */
 	bool remote;		 /* some of it is */
 	bool heap_pieces, heap_extents;
+	/* It also holds what the list itself says, of the space that the list comes to first behind gates: an extent a
+	 * segment without writing them down. */
+	bool by_list;
 };
 void iod_translation_clear(struct iod_translation *);
 void iod_translation_free(struct iod_translation *);

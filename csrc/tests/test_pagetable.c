@@ -245,7 +245,7 @@ static void stays_until_flushed(void)
 		for (int i = 0; i < 3; i++) {
 			CHECK_EQ(iod_walk(&space, list, 2, 0, IOD_WRITE, &out, &fault), IOD_WALK_OK);
 			CHECK(out.iov[0].iov_base == ram + 2 * PAGE && out.iov[1].iov_base == ram + 4 * PAGE);
-			CHECK(out.all_of == &space && out.extents == 1 && out.only == &region);
+			CHECK(out.by_list && out.extents == 1 && out.only == &region);
 			memcpy(ram, "\0\0\3\6\0\0\5\2", 8);
 		}
 		if (way == 0)
