@@ -119,7 +119,7 @@ def test_reset_is_of_devices_and_not_of_ram(board: Sun4m) -> None:
     board.store(IOMMU, 4, 1)
     board.store(LEDMA + 12, 4, 0xFF00_0000)
     board.store(SYSTEM + 12, 4, 1 << Line.SCSI)
-    run(board.engine, board.reset)
+    board.engine.run(board.reset())
     assert board.load(0x1000) == 7
     assert board.load(IOMMU) == 0x0500_0000
     assert board.load(LEDMA + 12) == board.load(SYSTEM + 4) == 0
@@ -344,7 +344,7 @@ def test_a_reset_of_the_board_in_the_middle_of_frames(lan: Lan) -> None:
     guest.begin(True)
     for _ in range(3):
         board.engine.pump()
-    run(board.engine, board.reset)
+    board.engine.run(board.reset())
     assert not board.busy and board.load(RDP, 2) == STOP
     assert len(lan.received()) <= 8
 
@@ -375,4 +375,4 @@ def test_over_qtest(lan: Lan) -> None:
     assert client("iodma_reset") == "" and guest.read(RDP, 2) == STOP
     assert client.irqs[3:] == ["lower 16"]
     client.close()
-    run(board.engine, server.close)
+    board.engine.run(server.close())
