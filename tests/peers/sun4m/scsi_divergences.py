@@ -16,6 +16,8 @@ from tests.peers.sun4m.scsi_programs import (
 )
 
 PHASE, TC = 7, 0x10
+ERR_PEND = 2
+AFSR_ERR, AFSR_ME = 0x8000_0000, 0x0008_0000
 
 
 def step_cleared(moment: Moment) -> bool:
@@ -74,6 +76,14 @@ def nobody_selected(moment: Moment) -> bool:
     return absent and moment.only_ours("ESP status", TC)
 
 
+def memory_error(moment: Moment) -> bool:
+    """Ours has ERR_PEND, and both the same fault of the IOMMU, but for how often."""
+    ours, theirs = moment.register("IOMMU AFSR")
+    same = not (ours ^ theirs) & ~AFSR_ME and bool(ours & AFSR_ERR)
+    pending = moment.register("ESPDMA CSR")[0] & ERR_PEND
+    return bool(same and pending and "IOMMU AFAR" not in moment.differs) and moment.everything()
+
+
 SCSI: tuple[Divergence, ...] = (
     Divergence(
         "sequence step",
@@ -104,5 +114,12 @@ SCSI: tuple[Divergence, ...] = (
         "the bus is free, and its lines are released; QEMU has message in still",
         'NCR53C90, "Status Register", bits 2:0; SCSI-2, 6.1.1 "Bus free phase"',
         accepted,
+    ),
+    Divergence(
+        "memory error of ESPDMA",
+        "ERR_PEND, and no request is answered from there on; QEMU goes on as if it had moved",
+        'DMA2, "D_CSR", bit 1 (D_ERR_PEND)',
+        memory_error,
+        ends=True,
     ),
 )

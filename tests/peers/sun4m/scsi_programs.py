@@ -344,6 +344,21 @@ class Wide(Adapter):
         self.service()
         self.finish()
 
+    def faulty(self) -> None:
+        """A page of the buffer may not be written, or is not there."""
+        first, count = self.blocks()
+        size = count * BLOCK_BYTES
+        self.select(self.cdb(0x08, 0x28, first, count))
+        at = self.room(size, 4)
+        page = self.rng.randrange(at // PAGE, (at + size - 1) // PAGE + 1)
+        valid = self.rng.random() < 0.5
+        self.script.map(page, self.script.pages[page], writable=False, valid=valid)
+        self.script.flush(page)
+        self.count(size)
+        self.channel(at, size, to_memory=True)
+        self.command(TRANSFER | DMA)
+        self.script.check()
+
 
 def scsi(seed: int) -> Program:
     """A driver that reads and writes blocks, and what goes wrong in that."""
@@ -376,4 +391,6 @@ def scsi_wide(seed: int) -> Program:
     ]
     for _ in range(rng.randint(1, 6)):
         rng.choice(does)()
+    if script.chance(0.3):
+        adapter.faulty()
     return script.program("scsi_wide", seed)
