@@ -12,19 +12,7 @@ from iodma.tools.bench.budget import plan
 from iodma.tools.bench.options import Options
 from iodma.tools.bench.vfio_user import costs, limits
 from iodma.tools.bench.vfio_works import WORKS
-
-KEYS = {"work", "peer", "value", "unit", "better", "must", "holds", "pairs", "low", "high"}
-
-
-def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "iodma", "bench", "vfio-user", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-
+from tests.peers.benches import KEYS, bench
 
 two = pytest.mark.skipif(
     len(os.sched_getaffinity(0)) < 2, reason="client and server need a processor each"
@@ -32,10 +20,10 @@ two = pytest.mark.skipif(
 
 
 @two
-@pytest.mark.limit(300)
+@pytest.mark.limit(330)
 def test_every_row_gives_a_figure(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
-    done = bench("--json", str(out), "--pairs", "1", "--sample", "0.1")
+    done = bench("vfio-user", "--json", str(out), "--pairs", "1", "--sample", "0.1")
     assert done.returncode == 0, done.stderr
     report = json.loads(out.read_text())
     assert report["bench"] == "vfio-user"
@@ -62,7 +50,9 @@ def test_every_row_gives_a_figure(tmp_path: Path) -> None:
 
 @two
 def test_the_peer_may_be_on_both_sides() -> None:
-    done = bench("--itself", "--pairs", "1", "--sample", "0.1", "--only", "register read")
+    done = bench(
+        "vfio-user", "--itself", "--pairs", "1", "--sample", "0.1", "--only", "register read"
+    )
     assert done.returncode == 0, done.stderr
     assert "register read round trip, median" in done.stdout
 
@@ -89,7 +79,7 @@ def test_what_means_nothing_to_it_is_refused() -> None:
         (["--trace", "x"], "takes no trace"),
         (["--only", "no such"], "no row"),
     ]:
-        done = bench(*arguments)
+        done = bench("vfio-user", *arguments)
         assert done.returncode == 1
         assert reason in done.stderr
         assert "Traceback" not in done.stderr

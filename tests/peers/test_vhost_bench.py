@@ -22,8 +22,8 @@ from iodma.tools.bench.vhost_load import Load
 from iodma.tools.bench.vhost_servers import PEER, Server, peer_variants, storage_daemon
 from iodma.tools.bench.vhost_user_blk import MEMORY_BYTES, cost, limits
 from iodma.tools.bench.vhost_works import WORKS
+from tests.peers.benches import KEYS, bench
 
-KEYS = {"work", "peer", "value", "unit", "better", "must", "holds", "pairs", "low", "high"}
 BYTES = 4 << 20
 GET_ID, FLUSH, UNKNOWN = 8, 4, 99
 
@@ -176,16 +176,6 @@ def test_every_variant_of_the_peer_works(image: Path, peer: Callable[[str], str]
 # --- the benchmark --------------------------------------------------------------------------------
 
 
-def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "iodma", "bench", "vhost-user-blk", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
 @pytest.mark.limit(330)
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason='rows named "own" need two processors')
 def test_every_kind_of_row_gives_a_figure(tmp_path: Path, peer: Callable[[str], str]) -> None:
@@ -194,7 +184,7 @@ def test_every_kind_of_row_gives_a_figure(tmp_path: Path, peer: Callable[[str], 
     names = ("depth 1, one", "writes", "32 segments", "O_DIRECT, depth 32", "processor time")
     wanted = [work for work in WORKS if any(name in work.name for name in names)]
     only = [word for name in names for word in ("--only", name)]
-    done = bench("--json", str(out), "--pairs", "1", "--sample", "0.1", *only)
+    done = bench("vhost-user-blk", "--json", str(out), "--pairs", "1", "--sample", "0.1", *only)
     assert done.returncode == 0, done.stderr
     report = json.loads(out.read_text())
     assert report["bench"] == "vhost-user-blk"
@@ -268,7 +258,7 @@ def test_it_ends_within_its_time() -> None:
 
 def test_what_means_nothing_to_it_is_refused() -> None:
     for arguments, reason in [(["--trace", "x"], "takes no trace"), (["--only", "x"], "no row")]:
-        done = bench(*arguments)
+        done = bench("vhost-user-blk", *arguments)
         assert done.returncode == 1
         assert reason in done.stderr
         assert "Traceback" not in done.stderr
