@@ -309,10 +309,10 @@ def looped_long(moment: Moment) -> bool:
 def no_end(moment: Moment) -> bool:
     """A transmit descriptor has ERR, BUFF and UFLO in ours."""
     for at, (ours, theirs) in moment.memory.items():
-        entry = moment.memory_at(at - 2, 8)
-        errors = at % 8 == 2 and ours & RX_ERR and not theirs & RX_ERR
-        if errors and entry[0][6] & 0xC0 == 0xC0 and not entry[1][6] & 0x80:
-            return moment.everything()
+        if at % 8 == 6 and ours & 0xC0 == 0xC0 and not theirs & 0x80:
+            status = moment.memory_at(at - 4, 1)[0][0]
+            if status & RX_ERR and not status & 0x80:
+                return moment.everything()
     return False
 
 
