@@ -261,18 +261,18 @@ int iod_access(struct iod_core *core, struct iod_space *space, uint64_t address,
 	for (uint32_t i = 0; !error && i < t.count; i++) {
 		size_t n = 0;
 		uint8_t *at = (uint8_t *)data + *done;
-		const struct iod_piece *piece = &t.piece[i];
+		const struct iod_piece *here = &t.piece[i];
 		if (write) {
-			error = piece->lanes ? iod_scatter(&t.iov[i], 1, 0, at, t.iov[i].iov_len, &piece->lanes,
-							   &piece->phase, &n)
-					     : iod_copy(t.iov[i].iov_base, at, t.iov[i].iov_len, &n);
-			iod_region_mark_dirty(t.piece[i].region,
-					      (uint64_t)((uint8_t *)t.iov[i].iov_base - t.piece[i].region->host),
+			error = here->lanes ? iod_scatter(&t.iov[i], 1, 0, at, t.iov[i].iov_len, &here->lanes,
+							  &here->phase, &n)
+					    : iod_copy(t.iov[i].iov_base, at, t.iov[i].iov_len, &n);
+			iod_region_mark_dirty(here->region,
+					      (uint64_t)((uint8_t *)t.iov[i].iov_base - here->region->host),
 					      t.iov[i].iov_len);
 		} else {
-			error = piece->lanes ? iod_gather(at, &t.iov[i], 1, 0, t.iov[i].iov_len, &piece->lanes,
-							  &piece->phase, &n)
-					     : iod_copy(at, t.iov[i].iov_base, t.iov[i].iov_len, &n);
+			error = here->lanes ? iod_gather(at, &t.iov[i], 1, 0, t.iov[i].iov_len, &here->lanes,
+							 &here->phase, &n)
+					    : iod_copy(at, t.iov[i].iov_base, t.iov[i].iov_len, &n);
 		}
 		*done += n;
 		if (error)
