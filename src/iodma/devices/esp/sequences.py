@@ -253,7 +253,7 @@ class Sequences:
         moved, the channel is told, and the request for DMA stays until it is answered again."""
         chip, channel, request = self.chip, self.chip.dma, bus.request
         assert request is not None
-        while chip.count and request.left:
+        while chip.count and request.left and request.moves_data:
             if not channel.answers(to_memory):
                 await chip.answered(to_memory)
             pieces = ScatterList(channel.segments(min(chip.count, request.left)))
