@@ -12,8 +12,10 @@ from iodma.devices.dma2 import csr
 from tests.unit.engines import WatchedEngine
 from tests.unit.espkit import (
     DATA,
+    INTRPT,
     PAGE,
     PAGES,
+    RS,
     STATP,
     TI,
     System,
@@ -50,5 +52,16 @@ def test_a_medium_that_fails_in_front_of_a_fault_ends_the_data_phase(
         kit.espdma.bus_write(0, 4, csr.D_EN_DMA | csr.D_WRITE | csr.INT_EN)
         assert (await kit.interrupt())[0] & 7 == STATP
         assert await kit.finish() == 2
+
+    go(kit, main())
+
+
+def test_resets_of_the_bus_over_and_over_leave_nothing(kit: System) -> None:
+    async def main() -> None:
+        for _ in range(50):
+            kit.command(RS)
+            await kit.settle()
+            kit.read(INTRPT)
+        assert len(kit.esp._drains) <= 2
 
     go(kit, main())

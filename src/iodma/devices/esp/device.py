@@ -419,6 +419,8 @@ class Esp(Device):
             self._task = None
         self._idle = False
         self._answered = self._worker = None
+        # A guest may reset as often as it likes, and no command come in between.
+        self._drains = [each for each in self._drains if not each.done]
         if self._landed is not None and not self._landed.done:
             self._flight.cancel()
             self._drains.append(self._landed)
