@@ -9,14 +9,23 @@ from pathlib import Path
 import pytest
 
 from iodma.devices.dma2 import csr
+from iodma.devices.esp.connection import MOST_ANSWERS
 from tests.unit.engines import WatchedEngine
 from tests.unit.espkit import (
+    BUSID,
     DATA,
+    FDATA,
     INTRPT,
+    MIP,
+    MOK,
     PAGE,
     PAGES,
     RS,
+    SATN,
+    SELAS,
     STATP,
+    STATUS,
+    TARGET,
     TI,
     System,
     go,
@@ -63,5 +72,31 @@ def test_resets_of_the_bus_over_and_over_leave_nothing(kit: System) -> None:
             await kit.settle()
             kit.read(INTRPT)
         assert len(kit.esp._drains) <= 2
+
+    go(kit, main())
+
+
+def test_answers_to_messages_that_nobody_takes_are_bounded(kit: System) -> None:
+    async def main() -> None:
+        assert await kit.run(TUR) == 2
+        kit.write(BUSID, TARGET)
+        kit.write(FDATA, 0x80)
+        kit.command(SELAS)
+        await kit.interrupt()
+        kit.poke(DATA, b"\x0b" * PAGE)
+        for _ in range(3):
+            kit.command(SATN)
+            kit.dma(DATA, PAGE, False, TI)
+            await kit.interrupt()
+        bus = kit.esp.bus
+        assert bus is not None and len(bus.messages) == MOST_ANSWERS
+        for _ in range(MOST_ANSWERS):
+            assert kit.read(STATUS) & 7 == MIP
+            kit.command(TI)
+            await kit.interrupt()
+            assert kit.read(FDATA) == 7
+            kit.command(MOK)
+            await kit.interrupt()
+        assert kit.read(STATUS) & 7 == 2, "the command comes next"
 
     go(kit, main())

@@ -70,6 +70,8 @@ ATTRIBUTES = {
     HEAD_OF_QUEUE_TAG: TaskAttribute.HEAD_OF_QUEUE,
     ORDERED_QUEUE_TAG: TaskAttribute.ORDERED,
 }
+#: Bytes of answers that an initiator has not taken, with which no more are made.
+MOST_ANSWERS = 64
 #: Messages of one byte that ask for nothing that this target would have to do.
 IGNORED = frozenset({INITIATOR_DETECTED_ERROR, NO_OPERATION, MESSAGE_PARITY_ERROR})
 
@@ -223,7 +225,7 @@ class Connection:
             self.tag = message[1]
         elif code == EXTENDED and message[2] == SYNCHRONOUS_TRANSFER and len(message) == 5:
             period, offset = max(message[3], FASTEST_PERIOD), min(message[4], MOST_OFFSET)
-            self._say(EXTENDED, 3, SYNCHRONOUS_TRANSFER, period, offset)
+            self._answer(EXTENDED, 3, SYNCHRONOUS_TRANSFER, period, offset)
         elif code == ABORT:
             self.working = self.target.abort_task_set(self.lun, self.initiator)
         elif code == ABORT_TAG:
@@ -237,4 +239,9 @@ class Connection:
             if self.disconnecting:
                 self.disconnecting = self._leaves = self._may_disconnect = False
         elif code not in IGNORED:
-            self._say(MESSAGE_REJECT)
+            self._answer(MESSAGE_REJECT)
+
+    def _answer(self, *message: int) -> None:
+        """Says it, unless the initiator talks on and takes nothing of what was said."""
+        if len(self.messages) < MOST_ANSWERS:
+            self._say(*message)
