@@ -196,6 +196,25 @@ def test_a_slot_is_given_back_when_its_transfer_has_ended(slow: Slow) -> None:
     slow.settle()
 
 
+def test_who_is_cancelled_waits_for_no_slot_any_more(slow: Slow) -> None:
+    """An initiator may hold all slots for as long as it likes, and send and abort others."""
+    verify = cdb("VERIFY (10)", VERIFICATION_LENGTH=8)
+    for tag in range(SLOTS):
+        slow.begin(verify, tag=tag)
+    for _ in range(20):
+        late = slow.begin(verify, tag=99)
+        late.cancel()
+        slow.settle()
+        ended(late)
+    assert len(slow.it.target.scratch._waiting) <= 1
+    last = slow.begin(verify, tag=99)
+    slow.disk.answer_all()
+    slow.settle()
+    slow.disk.answer_all()
+    slow.settle()
+    assert last.status is GOOD
+
+
 def test_before_the_turn_in_which_the_data_phase_would_begin(slow: Slow) -> None:
     request = slow.begin(cdb("READ (10)", FUA=1, TRANSFER_LENGTH=8))
     slow.disk.answer()  # the flush in front of it

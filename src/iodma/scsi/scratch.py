@@ -44,6 +44,8 @@ class Scratch:
             self.memory.add(0, self._ram)
         if self._free and not self._waiting:
             return self._give(request, self._free.pop())
+        # Who holds the slots may do so for as long as its initiator likes; others come and go.
+        self._waiting = deque(each for each in self._waiting if not each[0].cancelled)
         turn: Wait[int] = Wait(self._engine)
         self._waiting.append((request, turn))
         return await turn
