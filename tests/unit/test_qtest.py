@@ -340,6 +340,24 @@ def test_a_client_that_does_not_read_is_waited_for(rig: Rig) -> None:
     assert rig("readb 0").startswith("OK")
 
 
+def test_long_answers_are_not_gathered(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few short lines ask for gigabytes: the next is done when the one before has been read."""
+    done, read = [0], PhysicalSpace.read
+
+    def counted(space: PhysicalSpace, address: int, length: int) -> bytes:
+        done[0] += 1
+        return read(space, address, length)
+
+    monkeypatch.setattr(PhysicalSpace, "read", counted)
+    rig.client.stream.send(b"read 0 1000000\n" * 30)
+    for _ in range(5):
+        rig.turn()
+    assert done == [1]
+    for _ in range(30):
+        assert len(rig.client.answer()) == len("OK 0x") + 2 * 1000000
+    assert done == [30]
+
+
 # --- interrupts -----------------------------------------------------------------------------------
 
 

@@ -35,6 +35,8 @@ log = GuestLog("iodma.qtest")
 
 #: Lines that are done before others have their turn.
 _AT_ONCE = 64
+#: Bytes of an answer that does not wait for others to go with it.
+_LONG = 1 << 16
 
 
 class Session:
@@ -134,7 +136,7 @@ class Session:
             self._line, self._held = line, answer
             self._wait(self._settled)
             return False
-        self._out.append(answer)
+        self._put(answer)
         return True
 
     def _wait(self, done: Callable[[bool], None]) -> None:
@@ -166,9 +168,15 @@ class Session:
     def _answer(self, answer: bytes) -> None:
         """The answer to the line under way, and on to the next."""
         self._waits = False
-        self._out.append(answer)
+        self._put(answer)
         if not self._in_turn:
             self._work()
+
+    def _put(self, answer: bytes) -> None:
+        """An answer. After a long one no line is done before the client has read it."""
+        self._out.append(answer)
+        if len(answer) > _LONG:
+            self._flush()
 
     def _tell(self, line: bytes) -> None:
         """An interrupt: before the answer of the command under way, if there is one."""
