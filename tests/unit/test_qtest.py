@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Iterator
@@ -316,6 +317,33 @@ def test_a_line_that_is_too_long_is_one_answer(rig: Rig) -> None:
             came += lines.lines
             lines.lines.clear()
         assert came == [b"a" * 100, None, b"c", None, b"e"]
+        lines.close()
+
+
+@pytest.mark.parametrize("size", [10, 50_000, 90_000])
+def test_lines_that_wait_to_be_done_are_bounded(rig: Rig, size: int) -> None:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    lines = Lines(rig.engine, theirs, lambda: None, lambda why: None, most_line=100_000)
+    with ours:
+        left, done = memoryview((b"a" * size + b"\n") * 600), 0
+
+        def send() -> None:
+            nonlocal left
+            for _ in range(300):  # a line at a time, or a part of one
+                with contextlib.suppress(BlockingIOError):
+                    left = left[ours.send(left[: size + 1]) :]
+                rig.turn()
+
+        while done < 600:
+            send()
+            held = sum(len(line or b"") for line in lines.lines)
+            assert len(lines.lines) <= 256 and held <= 3 * 100_000
+            assert set(lines.lines) <= {b"a" * size}
+            done += len(lines.lines)
+            lines.lines.clear()
+            lines.more()
+        assert done == 600
         lines.close()
 
 

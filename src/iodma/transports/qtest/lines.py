@@ -122,10 +122,10 @@ class Lines:
             return
         if self._part or self._skips or data.count(b"\n") != 1 or data[-1] != 10:
             self._cut(data)
-            if len(self.lines) >= _MOST_LINES:
-                self._watch(False)
         else:  # one line, as a client sends it that waits for the answer
             self.lines.append(data[:-1])
+        if len(self.lines) > 1 and self._full():
+            self._watch(False)
         if self.lines:
             self._came()
 
@@ -146,8 +146,13 @@ class Lines:
 
     def more(self) -> None:
         """Lines were taken out: read on, if there is room."""
-        if not self._watches and not self._unsent and len(self.lines) < _MOST_LINES:
+        if not self._watches and not self._unsent and not self._full():
             self._watch(True)
+
+    def _full(self) -> bool:
+        """Enough lines wait to be done: so many, or more than the longest has bytes."""
+        lines = self.lines
+        return len(lines) >= _MOST_LINES or sum(len(line or b"") for line in lines) > self._most
 
     # --- out --------------------------------------------------------------------------------------
 
