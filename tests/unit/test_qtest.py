@@ -320,7 +320,7 @@ def test_a_line_that_is_too_long_is_one_answer(rig: Rig) -> None:
         lines.close()
 
 
-@pytest.mark.parametrize("size", [10, 50_000, 90_000])
+@pytest.mark.parametrize("size", [50_000, 90_000])
 def test_lines_that_wait_to_be_done_are_bounded(rig: Rig, size: int) -> None:
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
