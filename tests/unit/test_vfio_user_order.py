@@ -296,10 +296,11 @@ def test_one_client_after_the_other(
     world.fill(BASE)
     with Client(tmp_path / "s", world.engine) as second:
         id = second.post(vc.VERSION, struct.pack("=HH", 0, 0))
+        waits = "another client has connected, and waits until the one before is gone"
+        pump(world.engine, lambda: waits in caplog.text)
         for _ in range(10):
             world.engine.pump()
         assert not second._read()
-        waits = "another client has connected, and waits until the one before is gone"
         assert caplog.text.count(waits) == 1
         world.client.close()
         pump(world.engine, lambda: world.disk.waiting[0].cancelled)
