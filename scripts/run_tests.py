@@ -53,7 +53,8 @@ STAGES = (
     Stage("core", ("make", "-C", "csrc", "check"), needs="csrc/Makefile"),
     Stage("core-sanitized", ("make", "-C", "csrc", "check", "SANITIZE=1"), needs="csrc/Makefile"),
     Stage("unit", UNIT, total=900),
-    Stage("unit-threads", UNIT, {"IODMA_ENGINE": "threads"}, total=900),
+    # Its workers are threads enough: not side by side.
+    Stage("unit-threads", (*PYTEST, "tests/unit"), {"IODMA_ENGINE": "threads"}, total=900),
     Stage("peers", (*PYTEST, "tests/peers"), total=1800, needs="tests/peers/test_*.py"),
     Stage("sdist", ("scripts/check_sdist.sh",)),
 )

@@ -3,6 +3,7 @@
 Invariants:
 
 - A run draws one seed and prints it; IODMA_SEED=N replays hypothesis and every `rng` of that run.
+  Under CI=true the seed is always the same, so that what fails there is what has changed.
 - A program that a test needs is asked for with `peer("fio")`. Where it is missing the test is
   skipped, and under CI=true it fails.
 - SIGUSR1 and SIGUSR2 print the stacks of all threads; SIGUSR1 also what the engines have in flight.
@@ -25,14 +26,14 @@ from hypothesis import HealthCheck, settings
 
 from iodma.engine.dump import dump_on_signal
 
-SEED = int(os.environ.get("IODMA_SEED") or random.SystemRandom().getrandbits(32))
+CI = os.environ.get("CI") == "true"
+SEED = int(os.environ.get("IODMA_SEED") or (1 if CI else random.SystemRandom().getrandbits(32)))
 os.environ["IODMA_SEED"] = str(SEED)  # for the workers, where tests run side by side
 # A shell's background job begins with it ignored, and so would every program that is started here.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SOAK = os.environ.get("IODMA_SOAK") == "1"
-CI = os.environ.get("CI") == "true"
 
 # Not inherited by a pytest that a test starts: its tests and counts are not those of this run.
 WATCHDOG_FILE = os.environ.pop("IODMA_WATCHDOG_FILE", "")
