@@ -207,7 +207,9 @@ class Player:
 
     def do_dirty(self, flags: int, length: int) -> None:
         body = struct.pack("=QQQQ", BASE, PAGE * (length % 99), PAGE, length % 99)
-        self.send(vc.DIRTY_PAGES, struct.pack("=II", (40 + length) & 0xFFFF_FFFF, flags % 6) + body, [])
+        self.send(
+            vc.DIRTY_PAGES, struct.pack("=II", (40 + length) & 0xFFFF_FFFF, flags % 6) + body, []
+        )
 
     def do_reset(self, payload: int) -> None:
         self.send(vc.RESET, bytes(payload % 3), [])
