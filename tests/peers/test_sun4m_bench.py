@@ -14,7 +14,7 @@ from iodma.tools.bench.options import Options
 from iodma.tools.bench.sun4m import once
 from iodma.tools.bench.sun4m_servers import VARIABLE, qemu_machine
 from iodma.tools.bench.sun4m_works import MAKERS, works
-from iodma.tools.bench.vfio_user import limits
+from iodma.tools.bench.two_sides import limits
 from tests.peers.sun4m.qemu import qemu11_sparc
 
 KEYS = {"work", "peer", "value", "unit", "better", "must", "holds", "pairs", "low", "high"}

@@ -10,7 +10,7 @@ import pytest
 
 from iodma.tools.bench.budget import plan
 from iodma.tools.bench.options import Options
-from iodma.tools.bench.vfio_user import costs, limits
+from iodma.tools.bench.two_sides import costs, limits
 from iodma.tools.bench.vfio_works import WORKS
 from tests.peers.benches import KEYS, bench
 

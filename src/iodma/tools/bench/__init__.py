@@ -18,6 +18,9 @@
 | `sun4m_guest`, `sun4m_load` | the drivers, and what they do in a worker; `sun4m_layout`: where |
 | `servers` | a server as a process |
 | `lists`, `maps`, `files` | what both sides are given |
+| `sides`, `two_sides` | a row of two sides, and what measures it |
+| `beside` | what a client and a server beside it have in common |
+| `ends` | what comes before the first sample and after the last |
 | `options` | what can be asked for |
 | `run` | puts the benchmark of the core together |
 

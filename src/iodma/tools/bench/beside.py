@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What benchmarks of a client and a server beside it share: where the two run, what the report says
-of the machine, the middle of what the samples have told."""
+of the machine, samples whose details are kept, and the middle of what those have told."""
 
 from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
@@ -16,9 +16,10 @@ from iodma._version import __version__
 from iodma.errors import ArgumentError
 from iodma.tools.bench.budget import Budget
 from iodma.tools.bench.options import Options
+from iodma.tools.bench.workers import Worker
 from iodma.tools.machine import kernel_release, processor, read_text
 
-__all__ = ["check_pairs", "facts", "middle", "processors"]
+__all__ = ["check_pairs", "facts", "middle", "processors", "sampler"]
 
 
 def processors(wanted: int | None) -> tuple[int, int | None]:
@@ -43,6 +44,26 @@ def check_pairs(options: Options) -> None:
 def middle(seen: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The median of each detail over the samples of a side."""
     return {key: round(median(each[key] for each in seen), 4) for key in seen[0]} if seen else {}
+
+
+def sampler(
+    side: Worker, seconds: float, seen: list[dict[str, Any]], others: list[float]
+) -> Callable[[], float]:
+    """Samples of a side, of so many seconds.
+
+    Args:
+        seen: gets the details of each.
+        others: gets how much of the processors others had meanwhile, in percent.
+    """
+
+    def sample() -> float:
+        value = side.sample(seconds)
+        if details := side.details:
+            seen.append(details)
+            others.append(details["others_percent"])
+        return value
+
+    return sample
 
 
 def facts(budget: Budget, client: int, server: object, **more: object) -> dict[str, Any]:

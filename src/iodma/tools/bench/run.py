@@ -24,7 +24,9 @@ from iodma.errors import ArgumentError, UnsupportedError
 from iodma.memory import Ram
 from iodma.tools.bench import core
 from iodma.tools.bench.again import note_again, taken_again
+from iodma.tools.bench.beside import check_pairs, processors
 from iodma.tools.bench.budget import Budget, plan
+from iodma.tools.bench.ends import begin, chosen, end
 from iodma.tools.bench.files import DataFile, data_file, shared_memory
 from iodma.tools.bench.fio import STARTUP_S, Fio, FioJob, find_fio
 from iodma.tools.bench.harness import Pair, Report, Row, run_pairs, summarize
@@ -70,19 +72,15 @@ def run(options: Options, tell: Callable[[str], None]) -> Report:
     """
     if options.itself:
         raise ArgumentError("core has many peers: none can be on both sides")
-    works = chosen(options)
-    cpu = chosen_cpu(options.cpu)
+    works = chosen(options, core.WORKS)
+    cpu, _ = processors(options.cpu)
     fio, fio_version = find_fio()
     pinned = may_pin(core.GUEST_BYTES)
     if not pinned:
         works = [core.unpinned(work) for work in works]
     budget = plan(map(cost, works), **limits(options))
     machine = facts(cpu, fio_version, budget) | {"memory_registered": pinned}
-    if options.output:
-        options.output.touch()
-    tell(f"{options.name}: {budget}; both sides on processor {cpu}")
-    if (load := os.getloadavg()[0]) > 0.5 * len(os.sched_getaffinity(0)):
-        tell(f"note: others use this machine (load {load:.1f}): expect the pairs to differ more")
+    begin(options, budget, f"both sides on processor {cpu}", tell)
     if not pinned:
         tell(
             f"note: {core.GUEST_BYTES >> 20} MiB may not be pinned twice here (`ulimit -l`):"
@@ -106,9 +104,7 @@ def run(options: Options, tell: Callable[[str], None]) -> Report:
         if traces is not None:
             traces.write()
     report = Report(options.name, rows, peers, machine, {"taken again": again})
-    if options.output:
-        report.write(options.output)
-    return report
+    return end(options, report, tell)
 
 
 def measure(
@@ -204,8 +200,7 @@ def limits(options: Options) -> dict[str, Any]:
     Raises:
         ArgumentError: an option that cannot be right.
     """
-    if options.pairs < 1:
-        raise ArgumentError(f"pairs is {options.pairs}, must be at least 1")
+    check_pairs(options)
     return {
         "pairs": options.pairs,
         "total_s": options.seconds - FILE_S,
@@ -223,31 +218,6 @@ def may_pin(size: int) -> bool:
         except (OSError, UnsupportedError):
             return False
     return True
-
-
-def chosen(options: Options) -> list[core.Work]:
-    """The rows that are asked for.
-
-    Raises:
-        ArgumentError: there is no such row.
-    """
-    works = [work for work in core.WORKS if options.wants(work.name)]
-    if not works:
-        raise ArgumentError(f"no row of {options.name} contains any of {', '.join(options.only)}")
-    return works
-
-
-def chosen_cpu(wanted: int | None) -> int:
-    """The processor to run on.
-
-    Raises:
-        ArgumentError: this process may not use it.
-    """
-    allowed = os.sched_getaffinity(0)
-    cpu = max(allowed) if wanted is None else wanted
-    if cpu not in allowed:
-        raise ArgumentError(f"processor {cpu} is not one of {sorted(allowed)}")
-    return cpu
 
 
 def facts(cpu: int, fio_version: str, budget: Budget) -> dict[str, Any]:

@@ -3,45 +3,30 @@
 
 Invariants
  - One row for each figure that the project promises, in the order of its documents.
- - A row without a peer is a count, and has to be right in every sample.
+ - A count has to be right in every sample.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from iodma.tools.bench.sides import Side, Work
 from iodma.tools.bench.sun4m_servers import our_machine, qemu_machine
-from iodma.tools.bench.vfio_works import Side, Work
 
-__all__ = ["MachineSide", "works"]
+__all__ = ["works"]
 
 LOAD = "iodma.tools.bench.sun4m_load"
 OURS, QEMU = "iodma", "QEMU's SS-5"
 
 
-@dataclass(frozen=True, slots=True)
-class MachineSide(Side):
-    """A side of a row: a machine that is driven, or a loop.
-
-    Attributes:
-        disk: its machine has one.
-    """
-
-    disk: bool = False
-
-    @property
-    def function(self) -> str:
-        return f"{LOAD}:{self.case}"
-
-
-def machine(name: str, case: str, *, disk: bool = False) -> MachineSide:
+def machine(name: str, case: str, *, disk: bool = False) -> Side:
     start = our_machine if name == OURS else qemu_machine
-    return MachineSide(name, case, tuple(start(network=not disk, disk=disk)), disk)
+    command = tuple(start(network=not disk, disk=disk))
+    return Side(name, f"{LOAD}:{case}", command, disk)
 
 
-def loop(name: str, case: str) -> MachineSide:
-    return MachineSide(name, case)
+def loop(name: str, case: str) -> Side:
+    return Side(name, f"{LOAD}:{case}")
 
 
 #: Made when they are asked for: a peer may have to be found, and the first time fetched.

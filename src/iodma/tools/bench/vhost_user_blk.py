@@ -27,8 +27,9 @@ from typing import Any
 
 from iodma.errors import ArgumentError
 from iodma.tools.bench.again import note_again, taken_again
-from iodma.tools.bench.beside import check_pairs, facts, middle, processors
+from iodma.tools.bench.beside import check_pairs, facts, middle, processors, sampler
 from iodma.tools.bench.budget import Budget, plan
+from iodma.tools.bench.ends import begin, chosen, end
 from iodma.tools.bench.files import PIECE, DataFile, data_file, shared_memory
 from iodma.tools.bench.harness import (
     BenchError,
@@ -55,8 +56,6 @@ __all__ = ["run"]
 FILE_BYTES = 256 << 20
 #: For the data of all requests in flight.
 MEMORY_BYTES = 16 << 20
-#: Of the processors, in percent: above this there is a warning.
-MOST_OTHERS = 3.0
 LOAD = "iodma.tools.bench.vhost_load:load"
 NULL = "iodma.tools.bench.vhost_load:null"
 IDLE = "iodma.tools.bench.vhost_load:idle"
@@ -100,18 +99,12 @@ def run(options: Options, tell: Callable[[str], None]) -> Report:
         raise ArgumentError(
             "vhost-user-blk takes no trace: trace the server, `iodma serve --trace`"
         )
-    works = [work for work in WORKS if options.wants(work.name)]
-    if not works:
-        raise ArgumentError(f"no row contains any of {', '.join(options.only)}")
+    works = chosen(options, WORKS)
     place = places(options.cpu, works)
     _, version = find_storage_daemon()
     budget = plan(map(cost, works), sides=3, **limits(options))
-    if options.output:
-        options.output.touch()
-    on = f"client on processor {place.client}, server on {place.other} or the same"
-    tell(f"{options.name}: {budget}; {on}")
-    if (load := os.getloadavg()[0]) > 0.5 * len(os.sched_getaffinity(0)):
-        tell(f"note: others use this machine (load {load:.1f}): expect the pairs to differ more")
+    where = f"client on processor {place.client}, server on {place.other} or the same"
+    begin(options, budget, where, tell)
     with ExitStack() as opened:
         bench = Bench(options, budget, place, tell, opened)
         rows, peers = [], {}
@@ -122,13 +115,8 @@ def run(options: Options, tell: Callable[[str], None]) -> Report:
         servers = {"own": place.other, "one": place.client}
         told = {PEER: version, "filesystem": bench.filesystem}
         machine = facts(budget, place.client, servers, **told)
-        machine["others_percent"] = round(median(bench.others), 1)
-    if (others := machine["others_percent"]) > MOST_OTHERS:
-        tell(f"note: others had {others:.0f} % of the processors: these figures tell little")
     report = Report(options.name, rows, peers, machine, extra)
-    if options.output:
-        report.write(options.output)
-    return report
+    return end(options, report, tell, bench.others)
 
 
 class Bench:
@@ -180,21 +168,17 @@ class Bench:
             side.sample(WARM_S)
         seen: list[list[dict[str, Any]]] = [[] for _ in sides]
 
-        def sampler(index: int) -> Callable[[], float]:
-            def sample() -> float:
-                value = sides[index].sample(self._budget.sample_s)
-                seen[index].append(sides[index].details)
-                self.others.append(sides[index].details["others_percent"])
-                return value
-
-            return sample
+        samples = [
+            sampler(side, self._budget.sample_s, details, self.others)
+            for side, details in zip(sides, seen, strict=True)
+        ]
 
         def progress(number: int, values: list[float]) -> None:
             text = ", ".join(f"{value:.6g}" for value in values)
             ratio = values[0] / values[1]
             self._tell(f"{heading}: round {number}/{self._budget.pairs}: {text}: {ratio:.3f} x")
 
-        rounds = run_rounds([*map(sampler, range(len(sides)))], self._budget.pairs, progress)
+        rounds = run_rounds(samples, self._budget.pairs, progress)
         row = self.row(work, work.name, best, [Pair(each[0], each[1]) for each in rounds])
         details = {"peer": best, "tried": tried, "ours": middle(seen[0]), "best": middle(seen[1])}
         if work.spin:
