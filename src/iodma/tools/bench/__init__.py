@@ -16,6 +16,7 @@
 | `sun4m` | the rows of `iodma bench sun4m` measured; `sun4m_works`: as data |
 | `sun4m_machine`, `sun4m_servers` | our machine, and how it and QEMU's are started |
 | `sun4m_guest`, `sun4m_load` | the drivers, and what they do in a worker; `sun4m_layout`: where |
+| `sun4m_counters` | what our machine has copied |
 | `servers` | a server as a process |
 | `lists`, `maps`, `files` | what both sides are given |
 | `sides`, `two_sides` | a row of two sides, and what measures it |

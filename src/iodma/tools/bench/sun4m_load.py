@@ -29,6 +29,7 @@ from iodma.tools.bench import sun4m_layout as layout
 from iodma.tools.bench.harness import BenchError
 from iodma.tools.bench.peers import mapped
 from iodma.tools.bench.servers import Server
+from iodma.tools.bench.sun4m_counters import FRAME, READ, copied, counters
 from iodma.tools.bench.sun4m_guest import DiskDriver, Machine, NetworkDriver
 from iodma.tools.bench.sun4m_servers import NETWORK
 from iodma.tools.bench.vfio_load import Load
@@ -42,9 +43,6 @@ __all__ = [
 #: For a socket that is to take whole batches.
 SOCKET_BYTES = 4 << 20
 FRAMES_S = 5.0
-#: Of the bytes that pass through Python, those that are no payload: a frame's descriptor, which is
-#: looked at more than once; a read's command, its status and its sense.
-CONTROL_OF_FRAME, CONTROL_OF_READ = 64, 512
 SEED = 20070625
 
 
@@ -163,13 +161,6 @@ def transmit(*, command: Sequence[str], server_cpu: int, memory: str) -> Iterato
         yield Load(server, cpus, run)
 
 
-def counters(guest: Machine) -> tuple[int, int, int, int]:
-    """Of our machine: bytes copied, through Python, from memory, to memory."""
-    at = layout.COUNTERS
-    first, second, third, fourth = guest.do(*(f"readq {at + each:#x}" for each in range(0, 32, 8)))
-    return first, second, third, fourth
-
-
 @contextmanager
 def copied_frames(*, command: Sequence[str], server_cpu: int, memory: str) -> Iterator[Load]:
     """Payload bytes of frames that were copied in user space, the core's and Python's together."""
@@ -178,18 +169,7 @@ def copied_frames(*, command: Sequence[str], server_cpu: int, memory: str) -> It
         def run(seconds: float) -> tuple[float, dict[str, float]]:
             before = counters(guest)
             sent, _ = run_batches(driver, sink, seconds)
-            after = counters(guest)
-            copied, python, moved = (after[k] - before[k] for k in range(3))
-            if moved < sent * layout.FRAME_BYTES:
-                raise BenchError(f"{sent} frames were sent; the machine has counted {moved} bytes")
-            control = sent * CONTROL_OF_FRAME
-            details = {
-                "requests": float(sent),
-                "payload_bytes": float(sent * layout.FRAME_BYTES),
-                "copied_bytes": float(copied),
-                "python_bytes": float(python),
-            }
-            return float(max(0, copied - control) + max(0, python - control)), details
+            return copied(before, counters(guest), sent, FRAME)
 
         yield Load(server, cpus, run)
 
@@ -242,18 +222,7 @@ def copied_reads(
         def run(seconds: float) -> tuple[float, dict[str, float]]:
             before = counters(guest)
             count, _ = read(seconds)
-            after = counters(guest)
-            copied, python, _, moved = (after[k] - before[k] for k in range(4))
-            if moved < count * layout.READ_BYTES:
-                raise BenchError(f"{count} reads were made; the machine has counted {moved} bytes")
-            control = count * CONTROL_OF_READ
-            details = {
-                "requests": float(count),
-                "payload_bytes": float(count * layout.READ_BYTES),
-                "copied_bytes": float(copied),
-                "python_bytes": float(python),
-            }
-            return float(max(0, copied - control) + max(0, python - control)), details
+            return copied(before, counters(guest), count, READ)
 
         yield Load(server, cpus, run)
 
