@@ -295,6 +295,9 @@ void ext_drivers_remove(Engine *, struct iod_target *);
 int ext_frames_add(PyObject *module);
 PyObject *ext_frame_send(PyObject *module, PyObject *const *args, Py_ssize_t count);
 
+/* known.c */
+int ext_known_add(PyObject *module);
+
 /* nbd.c */
 PyObject *ext_nbd_connect(PyObject *module, PyObject *args);
 PyObject *ext_nbd_version(PyObject *module, PyObject *args);

@@ -77,6 +77,27 @@ class Frames:
     ) -> tuple[int, int, int, int, bytes | None, tuple[int, ...]] | None: ...
     def close(self) -> None: ...
 
+@final
+class KnownLines:
+    """Lines of a text protocol that were done before."""
+
+    def __new__(
+        cls,
+        busy: Callable[[], bool],
+        failed: Callable[[BaseException], bytes],
+        most_lines: int,
+        most_bytes: int,
+        /,
+    ) -> Self: ...
+    def keep(
+        self, line: bytes, reads: bool, call: Callable[..., object], /, *arguments: object
+    ) -> None: ...
+    def run(
+        self, data: bytes, at: int, most: int, answers: list[bytes], /
+    ) -> tuple[int, int, bytes | None]: ...
+    def forget(self) -> None: ...
+    def __len__(self) -> int: ...
+
 @disjoint_base
 class Region:
     def __new__(

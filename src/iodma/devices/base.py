@@ -122,10 +122,10 @@ class Device:
         }
         self._lines: list[Interrupt] = []
         self._line_watchers: list[Callable[[Interrupt], object]] = []
+        self._open = True
         self.interrupt = self.interrupt_line("interrupt")
         self._table = registers.table
         self._state = DeviceState.RUNNING
-        self._open = True
         self._busy = False  # a handler or hook is running
         self._in_hook = False
         self._reset: _Reset | None = None  # the one under way
@@ -213,7 +213,8 @@ class Device:
 
     def interrupt_line(self, name: str) -> Interrupt:
         """Makes one more line, or MSI-X vector. A reset lowers it, as it does `interrupt`."""
-        line = Interrupt(f"{self.name}.{name}", self._guard_line)
+        line = Interrupt(f"{self.name}.{name}")
+        line._guard = None if self._open else self._guard_line
         self._lines.append(line)
         for told in self._line_watchers:
             told(line)
@@ -378,7 +379,7 @@ class Device:
     def _stop(self, state: DeviceState) -> list[Awaitable[object]]:
         """Leaves `running`: everything of this generation is refused from here on."""
         self._state = state
-        self._open = False
+        self._set_open(False)
         self._table = self.registers.always
         for bell in self._bells.values():
             bell._clear()
@@ -392,7 +393,7 @@ class Device:
         for line in self._lines:
             line._change(False)
         self._state = DeviceState.RUNNING
-        self._open = True
+        self._set_open(True)
         self._table = self.registers.table
         self._run_hook(self.reset)
         self.counts.resets += 1
@@ -440,9 +441,13 @@ class Device:
         self._refuse_stale(what)
         raise StaleError(f"{self.name}: {what} while the device is {self._state.value}")
 
+    def _set_open(self, is_open: bool) -> None:
+        self._open = is_open
+        for line in self._lines:  # they are driven more often than this changes
+            line._guard = None if is_open else self._guard_line
+
     def _guard_line(self) -> None:
-        if not self._open:
-            self._refuse_stale("an interrupt")
+        self._refuse_stale("an interrupt")
 
     def _refused_read(self, offset: int, width: int) -> int:
         if self._busy:

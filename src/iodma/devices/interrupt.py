@@ -141,6 +141,9 @@ class Interrupt:
                 untold.append(level)
         if self._telling or not (changed or untold):
             return
+        if not self._listeners:
+            untold.clear()
+            return
         change = untold.popleft() if untold else level
         told = 1
         self._telling = True

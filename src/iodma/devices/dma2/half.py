@@ -98,20 +98,20 @@ class Half(Device):
 
     def _update(self) -> None:
         raised = self.pending() or self._sticky & ERR_PEND
-        self.interrupt.set(bool(raised and self._values["csr"] & INT_EN))
+        level = bool(raised and self._values["csr"] & INT_EN)
+        if level is not self.interrupt.level:
+            self.interrupt.set(level)
 
     # --- accesses of another width ----------------------------------------------------------------
 
-    def bus_read(self, offset: int, width: int) -> int:
-        if width < 4:
-            self._slave_error(offset)
-        return super().bus_read(offset, width)
+    def _refused_read(self, offset: int, width: int) -> int:
+        self._slave_error(offset, width)
+        return super()._refused_read(offset, width)
 
-    def bus_write(self, offset: int, width: int, value: int) -> None:
-        if width < 4:
-            self._slave_error(offset)
-        super().bus_write(offset, width, value)
+    def _refused_write(self, offset: int, width: int, value: int) -> None:
+        self._slave_error(offset, width)
+        super()._refused_write(offset, width, value)
 
-    def _slave_error(self, offset: int) -> None:
-        if self._open and not self._busy and 0 <= offset < self.registers.size:
+    def _slave_error(self, offset: int, width: int) -> None:
+        if width < 4 and self._open and not self._busy and 0 <= offset < self.registers.size:
             self._sticky |= SLAVE_ERR

@@ -118,11 +118,12 @@ class SlavioIntctl(Device):
                 levels |= _levels(self._raised & IMPLEMENTED & ~mask)
         changed = levels ^ self._told
         self._told = levels
-        for number in range(15, 0, -1):
-            if changed >> number & 1:
-                line = self.levels[number]
-                assert line is not None
-                line.set(bool(levels >> number & 1))
+        while changed:  # the highest first
+            number = changed.bit_length() - 1
+            changed ^= 1 << number
+            line = self.levels[number]
+            assert line is not None
+            line.set(bool(levels >> number & 1))
 
     # --- registers --------------------------------------------------------------------------------
 

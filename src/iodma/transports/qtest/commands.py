@@ -15,6 +15,7 @@ from __future__ import annotations
 from binascii import b2a_base64
 from collections.abc import Callable, Sequence
 
+from iodma._core import KnownLines
 from iodma.devices import Interrupt
 from iodma.errors import Error
 from iodma.transports.ending import in_words
@@ -52,14 +53,17 @@ class Commands:
 
     Args:
         interception: where interrupt lines are listened to.
+
+    Attributes:
+        known: the lines that need not be taken apart when they come again: accesses.
     """
 
     def __init__(self, machine: Machine, interception: Interception) -> None:
         self._space = machine.space
         self._pins = machine.pins
         self._interception = interception
-        self._line = b""  # the one that is done, if it may be kept
-        self._known: dict[bytes, Callable[[], bytes]] = {}
+        self._line = b""  # the one that is done
+        self.known = KnownLines(machine.busy, _answered, _KEPT, _MOST_KEPT)
         self._table: dict[bytes, Command] = {
             b"read": self._read,
             b"write": self._write,
@@ -79,12 +83,11 @@ class Commands:
                 self._table[b"in" + suffix] = self._in_of(width)
                 self._table[b"out" + suffix] = self._out
 
-    def do(self, words: Words, line: bytes = b"") -> bytes:
-        """The answer to a line; it is not empty.
+    def do(self, words: Words, line: bytes) -> bytes:
+        """The answer to a line, which is not empty.
 
         Args:
             words: those of the line.
-            line: the line, so that it need not be taken apart when it comes again; b"": it must.
         """
         command = self._table.get(words[0])
         if command is None:
@@ -97,32 +100,13 @@ class Commands:
         except (Refusal, Error) as why:
             return failed(why)
 
-    def again(self, line: bytes) -> bytes | None:
-        """The answer to a line that was done before; None: it has to be taken apart.
-
-        A driver says the same few lines over and over: accesses of its registers.
-        """
-        known = self._known.get(line)
-        if known is None:
-            return None
-        try:
-            return known()
-        except (Refusal, Error) as why:
-            return failed(why)
-
-    def _keep(self, access: Callable[[], bytes]) -> None:
-        if 0 < len(self._line) <= _MOST_KEPT:
-            if len(self._known) >= _KEPT:
-                self._known.clear()
-            self._known[self._line] = access
-
     # --- memory -----------------------------------------------------------------------------------
 
     def _load_of(self, width: int) -> Command:
         def command(words: Words) -> bytes:
-            load = self._space.loader(number(words, 1), width)
-            self._keep(lambda: b"OK 0x%016x\n" % load())
-            return b"OK 0x%016x\n" % load()
+            load, *arguments = self._space.loader(number(words, 1), width)
+            self.known.keep(self._line, True, load, *arguments)
+            return b"OK 0x%016x\n" % load(*arguments)
 
         return command
 
@@ -130,14 +114,11 @@ class Commands:
         ones = (1 << 8 * width) - 1
 
         def command(words: Words) -> bytes:
-            store = self._space.storer(number(words, 1), width, number(words, 2) & ones)
-
-            def access() -> bytes:
-                store()
-                return OK
-
-            self._keep(access)
-            return access()
+            address, value = number(words, 1), number(words, 2) & ones
+            store, *arguments = self._space.storer(address, width, value)
+            self.known.keep(self._line, False, store, *arguments)
+            store(*arguments)
+            return OK
 
         return command
 
@@ -235,3 +216,10 @@ def failed(why: Exception) -> bytes:
     """The answer to what cannot be: one line."""
     text = in_words(why).replace("\n", " ")
     return f"FAIL {text}\n".encode("ascii", "backslashreplace")
+
+
+def _answered(why: BaseException) -> bytes:
+    """The answer to what an access has raised; what is no answer is let out."""
+    if isinstance(why, Refusal | Error):
+        return failed(why)
+    raise why

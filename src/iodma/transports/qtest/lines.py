@@ -23,12 +23,10 @@ from iodma.transports.qtest.words import MOST_LINE
 __all__ = ["Lines"]
 
 _RECEIVE = 1 << 16
-#: Lines that are kept before no more are read.
-_MOST_LINES = 256
 #: Commands that are waited for in a row, before the engine has its turn.
 _IN_A_ROW = 64
-#: Descriptors that select(2) takes.
-_MOST_SELECTED = 1024
+#: ns of a wait that do not sleep: falling asleep and waking up takes longer than most answers.
+_AWAKE_NS = 100_000
 _SEND = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
 
@@ -37,13 +35,14 @@ class Lines:
 
     Args:
         sock: connected; this object's from now on.
-        came: called in a turn when there are lines in `lines`.
+        came: called in a turn when lines wait.
         gone: called once when the other side is gone; the text says how.
         most_line: bytes of a line.
         linger_s: seconds that the engine may wait for a client that asks again at once; 0: none.
 
     Attributes:
-        lines: whole lines that nobody has taken out yet; None: one that was too long.
+        data: whole lines, each with its end; those before `at` were taken out. Who takes some out
+            moves `at`.
         working: whoever takes them out is at one, and has to go on before the next.
     """
 
@@ -56,13 +55,15 @@ class Lines:
         most_line: int = MOST_LINE,
         linger_s: float = 0.0,
     ) -> None:
-        self.lines: deque[bytes | None] = deque()
+        self.data = b""
+        self.at = 0
+        self._too_long = False  # such a line came before `data`
         self._engine = engine
         self._socket = sock
         self._came = came
         self._gone = gone
         self._most = most_line
-        self._linger_s = linger_s
+        self._linger_ns = int(linger_s * 1e9)
         self._sent_ns = -1 << 62
         self._quick = False  # the last line came soon after the answer before it
         self.working = False
@@ -71,7 +72,9 @@ class Lines:
         self._unsent: deque[memoryview] = deque()
         self._epoll: select.epoll | None = None  # while something is unsent
         self._watches = False
+        self._poll = select.poll()
         sock.setblocking(False)
+        self._poll.register(sock, select.POLLIN)
         self._watch(True)
 
     def _watch(self, on: bool) -> None:
@@ -85,30 +88,56 @@ class Lines:
 
     # --- in ---------------------------------------------------------------------------------------
 
+    @property
+    def waiting(self) -> bool:
+        """Lines wait to be taken out."""
+        return self.at < len(self.data) or self._too_long
+
+    def take(self) -> bytes | None:
+        """The next of those that wait, without its end; None: it was too long."""
+        if self._too_long:
+            self._too_long = False
+            return None
+        end = self.data.index(b"\n", self.at)
+        line = self.data[self.at : end]
+        self.at = end + 1
+        return line if len(line) <= self._most else None
+
     def _readable(self) -> None:
-        self._quick = clock_ns() - self._sent_ns < self._linger_s * 1e9
-        self._take()
+        if self.waiting:
+            self._watch(False)  # until `more`
+            return
+        self._quick = clock_ns() - self._sent_ns < self._linger_ns
+        self._receive()
         self.linger()
 
     def linger(self) -> None:
-        """A client that asks as soon as it has its answer: waits for its next line here.
+        """A client that asks as soon as it has its answer: looks out for its next line here.
 
-        That saves the engine's turns around it, which are most of what a short command takes. What
-        else comes to the engine waits meanwhile, so it is not for long, and not often in a row.
+        That saves the engine's turns around it, and the processor's way into sleep and out of it,
+        which are most of what a short command takes. What else comes to the engine waits
+        meanwhile, so it is not for long, and not often in a row.
         """
-        engine, sock, left = self._engine, self._socket, _IN_A_ROW
+        engine, left = self._engine, _IN_A_ROW
         while self._quick and left and not self.working:
-            if not self._watches or self.lines or engine._soon or engine._has_work:
+            if not self._watches or self.waiting or engine._soon or engine._has_work:
                 return
-            if not 0 <= sock.fileno() < _MOST_SELECTED:
-                return
-            if not select.select((sock,), (), (), self._linger_s)[0]:
+            if not self._asks_again():
                 self._quick = False
                 return
             left -= 1
-            self._take()
+            self._receive()
 
-    def _take(self) -> None:
+    def _asks_again(self) -> bool:
+        """Whether the next line comes soon."""
+        poll, awake = self._poll.poll, min(self._linger_ns, _AWAKE_NS)
+        end = clock_ns() + awake
+        while not poll(0):
+            if clock_ns() >= end:
+                return bool(poll((self._linger_ns - awake) / 1e6))
+        return True
+
+    def _receive(self) -> None:
         """Receives what is there, and has it done."""
         try:
             data = self._socket.recv(_RECEIVE)
@@ -120,39 +149,38 @@ class Lines:
         if not data:
             self._end("the client is gone")
             return
-        if self._part or self._skips or data.count(b"\n") != 1 or data[-1] != 10:
-            self._cut(data)
-        else:  # one line, as a client sends it that waits for the answer
-            self.lines.append(data[:-1])
-        if len(self.lines) > 1 and self._full():
-            self._watch(False)
-        if self.lines:
+        if self._part or self._skips or data[-1] != 10:
+            data = self._whole(data)
+        self.data, self.at = data, 0
+        if self.waiting:
             self._came()
 
-    def _cut(self, data: bytes) -> None:
-        *ends, rest = data.split(b"\n")
-        for end in ends:
-            if self._skips or len(self._part) + len(end) > self._most:
-                self.lines.append(None)
-                self._skips = False
-            else:
-                self.lines.append(bytes(self._part) + end)
+    def _whole(self, data: bytes) -> bytes:
+        """The whole lines of what is there now; what is left of it is kept for later."""
+        end = data.rfind(b"\n") + 1
+        lines, rest = data[:end], data[end:]
+        if self._skips and lines:
+            self._skips, self._too_long = False, True
+            lines = lines[lines.index(b"\n") + 1 :]
+        if self._part and lines:
+            self._part += lines
+            lines = bytes(self._part)
             self._part = bytearray()
         if not self._skips:
             self._part += rest
             if len(self._part) > self._most:
                 self._skips = True
                 self._part = bytearray()
+        return lines
 
     def more(self) -> None:
-        """Lines were taken out: read on, if there is room."""
-        if not self._watches and not self._unsent and not self._full():
+        """Lines were taken out: read on, if none are left."""
+        if self.waiting:
+            return
+        if len(self.data) > _RECEIVE:
+            self.data, self.at = b"", 0
+        if not self._watches and not self._unsent:
             self._watch(True)
-
-    def _full(self) -> bool:
-        """Enough lines wait to be done: so many, or more than the longest has bytes."""
-        lines = self.lines
-        return len(lines) >= _MOST_LINES or sum(len(line or b"") for line in lines) > self._most
 
     # --- out --------------------------------------------------------------------------------------
 
@@ -219,6 +247,6 @@ class Lines:
         self._watch(False)
         self._forget_epoll()
         self._unsent.clear()
-        self.lines.clear()
+        self.data, self.at, self._too_long = b"", 0, False
         self._part = bytearray()
         self._socket.close()

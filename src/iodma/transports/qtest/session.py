@@ -80,8 +80,7 @@ class Session:
         self._waits = False  # a line is under way, or the machine
         self._at_once = False  # the next line does not wait: it has
         self._ended = False
-        self._line = b""  # whose answer waits for the machine
-        self._held = b""
+        self._held, self._command = b"", ""  # an answer that waits for the machine, and to what
         self._task: Task[None] | None = None
         self._channel = Lines(engine, sock, self._work, self.end, linger_s=linger_s)
 
@@ -93,51 +92,66 @@ class Session:
             return
         self._in_turn = True
         try:
-            channel, lines = self._channel, self._channel.lines
-            left, rests = _AT_ONCE, False
-            while lines and not self._waits and not channel.blocked:
-                if not left:
-                    self._engine.call_soon(self._work)
-                    break
-                left -= 1
-                if not rests and not self._at_once and self._busy():
-                    self._wait(self._go_on)
-                    break
-                self._at_once = False
-                rests = self._do(lines.popleft())
+            self._do_lines()
             if not self._settling.waits:  # it mostly rests in a moment: one packet for all
                 self._flush()
-            channel.working = self._waits
-            channel.more()
+            self._channel.working = self._waits
+            self._channel.more()
         except BaseException:
             self.end("an error of this program")
             raise
         finally:
             self._in_turn = False
 
+    def _do_lines(self) -> None:
+        """Does lines, until one makes the machine busy, or others have to have their turn."""
+        channel, known = self._channel, self._commands.known
+        left, rests = _AT_ONCE, False
+        while channel.waiting and not self._waits and not channel.blocked:
+            if left <= 0:
+                self._engine.call_soon(self._work)
+                return
+            if not rests and not self._at_once and self._busy():
+                self._wait(self._go_on)
+                return
+            self._at_once = False
+            at, done, answer = known.run(channel.data, channel.at, left, self._out)
+            if self._ended:
+                return
+            rests = True
+            left -= done
+            channel.at = at
+            if answer is not None:
+                self._hold(answer, "a register access")
+            elif left and channel.waiting:
+                left -= 1
+                rests = self._do(channel.take())
+
     def _do(self, line: bytes | None) -> bool:
         """Does a line. Whether that is over, and the machine rests."""
         if line is None:
             self._out.append(b"FAIL a line of more than %d bytes\n" % MOST_LINE)
             return False
-        answer = self._commands.again(line)
-        if answer is None:
-            words = line.split(b" ")
-            slow = self._slow.get(words[0])
-            if slow is not None:
-                self._waits = True
-                try:
-                    slow(words)
-                except Refusal as why:
-                    self._answer(failed(why))
-                return False
-            answer = self._commands.do(words, line)
+        words = line.split(b" ")
+        slow = self._slow.get(words[0])
+        if slow is not None:
+            self._waits = True
+            try:
+                slow(words)
+            except Refusal as why:
+                self._answer(failed(why))
+            return False
+        answer = self._commands.do(words, line)
         if self._busy():
-            self._line, self._held = line, answer
-            self._wait(self._settled)
+            self._hold(answer, shown(words[0]))
             return False
         self._put(answer)
         return True
+
+    def _hold(self, answer: bytes, command: str) -> None:
+        """The answer to what has made the machine busy, for when it has come to rest."""
+        self._held, self._command = answer, command
+        self._wait(self._settled)
 
     def _wait(self, done: Callable[[bool], None]) -> None:
         self._waits = True
@@ -147,21 +161,21 @@ class Session:
         """The machine rests, and the next line can be done."""
         self._waits = False
         if not rests:
-            self._late(b"what came before")
+            self._late("what came before")
             self._at_once = True
         self._work()
 
     def _settled(self, rests: bool) -> None:
         if not rests:
-            self._late(self._line.partition(b" ")[0])
+            self._late(self._command)
         self._answer(self._held)
         self._channel.linger()
 
-    def _late(self, command: bytes) -> None:
+    def _late(self, command: str) -> None:
         log.warning(
             "%s: %s: the machine does not come to rest in %g s",
             self._machine.name,
-            shown(command),
+            command,
             self._deadline_ns / 1e9,
         )
 
@@ -232,7 +246,7 @@ class Session:
 
         def rests(rests: bool) -> None:
             if not rests or clock_ns() >= end_ns:
-                self._late(b"the clock")
+                self._late("the clock")
                 there(True)
             else:
                 self._go_to(to, there, end_ns)
@@ -271,6 +285,7 @@ class Session:
         self._ended = True
         log.info("%s: the session ends: %s", self._machine.name, why)
         self._settling.close()
+        self._commands.known.forget()
         self._interception.end()
         self._channel.close()
         self._out.clear()

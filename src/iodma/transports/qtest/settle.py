@@ -116,7 +116,7 @@ class Settling:
                 done(False)
             else:
                 if self._slow is not None:
-                    self._slow()
-                if not self._armed:
+                    self._slow()  # which may find that nobody waits any more
+                if self._done is not None and not self._armed:
                     self._armed = True
                     timer_set(self._fd, now + min(max(since // 4, _FIRST), _LONGEST))

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable
-from functools import partial
 from typing import Literal, Protocol
 
 from iodma.errors import AddressRangeError, ArgumentError, integer
@@ -143,19 +142,21 @@ class PhysicalSpace:
                 return
         self.write(address, value.to_bytes(width, self.order))
 
-    def loader(self, address: int, width: int) -> Callable[[], int]:
-        """`load` of one address, for who does it again and again."""
+    def loader(self, address: int, width: int) -> tuple[Callable[..., int], int, int]:
+        """`load` of one address, for who does it again and again: a function, its arguments."""
         found = self._window(address, width)
         if found is None:
-            return partial(self.load, address, width)
-        return partial(found[0].read, found[1], width)
+            return self.load, address, width
+        return found[0].read, found[1], width
 
-    def storer(self, address: int, width: int, value: int) -> Callable[[], None]:
+    def storer(
+        self, address: int, width: int, value: int
+    ) -> tuple[Callable[..., None], int, int, int]:
         """`store` of one value at one address, for who does it again and again."""
         found = self._window(address, width)
         if found is None:
-            return partial(self.store, address, width, value)
-        return partial(found[0].write, found[1], width, value)
+            return self.store, address, width, value
+        return found[0].write, found[1], width, value
 
     def _window(self, address: int, width: int) -> tuple[Target, int] | None:
         """The window that takes the access whole, and the offset in it; None: that is not so."""
