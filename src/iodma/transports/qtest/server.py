@@ -38,6 +38,7 @@ class QtestServer(Listener[Session]):
         deadline_s: seconds after which a command is answered though the machine does not rest.
         linger_us: microseconds that the whole engine may wait for a client that asks again as soon
             as it is answered, up to 64 times in a row: commands are done nearly twice as fast then.
+            It spins for the first 100 of them, and only for a client that was quick the last time.
             0: never; for an engine that has nothing else to do, 100.
 
     Attributes:
