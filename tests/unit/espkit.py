@@ -273,6 +273,21 @@ class System:
         return status, why
 
 
+class OwnRegisters:
+    """A window's target: the chip's own registers, in the way of its DMA."""
+
+    def __init__(self, kit: System) -> None:
+        self.kit = kit
+
+    def read(self, offset: int, width: int) -> int:
+        parts = bytes(self.kit.esp.bus_read(offset + n, 1) & 0xFF for n in range(width))
+        return int.from_bytes(parts, "little")
+
+    def write(self, offset: int, width: int, value: int) -> None:
+        for n in range(width):
+            self.kit.esp.bus_write(offset + n, 1, value >> 8 * n & 0xFF)
+
+
 def go(kit: System, main: Coroutine[Any, Any, None]) -> None:
     """Runs a test, and resets everything."""
 

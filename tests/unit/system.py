@@ -106,15 +106,31 @@ def file_fixture(tmp_path: Path) -> Iterator[iodma.File]:
 
 
 class Registers:
-    """A window's target: reads are zeroes, writes go nowhere; ``refuse`` makes bus errors."""
+    """A window's target: memory that notes every access, and refuses some, or all.
 
-    refuse = False
+    Attributes:
+        log: "r" or "w", the offset, the width.
+        refused: offsets at which an access is a bus error; `refuse`: everywhere.
+    """
+
+    def __init__(self, data: bytes | int = 4096) -> None:
+        self.data = bytearray(data)
+        self.log: list[tuple[str, int, int]] = []
+        self.refused: set[int] = set()
+        self.refuse = False
 
     def read(self, offset: int, width: int) -> int | None:
-        return None if self.refuse else 0
+        self.log.append(("r", offset, width))
+        if self.refuse or offset in self.refused:
+            return None
+        return int.from_bytes(self.data[offset : offset + width], "little")
 
     def write(self, offset: int, width: int, value: int) -> bool | None:
-        return not self.refuse
+        self.log.append(("w", offset, width))
+        if self.refuse or offset in self.refused:
+            return False
+        self.data[offset : offset + width] = value.to_bytes(width, "little")
+        return None
 
 
 def content(file: iodma.File) -> bytes:

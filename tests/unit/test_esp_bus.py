@@ -44,6 +44,7 @@ from tests.unit.espkit import (
     STATUS,
     TARGET,
     TI,
+    OwnRegisters,
     System,
     go,
     read10,
@@ -598,28 +599,12 @@ def test_what_waits_for_memory(kit: System, how: str, what: str) -> None:
 # --- re-entrancy ----------------------------------------------------------------------------------
 
 
-class Registers:
-    """The chip's registers, as DMA hits them."""
-
-    def __init__(self, kit: System) -> None:
-        self.kit = kit
-
-    def read(self, offset: int, width: int) -> int:
-        return int.from_bytes(
-            (self.kit.esp.bus_read(offset + n, 1) for n in range(width)), "little"
-        )
-
-    def write(self, offset: int, width: int, value: int) -> None:
-        for n in range(width):
-            self.kit.esp.bus_write(offset + n, 1, value >> 8 * n & 0xFF)
-
-
 def test_dma_that_hits_the_chips_own_registers(kit: System) -> None:
     """A sector of Reset Chip commands, read into the command register: it ends."""
 
     async def main() -> None:
         assert await kit.run(TUR) == 2
-        window = iodma.DeviceWindow(Registers(kit), PAGE)
+        window = iodma.DeviceWindow(OwnRegisters(kit), PAGE)
         kit.memory.add(1 << 40, window)
         try:
             kit.iommu.map(0x7000_0000, 1 << 40, PAGE)

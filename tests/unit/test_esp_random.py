@@ -22,6 +22,7 @@ from tests.unit.espkit import (
     RC,
     RS,
     TARGET,
+    OwnRegisters,
     System,
     go,
     read10,
@@ -68,21 +69,6 @@ STEP = st.one_of(
     st.tuples(st.just("read"), st.integers(0, 15), st.just(0)),
     st.tuples(st.just("settle"), st.just(0), st.just(0)),
 )
-
-
-class Registers:
-    """The chip's own registers, in the way of its DMA."""
-
-    def __init__(self, kit: System) -> None:
-        self.kit = kit
-
-    def read(self, offset: int, width: int) -> int:
-        parts = bytes(self.kit.esp.bus_read(offset + n, 1) & 0xFF for n in range(width))
-        return int.from_bytes(parts, "little")
-
-    def write(self, offset: int, width: int, value: int) -> None:
-        for n in range(width):
-            self.kit.esp.bus_write(offset + n, 1, value >> 8 * n & 0xFF)
 
 
 async def step(kit: System, what: str, first: Any, second: Any) -> None:
@@ -137,7 +123,7 @@ def seen(kit: System) -> object:
 @given(st.lists(STEP, min_size=1, max_size=25))
 def test_whatever_is_written(steps: list[tuple[str, Any, Any]]) -> None:
     with device_engine(strict=True) as engine, system(engine, size=1 << 16) as kit:
-        window = iodma.DeviceWindow(Registers(kit), 4096)
+        window = iodma.DeviceWindow(OwnRegisters(kit), 4096)
         kit.memory.add(1 << 40, window)
         kit.iommu.map(0x7000_0000, 1 << 40, 4096)
 

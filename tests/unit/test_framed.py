@@ -18,6 +18,7 @@ from iodma import Status
 from iodma.log import GuestLog
 from iodma.packets import Framed
 from iodma.testing import strict_engine
+from tests.unit.system import Registers
 
 Pair = tuple[socket.socket, socket.socket]
 
@@ -324,16 +325,7 @@ def test_a_send_that_is_cancelled_in_its_middle_leaves_whole_packets(
 
 
 def test_through_byte_lanes_and_registers(link: Link, rng: random.Random) -> None:
-    class Registers:
-        data = bytearray(64)
-
-        def read(self, offset: int, width: int) -> int:
-            return int.from_bytes(self.data[offset : offset + width], "little")
-
-        def write(self, offset: int, width: int, value: int) -> None:
-            self.data[offset : offset + width] = value.to_bytes(width, "little")
-
-    registers = Registers()
+    registers = Registers(64)
     link.memory.add(0x1000_0000, iodma.DeviceWindow(registers, 64))
     swapped = link.engine.port(iodma.ByteLanes(link.memory, width=2), "swapped")
 

@@ -18,6 +18,7 @@ from tests.unit.lancekit import (
     Driver,
     lance_machine,
 )
+from tests.unit.system import Registers
 
 OWN, STP, ENP = (int(bit) for bit in (TMD1.OWN, TMD1.STP, TMD1.ENP))
 HOW = ["STOP", "RESET"]
@@ -205,17 +206,6 @@ def test_many_resets_at_once_are_one() -> None:
 @pytest.mark.parametrize("how", HOW)
 def test_while_device_windows_answer(how: str) -> None:
     """Transfers that take turns: init block and ring behind a window."""
-
-    class Registers:
-        def __init__(self, memory: bytes) -> None:
-            self.memory = bytearray(memory)
-
-        def read(self, offset: int, width: int) -> int:
-            return int.from_bytes(self.memory[offset : offset + width], "little")
-
-        def write(self, offset: int, width: int, value: int) -> bool:
-            self.memory[offset : offset + width] = value.to_bytes(width, "little")
-            return True
 
     for turns in range(16):
         with lance_machine() as driver:

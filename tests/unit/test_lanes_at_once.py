@@ -6,6 +6,7 @@ import random
 
 import iodma
 from iodma.testing import strict_engine
+from tests.unit.system import Registers
 
 
 def test_what_meets_ram_alone_is_done_at_once_and_as_a_transfer_does_it(rng: random.Random) -> None:
@@ -46,15 +47,9 @@ def test_what_meets_ram_alone_is_done_at_once_and_as_a_transfer_does_it(rng: ran
 
 
 def test_a_register_behind_them_is_still_a_message() -> None:
-    class Registers:
-        def read(self, offset: int, width: int) -> int:
-            return 0x3412
-
-        def write(self, offset: int, width: int, value: int) -> None:
-            pass
-
+    registers = Registers(bytes.fromhex("1234") * 32)
     with strict_engine() as engine, iodma.Ram(4096) as ram:
-        memory = iodma.Memory({0: ram, 4096: iodma.DeviceWindow(Registers(), 64)})
+        memory = iodma.Memory({0: ram, 4096: iodma.DeviceWindow(registers, 64)})
         port = engine.port(iodma.ByteLanes(memory, width=2))
 
         async def main() -> None:

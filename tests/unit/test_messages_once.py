@@ -6,30 +6,25 @@ import socket
 import tempfile
 
 import iodma
+from tests.unit.system import Registers
 
 WINDOW = 0x10_0000
 
 
-class Registers:
+class Counter(Registers):
     """Each register is a counter that reading it moves on."""
 
-    def __init__(self) -> None:
-        self.log: list[tuple[int, int]] = []
-
     def read(self, offset: int, width: int) -> int:
-        self.log.append((offset, width))
+        super().read(offset, width)
         return len(self.log)
 
-    def write(self, offset: int, width: int, value: int) -> bool:
-        return False
 
-
-def once(size: int) -> list[tuple[int, int]]:
-    return [(offset, 8) for offset in range(0, size, 8)]
+def once(size: int) -> list[tuple[str, int, int]]:
+    return [("r", offset, 8) for offset in range(0, size, 8)]
 
 
 def test_when_there_is_no_room_for_the_request() -> None:
-    registers = Registers()
+    registers = Counter()
     window = iodma.DeviceWindow(registers, 64)
     with (
         iodma.Engine(strict=True, in_flight=1) as engine,
@@ -56,7 +51,7 @@ def test_when_there_is_no_room_for_the_request() -> None:
 
 
 def test_when_the_request_is_cut_short() -> None:
-    registers = Registers()
+    registers = Counter()
     size = 64 << 10
     window = iodma.DeviceWindow(registers, size)
     ours, peer = socket.socketpair()

@@ -13,6 +13,7 @@ import pytest
 
 import iodma
 from iodma import Status
+from tests.unit.system import Registers
 from tests.unit.test_packets import (
     KINDS,
     Link,
@@ -314,15 +315,13 @@ def test_those_that_ride_are_cancelled_before_their_call(link: Link) -> None:
     """By a register that another transfer of the turn writes: after planning, before the call."""
     others: list[Any] = []
 
-    class Window:
-        def read(self, offset: int, width: int) -> int:
-            return 0
-
-        def write(self, offset: int, width: int, value: int) -> None:
+    class Bell(Registers):
+        def write(self, offset: int, width: int, value: int) -> bool | None:
             for each in others:
                 each.cancel()
+            return super().write(offset, width, value)
 
-    link.memory.add(1 << 32, iodma.DeviceWindow(Window(), 4096))
+    link.memory.add(1 << 32, iodma.DeviceWindow(Bell(), 4096))
     places = numbered(link, 8)
 
     async def main() -> None:

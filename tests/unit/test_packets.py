@@ -16,6 +16,7 @@ import pytest
 
 import iodma
 from iodma import Status
+from tests.unit.system import Registers
 
 Pair = tuple[socket.socket, socket.socket]
 
@@ -263,16 +264,7 @@ def test_a_udp_port_that_nobody_listens_at() -> None:
 
 
 def test_packets_through_byte_lanes_and_to_registers(link: Link, rng: random.Random) -> None:
-    class Registers:
-        data = bytearray(64)
-
-        def read(self, offset: int, width: int) -> int:
-            return int.from_bytes(self.data[offset : offset + width], "little")
-
-        def write(self, offset: int, width: int, value: int) -> None:
-            self.data[offset : offset + width] = value.to_bytes(width, "little")
-
-    registers = Registers()
+    registers = Registers(64)
     link.memory.add(0x1000_0000, iodma.DeviceWindow(registers, 64))
     swapped = link.engine.port(iodma.ByteLanes(link.memory, width=2), "swapped")
 

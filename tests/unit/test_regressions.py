@@ -255,7 +255,7 @@ class Bounces:
 
     def __init__(self, engine: iodma.Engine, ram: iodma.Ram) -> None:
         self.engine = engine
-        self.window = iodma.DeviceWindow(Registers(), 1 << 16)
+        self.window = iodma.DeviceWindow(Registers(1 << 16), 1 << 16)
         memory = iodma.Memory({0: ram, 1 << 16: self.window})
         self.iommu = _core.Space(2, memory, "iommu")
         self.iommu._map(0, 1 << 17, 0, None, 3)

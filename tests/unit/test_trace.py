@@ -17,6 +17,7 @@ import pytest
 
 import iodma
 from iodma.trace import Trace, attach, merge, trace_to
+from tests.unit.system import Registers
 
 Record = dict[str, Any]
 NEEDED = {
@@ -223,13 +224,6 @@ def test_everything_at_once_is_a_good_file(tmp_path: Path, file: Path, rng: rand
     out = tmp_path / "trace.json"
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
-
-    class Registers:
-        def read(self, offset: int, width: int) -> int:
-            return 0
-
-        def write(self, offset: int, width: int, value: int) -> None:
-            pass
 
     with (
         ours,

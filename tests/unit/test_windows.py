@@ -12,31 +12,10 @@ import pytest
 
 import iodma
 from iodma import Status
+from tests.unit.system import Registers
 
 RAM, WINDOW = 0x0, 0x1000_0000
 SIZE = 0x1000
-
-
-class Registers:
-    """A window's target: memory that notes every access, and refuses some."""
-
-    def __init__(self, size: int = SIZE) -> None:
-        self.data = bytearray(size)
-        self.log: list[tuple[str, int, int]] = []
-        self.refused: set[int] = set()
-
-    def read(self, offset: int, width: int) -> int | None:
-        self.log.append(("r", offset, width))
-        if offset in self.refused:
-            return None
-        return int.from_bytes(self.data[offset : offset + width], "little")
-
-    def write(self, offset: int, width: int, value: int) -> bool | None:
-        self.log.append(("w", offset, width))
-        if offset in self.refused:
-            return False
-        self.data[offset : offset + width] = value.to_bytes(width, "little")
-        return None
 
 
 class System:
