@@ -37,6 +37,8 @@ PAGE = 4096
 BLOCK, DATA = 0x1000_0000, 0x2000_0000
 PAGES = 64
 TARGET = 2
+TUR = bytes(6)
+SYNC = b"\x35" + bytes(9)
 
 
 class Unsettled(AssertionError):
@@ -109,6 +111,10 @@ class System:
         self.espdma.bus_write(4, 4, address)
         self.command(value | DMA)
 
+    def clear_channel(self) -> None:
+        """The channel, as before any transfer; its faults are gone."""
+        self.espdma.bus_write(0, 4, csr.INT_EN | csr.INVALIDATE)
+
     def invalidate(self) -> None:
         """What sun_esp.c does when a transfer is over."""
         word = self.espdma.bus_read(0, 4) & ~(csr.D_EN_DMA | csr.D_WRITE | csr.D_EN_CNT)
@@ -158,18 +164,14 @@ class System:
     # --- commands ---------------------------------------------------------------------------------
 
     async def start(
-        self,
-        cdb: bytes,
-        *,
-        lun: int = 0,
-        target: int = TARGET,
-        tag: int | None = None,
-        disconnect: bool = False,
-        by_dma: bool = True,
-        settled: bool = True,
+        self, cdb: bytes, *, disconnect: bool = False, settled: bool = True, **how: Any
     ) -> tuple[int, int, int]:
-        """Selects, and sends a command; the interrupt that ends it."""
-        self.select(cdb, lun=lun, target=target, tag=tag, disconnect=disconnect, by_dma=by_dma)
+        """Selects, and sends a command; the interrupt that ends it.
+
+        Args:
+            how: what else `select` takes.
+        """
+        self.select(cdb, disconnect=disconnect, **how)
         # A target that has disconnected, or will, may keep the chip busy.
         return await self.interrupt(settled=settled and not disconnect)
 
@@ -195,6 +197,25 @@ class System:
             for byte in message + cdb:
                 self.write(FDATA, byte)
             self.command(code)
+
+    async def start_data(self, cdb: bytes, address: int, count: int, to_memory: bool) -> None:
+        """Sends a command, and starts the first piece of its data phase."""
+        await self.start(cdb)
+        self.dma(address, count, to_memory, TI)
+
+    def stop_in_message_out(self) -> None:
+        """Selects, and says IDENTIFY; the target then asks for more messages."""
+        self.write(BUSID, TARGET)
+        self.write(FDATA, 0x80)
+        self.command(SELAS)
+
+    async def take_disconnect(self) -> None:
+        """In message in: DISCONNECT, and the bus is free afterwards."""
+        self.command(TI)
+        await self.interrupt(settled=False)
+        self.command(FLUSH)
+        self.command(MOK)
+        assert (await self.interrupt(settled=False))[2] == INTR_DC
 
     async def finish(self, *, settled: bool = True) -> int:
         """In status phase: the status byte, and the bus is free afterwards."""

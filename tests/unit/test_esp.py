@@ -41,7 +41,6 @@ from tests.unit.espkit import (
     RS,
     SATN,
     SELA,
-    SELAS,
     SSTEP,
     STAT_GE,
     STAT_INT,
@@ -54,6 +53,7 @@ from tests.unit.espkit import (
     TCMED,
     TI,
     TPAD,
+    TUR,
     System,
     go,
     read10,
@@ -61,7 +61,6 @@ from tests.unit.espkit import (
     write10,
 )
 
-TUR = bytes(6)
 INQUIRY = b"\x12\0\0\0\x24\0"
 
 
@@ -227,9 +226,7 @@ def test_select_with_atn3_sends_a_tag(kit: System) -> None:
 
 def test_select_and_stop_leaves_the_target_in_message_out(kit: System) -> None:
     async def main() -> None:
-        kit.write(BUSID, TARGET)
-        kit.write(FDATA, 0x80)
-        kit.command(SELAS)
+        kit.stop_in_message_out()
         assert await kit.interrupt() == (STAT_INT | MOP, 1, INTR_BSERV | INTR_FDONE)
         for byte in (0x20, 9):
             kit.write(FDATA, byte)
@@ -347,8 +344,7 @@ def test_a_write_goes_straight_to_the_file(kit: System, disk: Path) -> None:
 def test_the_counter_ends_a_transfer_in_the_data_phase(kit: System, disk: Path) -> None:
     async def main() -> None:
         await kit.run(TUR)
-        await kit.start(read10(0, 2))
-        kit.dma(DATA, 1000, True, TI)
+        await kit.start_data(read10(0, 2), DATA, 1000, True)
         assert await kit.interrupt() == (STAT_INT | STAT_TC | DIP, 0, INTR_BSERV)
         assert kit.espdma.bus_read(4, 4) == DATA + 1000
         kit.dma(DATA + 1000, 100, True, TI)
@@ -478,8 +474,7 @@ def test_a_wrong_direction_is_not_answered(kit: System) -> None:
 
     async def main() -> None:
         assert await kit.run(TUR) == 2
-        await kit.start(read10(0, 1))
-        kit.dma(DATA, 512, False, TI)
+        await kit.start_data(read10(0, 1), DATA, 512, False)
         await kit.settle()
         assert not kit.raised() and kit.esp.count == 512
         kit.espdma.bus_write(0, 4, csr.INT_EN | csr.D_EN_DMA | csr.D_WRITE)

@@ -38,12 +38,13 @@ from tests.unit.espkit import (
     RC,
     RS,
     SATN,
-    SELAS,
     STAT_INT,
     STATP,
     STATUS,
+    SYNC,
     TARGET,
     TI,
+    TUR,
     OwnRegisters,
     System,
     go,
@@ -52,8 +53,6 @@ from tests.unit.espkit import (
     write10,
 )
 
-TUR = bytes(6)
-SYNC = b"\x35" + bytes(9)
 CONTENT = (bytes(range(251)) * 4200)[: 1 << 20]
 
 
@@ -154,11 +153,7 @@ def test_several_tags_come_back_in_the_order_they_end(
         assert await kit.run(TUR) == 2
         for tag in (1, 2, 3):
             assert (await kit.start(SYNC, disconnect=True, tag=tag, settled=False))[0] & 7 == MIP
-            kit.command(TI)
-            await kit.interrupt(settled=False)
-            kit.command(FLUSH)
-            kit.command(MOK)
-            assert (await kit.interrupt(settled=False))[2] == INTR_DC
+            await kit.take_disconnect()
         assert len(kit.esp.away) == 3
         await asked(kit, disk)
         disk.answer_all()
@@ -201,9 +196,7 @@ def test_a_disconnect_can_be_rejected(slow: tuple[System, ScriptedEndpoint]) -> 
 
 async def say(kit: System, *messages: int) -> tuple[int, int, int]:
     """Selects, stops in message out, and sends IDENTIFY and more."""
-    kit.write(BUSID, TARGET)
-    kit.write(FDATA, 0x80)
-    kit.command(SELAS)
+    kit.stop_in_message_out()
     assert (await kit.interrupt())[0] & 7 == MOP
     for byte in messages:
         kit.write(FDATA, byte)
@@ -262,8 +255,7 @@ def test_an_abort_in_the_data_phase(kit: System) -> None:
 
     async def main() -> None:
         assert await kit.run(TUR) == 2
-        await kit.start(read10(0, 8))
-        kit.dma(DATA, 100, True, TI)
+        await kit.start_data(read10(0, 8), DATA, 100, True)
         await kit.interrupt()
         assert kit.esp.bus
         request = kit.esp.bus.request
@@ -287,15 +279,9 @@ def test_an_abort_of_what_has_disconnected(slow: tuple[System, ScriptedEndpoint]
     async def main() -> None:
         assert await kit.run(TUR) == 2
         await kit.start(SYNC, disconnect=True)
-        kit.command(TI)
-        await kit.interrupt(settled=False)
-        kit.command(FLUSH)
-        kit.command(MOK)
-        assert (await kit.interrupt(settled=False))[2] == INTR_DC
+        await kit.take_disconnect()
         await asked(kit, disk)
-        kit.write(BUSID, TARGET)
-        kit.write(FDATA, 0x80)
-        kit.command(SELAS)
+        kit.stop_in_message_out()
         await kit.interrupt(settled=False)
         kit.write(FDATA, 6)
         kit.command(TI)
@@ -351,7 +337,7 @@ def test_a_command_that_cannot_be_fetched(kit: System, where: int) -> None:
         assert kit.espdma.bus_read(0, 4) & csr.ERR_PEND and not kit.raised()
         assert not kit.esp.busy and kit.esp.bus and kit.esp.bus.request is None
         kit.command(RC)
-        kit.espdma.bus_write(0, 4, csr.INT_EN | csr.INVALIDATE)
+        kit.clear_channel()
         assert await kit.run(TUR) == 2
 
     go(kit, main())
@@ -411,11 +397,7 @@ async def to_work(kit: System, disk: ScriptedEndpoint) -> None:
 
 async def to_away(kit: System, disk: ScriptedEndpoint) -> None:
     await kit.start(SYNC, disconnect=True)
-    kit.command(TI)
-    await kit.interrupt(settled=False)
-    kit.command(FLUSH)
-    kit.command(MOK)
-    await kit.interrupt(settled=False)
+    await kit.take_disconnect()
     kit.command(ESEL)
     await asked(kit, disk)
 
@@ -425,14 +407,12 @@ async def to_data(kit: System, disk: ScriptedEndpoint) -> None:
 
 
 async def to_data_under_way(kit: System, disk: ScriptedEndpoint) -> None:
-    await kit.start(read10(0, 2))
-    kit.dma(DATA, 1024, True, TI)
+    await kit.start_data(read10(0, 2), DATA, 1024, True)
     await asked(kit, disk)
 
 
 async def to_data_out_under_way(kit: System, disk: ScriptedEndpoint) -> None:
-    await kit.start(write10(64, 2))
-    kit.dma(DATA, 1024, False, TI)
+    await kit.start_data(write10(64, 2), DATA, 1024, False)
     await asked(kit, disk)
 
 
@@ -508,7 +488,7 @@ def test_a_reset_in_every_phase(engine: WatchedEngine, phase: str, how: str) -> 
                 await kit.settle_by(disk)
             assert not kit.esp.busy
             before = kit.peek(DATA, 2048)
-            kit.espdma.bus_write(0, 4, csr.INT_EN | csr.INVALIDATE)
+            kit.clear_channel()
             kit.command(FLUSH)
             if phase == "disconnected" and how in ("chip", "dma"):
                 kit.command(ESEL)
@@ -590,7 +570,7 @@ def test_what_waits_for_memory(kit: System, how: str, what: str) -> None:
             assert kit.raised() == (how == "bus reset")
         await kit.end()
         await kit.memory.remove(1 << 40, cancel=True)
-        kit.espdma.bus_write(0, 4, csr.INT_EN | csr.INVALIDATE)
+        kit.clear_channel()
         assert await kit.run(TUR) == 2 and await kit.run(TUR) == 0
 
     go(kit, main())
@@ -612,15 +592,14 @@ def test_dma_that_hits_the_chips_own_registers(kit: System) -> None:
                 kit.poke(DATA, bytes([command]) * 512)
                 assert await kit.run(write10(9, 1), [(DATA, 512)]) in (0, 2)
                 assert await kit.run(write10(9, 1), [(DATA, 512)]) == 0
-                await kit.start(read10(9, 1))
-                kit.dma(0x7000_000C, 16, True, TI)
+                await kit.start_data(read10(9, 1), 0x7000_000C, 16, True)
                 await kit.settle()
                 kit.command(RC)
                 await kit.settle()
                 kit.command(RS)
                 await kit.settle()
                 assert kit.read(INTRPT) & INTR_SR
-                kit.espdma.bus_write(0, 4, csr.INT_EN | csr.INVALIDATE)
+                kit.clear_channel()
                 assert await kit.run(TUR) == 2
         finally:
             await kit.memory.remove(1 << 40, cancel=True)
@@ -635,11 +614,7 @@ def test_a_reselection_has_both_ids(slow: tuple[System, ScriptedEndpoint]) -> No
     async def main() -> None:
         assert await kit.run(TUR) == 2
         await kit.start(SYNC, disconnect=True)
-        kit.command(TI)
-        await kit.interrupt(settled=False)
-        kit.command(FLUSH)
-        kit.command(MOK)
-        await kit.interrupt(settled=False)
+        await kit.take_disconnect()
         kit.write(CFG1, 5)
         kit.command(ESEL)
         await asked(kit, disk)

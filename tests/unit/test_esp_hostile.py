@@ -12,7 +12,6 @@ from iodma.devices.dma2 import csr
 from iodma.devices.esp.connection import MOST_ANSWERS
 from tests.unit.engines import WatchedEngine
 from tests.unit.espkit import (
-    BUSID,
     DATA,
     FDATA,
     INTRPT,
@@ -22,18 +21,15 @@ from tests.unit.espkit import (
     PAGES,
     RS,
     SATN,
-    SELAS,
     STATP,
     STATUS,
-    TARGET,
     TI,
+    TUR,
     System,
     go,
     read10,
     system,
 )
-
-TUR = bytes(6)
 
 
 @pytest.fixture
@@ -79,9 +75,7 @@ def test_resets_of_the_bus_over_and_over_leave_nothing(kit: System) -> None:
 def test_answers_to_messages_that_nobody_takes_are_bounded(kit: System) -> None:
     async def main() -> None:
         assert await kit.run(TUR) == 2
-        kit.write(BUSID, TARGET)
-        kit.write(FDATA, 0x80)
-        kit.command(SELAS)
+        kit.stop_in_message_out()
         await kit.interrupt()
         kit.poke(DATA, b"\x0b" * PAGE)
         for _ in range(3):
