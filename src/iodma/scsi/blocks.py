@@ -58,17 +58,31 @@ def _write_same(
     return Command(name, section, opcode, fields, "write_same", writes=True, medium=True)
 
 
+def _synchronize_cache(name: str, section: str, opcode: int, lba: Field, length: Field) -> Command:
+    fields = (_IMMED, lba, renamed(length, "NUMBER OF LOGICAL BLOCKS"))
+    return Command(name, section, opcode, fields, "synchronize_cache", medium=True)
+
+
+def _prefetch(name: str, section: str, opcode: int, lba: Field, length: Field) -> Command:
+    fields = (_IMMED, lba, renamed(length, "PREFETCH LENGTH"))
+    return Command(name, section, opcode, fields, "prefetch", medium=True)
+
+
 def renamed(field: Field, name: str) -> Field:
     """The same place, as another command calls it."""
     return replace(field, name=name)
 
 
-def _defects(byte: int) -> tuple[Field, ...]:
-    return (
+def _read_defect_data(
+    name: str, section: str, opcode: int, byte: int, allocation: Field
+) -> Command:
+    fields = (
         Field("REQ_PLIST", byte, 1, 4),
         Field("REQ_GLIST", byte, 1, 3),
         Field("DEFECT LIST FORMAT", byte, 3, 2),
+        allocation,
     )
+    return Command(name, section, opcode, fields, "read_defect_data", medium=True)
 
 
 _RESERVE = (Field("3RDPTY", 1, 1, 4), Field("EXTENT", 1, 1, 0))
@@ -110,38 +124,10 @@ BLOCKS = (
         medium=True,
         unreserved=True,
     ),
-    Command(
-        "SYNCHRONIZE CACHE (10)",
-        "SBC-3 5.26",
-        0x35,
-        (_IMMED, _LBA_10, renamed(_LENGTH_10, "NUMBER OF LOGICAL BLOCKS")),
-        "synchronize_cache",
-        medium=True,
-    ),
-    Command(
-        "SYNCHRONIZE CACHE (16)",
-        "SBC-3 5.27",
-        0x91,
-        (_IMMED, _LBA_16, renamed(_LENGTH_16, "NUMBER OF LOGICAL BLOCKS")),
-        "synchronize_cache",
-        medium=True,
-    ),
-    Command(
-        "PRE-FETCH (10)",
-        "SBC-3 5.8",
-        0x34,
-        (_IMMED, _LBA_10, renamed(_LENGTH_10, "PREFETCH LENGTH")),
-        "prefetch",
-        medium=True,
-    ),
-    Command(
-        "PRE-FETCH (16)",
-        "SBC-3 5.9",
-        0x90,
-        (_IMMED, _LBA_16, renamed(_LENGTH_16, "PREFETCH LENGTH")),
-        "prefetch",
-        medium=True,
-    ),
+    _synchronize_cache("SYNCHRONIZE CACHE (10)", "SBC-3 5.26", 0x35, _LBA_10, _LENGTH_10),
+    _synchronize_cache("SYNCHRONIZE CACHE (16)", "SBC-3 5.27", 0x91, _LBA_16, _LENGTH_16),
+    _prefetch("PRE-FETCH (10)", "SBC-3 5.8", 0x34, _LBA_10, _LENGTH_10),
+    _prefetch("PRE-FETCH (16)", "SBC-3 5.9", 0x90, _LBA_16, _LENGTH_16),
     _verify("VERIFY (10)", "SBC-3 5.29", 0x2F, _LBA_10, _LENGTH_10),
     _verify("VERIFY (12)", "SBC-3 5.30", 0xAF, _LBA_12, _LENGTH_12),
     _verify("VERIFY (16)", "SBC-3 5.31", 0x8F, _LBA_16, _LENGTH_16),
@@ -190,21 +176,11 @@ BLOCKS = (
     ),
     Command("RESERVE (6)", "SCSI-2 9.2.12", 0x16, _RESERVE, "reserve"),
     Command("RELEASE (6)", "SCSI-2 9.2.11", 0x17, _RESERVE, "release", unreserved=True),
-    Command(
-        "READ DEFECT DATA (10)",
-        "SBC-3 5.17",
-        0x37,
-        (*_defects(2), Field("ALLOCATION LENGTH", 7, 16)),
-        "read_defect_data",
-        medium=True,
+    _read_defect_data(
+        "READ DEFECT DATA (10)", "SBC-3 5.17", 0x37, 2, Field("ALLOCATION LENGTH", 7, 16)
     ),
-    Command(
-        "READ DEFECT DATA (12)",
-        "SBC-3 5.18",
-        0xB7,
-        (*_defects(1), Field("ALLOCATION LENGTH", 6, 32)),
-        "read_defect_data",
-        medium=True,
+    _read_defect_data(
+        "READ DEFECT DATA (12)", "SBC-3 5.18", 0xB7, 1, Field("ALLOCATION LENGTH", 6, 32)
     ),
     Command(
         "MODE SENSE (6)",
