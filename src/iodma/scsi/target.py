@@ -9,7 +9,8 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from iodma._core import Wait
 from iodma.engine import Engine
@@ -108,22 +109,15 @@ class Target:
 
     def reset(self, *, bus: bool = False) -> Wait[None]:
         """Target reset, or with `bus` a reset of the bus that it is on (SAM-5 6.3.2). Await it."""
-        done: Wait[None] = Wait(self.engine)
-        units = (*self.units.values(), self._nobody)
-        left = len(units)
-
-        def over(_: object) -> None:
-            nonlocal left
-            left -= 1
-            if not left:
-                done._resolve(None)
-
-        for unit in units:
-            unit.reset(senses.BUS_RESET if bus else senses.UNIT_RESET)._when_done(over)
-        return done
+        sense = senses.BUS_RESET if bus else senses.UNIT_RESET
+        return self._all(lambda unit: unit.reset(sense))
 
     def forget(self, initiator: object) -> Wait[None]:
         """I_T nexus loss: an initiator is gone, and its commands with it. Await it."""
+        return self._all(lambda unit: unit.forget(initiator))
+
+    def _all(self, act: Callable[[LogicalUnit], Wait[Any]]) -> Wait[None]:
+        """What is over when `act` is, on every unit."""
         done: Wait[None] = Wait(self.engine)
         units = (*self.units.values(), self._nobody)
         left = len(units)
@@ -135,7 +129,7 @@ class Target:
                 done._resolve(None)
 
         for unit in units:
-            unit.forget(initiator)._when_done(over)
+            act(unit)._when_done(over)
         return done
 
     def _unit(self, lun: int) -> LogicalUnit:
