@@ -63,7 +63,38 @@ class OnMedium:
         return medium_error(done, self.direction, (self.offset + at) // self.unit.block)
 
 
-class FromBytes:
+class OfServer:
+    """Bytes of the device server, segment by segment."""
+
+    __slots__ = ()
+
+    async def move(
+        self, request: Request, port: Port, segments: ScatterList, at: int
+    ) -> Completion:
+        moved = 0
+        try:
+            for index in range(len(segments)):
+                address, length = segments[index]
+                if length:
+                    await self.piece(request, port, address, length, at + moved)
+                    moved += length
+        except DmaFault as fault:
+            return refused(moved, moved, fault.completion)
+        return completion(Status.OK, moved, 0)
+
+    async def piece(self, request: Request, port: Port, address: int, length: int, at: int) -> None:
+        """Moves `length` bytes, `at` bytes into the data.
+
+        Raises:
+            DmaFault: the initiator's memory refuses.
+        """
+        raise NotImplementedError
+
+    def failed(self, at: int, done: Completion) -> Sense:
+        return INTERNAL_FAILURE
+
+
+class FromBytes(OfServer):
     """Data that the device server made, for IN."""
 
     __slots__ = ("data",)
@@ -71,26 +102,11 @@ class FromBytes:
     def __init__(self, data: bytes) -> None:
         self.data = data
 
-    async def move(
-        self, request: Request, port: Port, segments: ScatterList, at: int
-    ) -> Completion:
-        moved = 0
-        try:
-            for index in range(len(segments)):
-                address, length = segments[index]
-                if length:
-                    part = self.data[at + moved : at + moved + length]
-                    await request.flight(port.store_bytes(address, part))
-                    moved += length
-        except DmaFault as fault:
-            return refused(moved, moved, fault.completion)
-        return completion(Status.OK, moved, 0)
-
-    def failed(self, at: int, done: Completion) -> Sense:
-        return INTERNAL_FAILURE
+    async def piece(self, request: Request, port: Port, address: int, length: int, at: int) -> None:
+        await request.flight(port.store_bytes(address, self.data[at : at + length]))
 
 
-class ToBytes:
+class ToBytes(OfServer):
     """Parameter data of an initiator, for OUT: gathered in `data`."""
 
     __slots__ = ("data",)
@@ -98,24 +114,10 @@ class ToBytes:
     def __init__(self) -> None:
         self.data = bytearray()
 
-    async def move(
-        self, request: Request, port: Port, segments: ScatterList, at: int
-    ) -> Completion:
-        moved = 0
-        try:
-            for index in range(len(segments)):
-                address, length = segments[index]
-                if length:
-                    part = await request.flight(port.load_bytes(address, length))
-                    del self.data[at + moved :]
-                    self.data += part
-                    moved += length
-        except DmaFault as fault:
-            return refused(moved, moved, fault.completion)
-        return completion(Status.OK, moved, 0)
-
-    def failed(self, at: int, done: Completion) -> Sense:
-        return INTERNAL_FAILURE
+    async def piece(self, request: Request, port: Port, address: int, length: int, at: int) -> None:
+        part = await request.flight(port.load_bytes(address, length))
+        del self.data[at:]
+        self.data += part
 
 
 def refused(moved: int, at: int, done: Completion) -> Completion:
