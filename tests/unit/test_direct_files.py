@@ -21,7 +21,7 @@ import pytest
 
 import iodma
 from iodma import Status
-from tests.unit.driver import DIRECT_DIRECTORY, difference
+from tests.unit.flight import DIRECT_DIRECTORY, difference
 
 BASE = 0x10_0000
 RAM = 1 << 20
