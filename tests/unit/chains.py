@@ -44,6 +44,7 @@ class Twin:
         self.model: model.Stage = self.memory[1]
         self.iommus: list[tuple[iodma.Iommu, model.Iommu]] = []
         self.gates: list[tuple[iodma.PciSlot, model.Gate]] = []
+        self.tables: list[model.Region] = []  # what page tables are read from
         self.aligned = True  # byte lanes may stand on top
 
     def close(self) -> None:
@@ -102,6 +103,7 @@ class Twin:
         name = f"table{base:x}"
         ram, region = iodma.Ram(size), model.Region(bytearray(size), name=name)
         self.regions.append((ram, region))
+        self.tables.append(region)
         there = max(1, size - rng.choice([0, 0, 0, width, width - 1]))
         self.add(base, len(self.regions) - 1, 0, there)
         first = rng.choice([0, page * 7, 1 << 32, TOP - pages * page])
