@@ -20,13 +20,14 @@ from typing import Generic, Protocol, Self, TypeVar
 from iodma.engine import Engine, Event
 from iodma.errors import ArgumentError, BusyError, integer
 from iodma.log import GuestLog
+from iodma.transports.alarm import Alarm
 
 __all__ = ["Listener", "SessionLike"]
 
 #: Peers that wait.
 _BACKLOG = 4
-#: Seconds until the next try, where this process can open no more descriptors.
-_RETRY_S = 1.0
+#: ns until the next try, where this process can open no more descriptors.
+_RETRY_NS = 1_000_000_000
 #: Bytes of a socket's path: of `struct sockaddr_un`, less the end of the text.
 _MOST_PATH = 107
 
@@ -89,6 +90,7 @@ class Listener(Generic[S]):
         self._file: tuple[int, int] | None = None
         self._waits = False
         self._over = Event(engine)
+        self._alarm: Alarm | None = None  # while it listens
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "busy" if self.session else "waits"
@@ -116,6 +118,7 @@ class Listener(Generic[S]):
                 self._begin(sock)
                 return
             self._listening = sock
+        self._alarm = Alarm(self.engine, self._accept_again)
         self._accept_more()
 
     # --- peers ------------------------------------------------------------------------------------
@@ -139,8 +142,10 @@ class Listener(Generic[S]):
             )
             self._accept_no_more()
             return
+        sock = None
         try:
             sock, _ = self._listening.accept()
+            self._begin(sock)
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return
         except OSError as error:
@@ -148,17 +153,18 @@ class Listener(Generic[S]):
                 "%s: no %s can be accepted: %s", self._name, self._peer, error.strerror
             )
             self._accept_no_more()
-            self.engine.call_later(_RETRY_S, self._retry)
-            return
-        self._begin(sock)
+            if sock is not None:
+                sock.close()
+            if self._alarm is not None:
+                self._alarm.set(_RETRY_NS)
 
-    def _retry(self) -> None:
+    def _accept_again(self) -> None:
         if self.session is None:
             self._accept_more()
 
     def _begin(self, sock: socket.socket) -> None:
-        self.sessions += 1
         self.session = self._open(sock)
+        self.sessions += 1
 
     def _ended(self) -> None:
         self.session = None
@@ -190,6 +196,9 @@ class Listener(Generic[S]):
         if self._listening is not None:
             self._listening.close()
             self._listening = None
+        if self._alarm is not None:
+            self._alarm.close()
+            self._alarm = None
         if self.path is not None and self._file is not None:
             # Somebody else's by now, or gone: then it is left alone.
             if _identity(self.path) == self._file:

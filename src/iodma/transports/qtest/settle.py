@@ -13,11 +13,11 @@ Invariants
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
-from iodma._core import clock_ns, timer, timer_set
+from iodma._core import clock_ns
 from iodma.engine import Engine
+from iodma.transports.alarm import Alarm
 
 __all__ = ["DEADLINE_S", "Settling"]
 
@@ -54,9 +54,7 @@ class Settling:
         self._began = 0
         self._looks = self._least = 0
         self._done: Callable[[bool], None] | None = None
-        self._armed = False
-        self._fd = timer()
-        engine.add_reader(self._fd, self._rang)
+        self._alarm = Alarm(engine, _slept)
 
     @property
     def waits(self) -> bool:
@@ -88,15 +86,7 @@ class Settling:
     def close(self) -> None:
         """`cancel`, for good."""
         self.cancel()
-        if self._fd >= 0:
-            self._engine.remove_reader(self._fd)
-            os.close(self._fd)
-            self._fd = -1
-
-    def _rang(self) -> None:
-        """The timer has ended a sleep, and `_look` follows, as after each turn; or nobody waits."""
-        self._armed = False
-        timer_set(self._fd, 0)
+        self._alarm.close()
 
     def _look(self) -> None:
         done = self._done
@@ -117,6 +107,9 @@ class Settling:
             else:
                 if self._slow is not None:
                     self._slow()  # which may find that nobody waits any more
-                if self._done is not None and not self._armed:
-                    self._armed = True
-                    timer_set(self._fd, now + min(max(since // 4, _FIRST), _LONGEST))
+                if not self._alarm.armed:
+                    self._alarm.set(min(max(since // 4, _FIRST), _LONGEST))
+
+
+def _slept() -> None:
+    """A sleep of the engine has ended, and `_look` follows, as after each turn."""
