@@ -185,7 +185,7 @@ def test_a_process_without_descriptors_left_goes_on_later(
             return getattr(real, name)
 
     monkeypatch.setattr(server, "_listening", Poor())
-    monkeypatch.setattr("iodma.transports.listener._RETRY_S", 0.0)
+    monkeypatch.setattr("iodma.transports.listener._RETRY_NS", 1)
     with unix() as sock:
         sock.connect(path)
         with FrontEnd(engine, sock) as front:
