@@ -9,6 +9,7 @@ Invariants
  - Nothing is lost silently: `suppressed` counts all lines left out, and `report` tells of those
    that no later line has told of.
  - There are as many counters as there are call sites: a guest cannot make the table grow.
+ - A handler that keeps records keeps words: no exception, whose traceback would hold guest memory.
 """
 
 from __future__ import annotations
@@ -36,6 +37,21 @@ class _Line:
     limit: RateLimit
     level: int
     text: str
+
+
+class _Words:
+    """An exception, without what it holds on to."""
+
+    __slots__ = ("_repr", "_str")
+
+    def __init__(self, error: BaseException) -> None:
+        self._str, self._repr = str(error), repr(error)
+
+    def __str__(self) -> str:
+        return self._str
+
+    def __repr__(self) -> str:
+        return self._repr
 
 
 class GuestLog:
@@ -97,7 +113,8 @@ class GuestLog:
         if line is None:
             limit = RateLimit(self._logger, self._burst, self._seconds, self._clock)
             line = self._lines[site] = _Line(limit, level, text)
-        written = line.limit.log(level, text, *args)
+        words = [_Words(each) if isinstance(each, BaseException) else each for each in args]
+        written = line.limit.log(level, text, *words)
         self.suppressed += not written
         return written
 

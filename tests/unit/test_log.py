@@ -1,6 +1,7 @@
 """What a guest can cause is logged at a rate, per call site, and nothing is lost silently."""
 
 import logging
+import weakref
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,24 @@ def test_a_level_that_is_off_costs_and_counts_nothing(
     caplog.set_level(logging.WARNING, "iodma.test")
     assert not any(log.debug("detail") for _ in range(10))
     assert log.suppressed == 0
+
+
+def test_a_record_that_is_kept_holds_nothing_that_an_exception_holds(
+    log: GuestLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse() -> weakref.ref[iodma.Ram]:
+        with iodma.Ram(4096) as ram:
+            try:
+                ram.view(4096, 1)
+            except iodma.Error as error:
+                log.warning("refused: %s, %r", error, error)
+            return weakref.ref(ram)
+
+    gone = refuse()
+    (record,) = caplog.records
+    assert gone() is None
+    assert record.getMessage().startswith("refused: ")
+    assert "AddressRangeError(" in record.getMessage()
 
 
 def test_an_error_is_told_with_the_line_that_is_not_ours() -> None:
