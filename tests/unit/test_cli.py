@@ -249,6 +249,11 @@ def iodma(*arguments: str, **more: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+def buffered() -> dict[str, str]:
+    """An environment in which output is buffered: argparse does not look at what a write says."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+
+
 def test_nobody_reading_is_no_traceback() -> None:
     read, write = os.pipe()
     os.close(read)
@@ -257,6 +262,49 @@ def test_nobody_reading_is_no_traceback() -> None:
     finally:
         os.close(write)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["serve", "blk", "--help"], ["--version"]])
+def test_nobody_reading_the_help_is_no_traceback(arguments: list[str]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = iodma(*arguments, stdout=write, stderr=subprocess.PIPE, env=buffered())
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("arguments", [["doctor"], ["--help"]])
+def test_a_full_disk_is_one_line(arguments: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        done = iodma(*arguments, stdout=full, stderr=subprocess.PIPE, env=buffered())
+    assert (done.returncode, done.stderr) == (1, "iodma: error: No space left on device\n")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_stream_that_was_closed_leads_nowhere(closed: str, tmp_path: Path) -> None:
+    script = f'"$0" -m iodma "$@" {closed}'
+    command = ["sh", "-c", script, sys.executable]
+    done = subprocess.run([*command, "doctor"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert bool(done.stdout) == (">&-" not in closed.split())
+    # Nor is anything of it in a file that was opened meanwhile.
+    path = tmp_path / "missing"
+    done = subprocess.run([*command, "demo", str(path)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert bool(done.stderr) == ("2>&-" not in closed.split())
+
+
+def test_help_does_not_break_words(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for columns in range(60, 100):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        for command in ("run", "qemu-args"):
+            assert main([command, "--help"]) == 0
+            words = set(capsys.readouterr().out.split())
+            assert not {word for word in words if word.endswith("-") and word.strip("-")}
 
 
 def test_doctor_prints_json() -> None:

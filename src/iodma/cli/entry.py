@@ -12,6 +12,7 @@
 Invariants
  - Whatever ends a command, its context managers are left first: no process or file remains.
  - A traceback is for errors of iodma itself, and for those who ask with --verbose.
+ - A standard stream that was closed leads nowhere: nothing that is opened later takes its number.
 """
 
 from __future__ import annotations
@@ -41,10 +42,11 @@ TERMINATED = 128 + signal.SIGTERM
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; default: the one this process was started with."""
+    open_what_is_closed()
     try:
         args = parser.build().parse_args(arguments)
     except SystemExit as ended:  # --help and --version, too
-        return ended.code if isinstance(ended.code, int) else FAILED
+        return finish_parsing(ended.code if isinstance(ended.code, int) else FAILED)
     with logging_to_stderr(args.verbose), telling(), terminating():
         try:
             return finish(COMMANDS[args.command](args))
@@ -138,6 +140,30 @@ def finish(status: int) -> int:
     """Flushes here, where a reader that is gone is still an error we handle."""
     sys.stdout.flush()
     return status
+
+
+def finish_parsing(status: int) -> int:
+    """The same for what the parser has printed."""
+    try:
+        return finish(status)
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            print(f"iodma: error: {error.strerror}", file=sys.stderr)
+        forget_output()
+        return FAILED
+
+
+def open_what_is_closed() -> None:
+    """Standard streams that this process was started without."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number is free
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def forget_output() -> None:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn, TypeAlias
+from textwrap import wrap
+from typing import Any, NoReturn, TypeAlias
 
 from iodma._version import __version__
 
@@ -74,8 +75,19 @@ Devices: TypeAlias = "argparse._SubParsersAction[Command]"
 Fail: TypeAlias = Callable[[str], NoReturn]
 
 
+class Whole(argparse.HelpFormatter):
+    """Breaks lines at spaces alone: `--socket-path` and `qemu-system-x86_64` stay whole."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines = self._split_lines(text, width - len(indent))
+        return "\n".join(indent + line for line in lines)
+
+
 class Command(argparse.ArgumentParser):
-    """A command's parser.
+    """A command's parser, and that of all.
 
     Attributes:
         check: is given what was found, and a function to end with if that does not go together.
@@ -84,6 +96,9 @@ class Command(argparse.ArgumentParser):
 
     check: Callable[[argparse.Namespace, Fail], None] | None = None
     spread: str | None = None
+
+    def __init__(self, **how: Any) -> None:
+        super().__init__(formatter_class=Whole, **how)
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
@@ -105,7 +120,7 @@ class Command(argparse.ArgumentParser):
 
 def build() -> argparse.ArgumentParser:
     """The parser. The namespace it gives has `command`, the function's name in `commands`."""
-    parser = argparse.ArgumentParser(
+    parser = Command(
         prog="iodma",
         description="Zero-copy, asynchronous DMA from a device model's scatter lists to files and"
         " sockets.",
@@ -487,7 +502,8 @@ def check_qemu_args(found: argparse.Namespace, fail: Fail) -> None:
 
 def add_bench(parser: argparse.ArgumentParser) -> None:
     names = ("core", "vhost-user-blk", "vfio-user", "sun4m")
-    parser.add_argument("name", choices=names, help="which benchmark")
+    metavar = f"{{{','.join(names)}}}"  # also where it is missing
+    parser.add_argument("name", metavar=metavar, choices=names, help="which benchmark")
     parser.add_argument(
         "--json", metavar="OUT", type=Path, help="write rows, peers and machine to this file"
     )
