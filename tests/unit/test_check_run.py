@@ -1,6 +1,7 @@
 """`iodma check` and `iodma run`: a device out of a file, and errors that name file and line."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -141,7 +142,8 @@ def test_what_is_wrong_names_the_line(
     ("target", "words"),
     [
         ("none.py", "none.py: there is no such file"),
-        ("copier.py:Nothing", "defines no Nothing"),
+        (".", "is a directory; a file is wanted"),
+        ("copier.py:Nothing", "defines no Nothing; it has Copier$"),
         ("copier.py:iodma", "iodma is no subclass of iodma.Device"),
     ],
 )
@@ -155,6 +157,14 @@ def test_a_file_that_is_not_python(tmp_path: Path) -> None:
     path.write_text("")
     with pytest.raises(LoadError, match=r"does not end in \.py"):
         load(str(path))
+
+
+def test_a_file_that_was_changed_at_once_is_the_new_one(tmp_path: Path) -> None:
+    for offset in (4, 8):
+        target = write(tmp_path, f"class D(iodma.Device):\n    r = iodma.Register({offset})\n")
+        os.utime(target, (1, 1))
+        assert check(target).size == offset + 4
+    assert not (tmp_path / "__pycache__").exists()
 
 
 def test_a_file_imports_its_neighbours(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ How a device is made, so that it needs no setting up of its own:
 Invariants
  - What is wrong with the file is a `LoadError` whose message names the file and the line.
  - The file's own folder is importable while it is loaded, as it is for a script.
+ - What runs is what the file says now: a cache of bytecode takes a file of the same size that was
+   written in the same second for the one before.
 """
 
 from __future__ import annotations
@@ -26,10 +28,11 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from traceback import extract_tb
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 import iodma
@@ -81,9 +84,17 @@ def load(target: str) -> Loaded:
     file, _, wanted = target.partition(":")
     path = Path(file)
     if not path.is_file():
-        raise LoadError(f"{file}: there is no such file")
+        why = "is a directory; a file is wanted" if path.is_dir() else "there is no such file"
+        raise LoadError(f"{file}: {why}")
     module = imported(path)
     return Loaded(path, module, chosen(path, module, wanted))
+
+
+class FromSource(SourceFileLoader):
+    """Neither reads bytecode nor leaves any beside the file."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
 
 
 def imported(path: Path) -> ModuleType:
@@ -93,9 +104,10 @@ def imported(path: Path) -> ModuleType:
         LoadError: it is not Python, or raised.
     """
     name = f"iodma_file_{path.stem}"
-    spec = spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
+    if path.suffix != ".py":
         raise LoadError(f"{path}: is not a Python file (its name does not end in .py)")
+    spec = spec_from_file_location(name, path, loader=FromSource(name, str(path)))
+    assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)
     sys.modules[name] = module
     folder = str(path.parent.resolve())
@@ -134,13 +146,6 @@ def chosen(path: Path, module: ModuleType, wanted: str) -> type[iodma.Device]:
     Raises:
         LoadError: there is none, it is no device, or there are several.
     """
-    if wanted:
-        found = getattr(module, wanted, None)
-        if found is None:
-            raise LoadError(f"{path}: defines no {wanted}")
-        if not (isinstance(found, type) and issubclass(found, iodma.Device)):
-            raise LoadError(f"{path}: {wanted} is no subclass of iodma.Device")
-        return found
     devices = [
         each
         for each in vars(module).values()
@@ -149,10 +154,18 @@ def chosen(path: Path, module: ModuleType, wanted: str) -> type[iodma.Device]:
         and each.__module__ == module.__name__
         and not each.__name__.startswith("_")
     ]
+    names = ", ".join(each.__name__ for each in devices)
+    if wanted:
+        found = getattr(module, wanted, None)
+        if found is None:
+            has = f"; it has {names}" if names else ""
+            raise LoadError(f"{path}: defines no {wanted}{has}")
+        if not (isinstance(found, type) and issubclass(found, iodma.Device)):
+            raise LoadError(f"{path}: {wanted} is no subclass of iodma.Device")
+        return found
     if not devices:
         raise LoadError(f"{path}: defines no subclass of iodma.Device")
     if len(devices) > 1:
-        names = ", ".join(each.__name__ for each in devices)
         raise LoadError(f"{path}: defines {names}: say which, as {path}:{devices[0].__name__}")
     return devices[0]
 
