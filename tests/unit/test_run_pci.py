@@ -288,7 +288,7 @@ LINE = "    pci = iodma.Pci(vendor=0x1234, device=1, bars={0: 4096})\n"
         (PLAIN + LINE, ["--socket-path=other.py"], "other.py is there and is no socket"),
         (PLAIN + LINE, ["--socket-path=none/s"], "none/s: No such file or directory"),
         (PLAIN + LINE, ["--socket-path=" + "x" * 200], "1 to 107 bytes would be right"),
-        (PLAIN + LINE, ["--fd=99"], "Bad file descriptor"),
+        (PLAIN + LINE, ["--fd=99"], "descriptor 99 is not open"),
         (PLAIN + LINE, ["--socket-path=s", "disk=x"], "D has no endpoint disk"),
     ],
 )

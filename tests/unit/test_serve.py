@@ -141,6 +141,7 @@ def test_a_wrong_command_line(words: list[str], capsys: pytest.CaptureFixture[st
         ("disk.img", ["--socket-path=none/s"], "none/s: No such file or directory"),
         ("disk.img", ["--socket-path=disk.img"], "disk.img is there and is no socket"),
         ("disk.img", ["--fd=0"], "descriptor 0 is no socket"),
+        ("disk.img", ["--fd=99"], "descriptor 99 is not open"),
     ],
 )
 def test_what_cannot_be_served_is_one_line(
@@ -375,7 +376,7 @@ def test_the_options_for_qemu(capsys: pytest.CaptureFixture[str]) -> None:
     assert words.index("intel-iommu,device-iotlb=on,caching-mode=on,intremap=off") < len(words) - 1
     assert words[-1].endswith(",iommu_platform=on,ats=on,disable-legacy=on")
     assert "memory-backend-memfd,id=mem0,size=2G,share=on" in words
-    for memory in ("", "512M,share=off", "M512", "-1"):
+    for memory in ("", "512M,share=off", "M512", "-1", "512", "0M", "512m "):
         with pytest.raises(ArgumentError, match="512M or 4G would be right"):
             disk(Guest("s", memory=memory))
 

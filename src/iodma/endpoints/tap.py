@@ -57,7 +57,7 @@ class Tap(Endpoint):
             if isinstance(interface, str):
                 flags = (_IFF_TUN if tun else _IFF_TAP) | _IFF_NO_PI
                 request = struct.pack("16sH22x", interface.encode(), flags)
-                name = fcntl.ioctl(fd, _TUNSETIFF, request)[:_IFNAMSIZ]
+                name = cls._made(fd, interface, request)
             else:
                 name = cls._attached(fd, interface)
             # Otherwise a read that finds nothing would hold a worker of the threads engine.
@@ -71,6 +71,16 @@ class Tap(Endpoint):
             raise
         self.interface = text
         return self
+
+    @staticmethod
+    def _made(fd: int, interface: str, request: bytes) -> bytes:
+        try:
+            return fcntl.ioctl(fd, _TUNSETIFF, request)[:_IFNAMSIZ]
+        except PermissionError as error:
+            why = f"{error.strerror}: CAP_NET_ADMIN is needed, or an interface made for this user"
+            raise PermissionError(error.errno, why, interface) from None
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, interface) from None
 
     @staticmethod
     def _attached(fd: int, given: int) -> bytes:

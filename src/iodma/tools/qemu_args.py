@@ -31,7 +31,8 @@ class Guest:
 
     Attributes:
         socket_path: where the server listens.
-        memory: guest memory, as QEMU has it: "512M".
+        memory: guest memory, as QEMU has it, with its unit: "512M". (Without one it would be MiB
+            in one option and bytes in the other.)
         iommu: the guest has an IOMMU, and the device's addresses go through it.
     """
 
@@ -44,7 +45,7 @@ def disk(guest: Guest, num_queues: int = 1) -> list[str]:
     """The words to put behind `qemu-system-x86_64` for a disk. `num_queues`: at most the server's.
 
     Raises:
-        ArgumentError: a memory size with more in it than a number and a unit.
+        ArgumentError: a memory size that is not a number and a unit.
     """
     path = guest.socket_path.replace(",", ",,")
     words = machine(guest)
@@ -64,7 +65,7 @@ def function(guest: Guest, id: str) -> list[str]:
         id: the device's, for QEMU's monitor.
 
     Raises:
-        ArgumentError: a memory size with more in it than a number and a unit; an id that QEMU
+        ArgumentError: a memory size that is not a number and a unit; an id that QEMU
             takes for none.
     """
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9._-]*", id):
@@ -80,7 +81,7 @@ def function(guest: Guest, id: str) -> list[str]:
 
 def machine(guest: Guest) -> list[str]:
     memory = guest.memory
-    if not (memory.isalnum() and memory[0].isdigit()):
+    if not re.fullmatch(r"0*[1-9][0-9]*[KMGT]", memory, re.IGNORECASE | re.ASCII):
         raise ArgumentError(f"memory is {memory!r}; 512M or 4G would be right")
     words = ["-m", memory]
     words += ["-object", f"memory-backend-memfd,id=mem0,size={memory},share=on"]

@@ -223,7 +223,10 @@ def _identity(path: str) -> tuple[int, int] | None:
 
 def _given(fd: int) -> tuple[socket.socket, bool]:
     """A socket that was given, duplicated, and whether it listens."""
-    own = os.dup(integer(fd, "fd"))
+    try:
+        own = os.dup(integer(fd, "fd"))
+    except OSError:
+        raise ArgumentError(f"descriptor {fd} is not open") from None
     try:
         if not stat.S_ISSOCK(os.fstat(own).st_mode):
             raise ArgumentError(f"descriptor {fd} is no socket")
