@@ -7,18 +7,20 @@ machine's package. docs/how-to-sun4m.md says how to run campaigns by hand.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import base64
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.peers.conftest import needed
+from tests.peers.sun4m.board import Board
 from tests.peers.sun4m.campaign import Pair, campaign, make_program
 from tests.peers.sun4m.generators import GENERATORS
-from tests.peers.sun4m.machine import ARENA
+from tests.peers.sun4m.machine import ARENA, COMPARED, COMPARED_BYTES
 from tests.peers.sun4m.program import Program, Step
 from tests.peers.sun4m.qemu import Qemu, qemu7_sparc, qemu11_sparc
-from tests.peers.sun4m.session import Gone, Observation
+from tests.peers.sun4m.session import Gone, Observation, Session
 from tests.peers.sun4m.shrink import shrink
 from tests.peers.sun4m.sides import qemu7, qemu11
 
@@ -40,6 +42,22 @@ def test_the_oracle_agrees_with_itself(work: Path) -> None:
     finally:
         pair.close()
     assert (tally.agreed, tally.failed, tally.no_verdict) == (60, 0, 0), tally.reports
+
+
+@pytest.mark.parametrize("make", [Board, qemu11])
+def test_the_memory_that_is_looked_at_is_the_machines(
+    work: Path, make: Callable[[Path], Session]
+) -> None:
+    session = make(work)
+    try:
+        steps = [Step("store", ARENA, data=b"sun4m"), Step("fill", ARENA + 4096, 100, 7)]
+        seen = session.run(Program("stores", 3, (*steps, Step("check"))))
+        (memory,) = [each.value for each in seen if each.what == "memory"]
+        (said,) = session.commands([f"b64read {COMPARED:#x} {COMPARED_BYTES:#x}"])
+        assert memory == base64.b64decode(said)
+        assert session.memory()[ARENA - COMPARED :].startswith(b"sun4m")
+    finally:
+        session.close()
 
 
 def test_every_kind_of_program_is_its_seed_s(tmp_path: Path) -> None:

@@ -12,8 +12,7 @@ import sys
 from pathlib import Path
 
 from tests.peers.guests.process import mortal
-from tests.peers.sun4m.machine import RAM_BYTES
-from tests.peers.sun4m.session import Gone, Session, Wire, csr, fill_disk
+from tests.peers.sun4m.session import Gone, Session, SharedRam, Wire, csr, fill_disk
 
 SERVED = Path(__file__).with_name("served.py")
 
@@ -31,13 +30,14 @@ class Board(Session):
         wire = Wire.at(folder, "board")
         disk = folder / "board.disk"
         fill_disk(disk)
+        ram = SharedRam()
         self.log = folder / "board.log"
         ours, theirs = socket.socketpair()
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as net, open(self.log, "wb") as log:
             net.bind(str(wire.machine))
             net.connect(str(wire.path))
-            numbers = [theirs.fileno(), net.fileno()]
-            words = [sys.executable, SERVED, numbers[0], numbers[1], disk, RAM_BYTES]
+            numbers = [theirs.fileno(), net.fileno(), ram.fd]
+            words = [sys.executable, SERVED, *numbers, disk]
             self._process = subprocess.Popen(
                 mortal([str(word) for word in words]),
                 stdin=subprocess.DEVNULL,
@@ -46,7 +46,7 @@ class Board(Session):
                 pass_fds=numbers,
             )
         theirs.close()
-        super().__init__(ours, wire, disk)
+        super().__init__(ours, wire, disk, ram)
 
     def close(self) -> None:
         self._process.kill()

@@ -19,12 +19,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from tests.peers.sun4m.machine import COMPARED, COMPARED_BYTES, RAP, RDP, TABLE
 from tests.peers.sun4m.program import Program, Step
 from tests.peers.sun4m.session import Observation
 
 Bytes = dict[int, tuple[int, int]]
-BLOCK = 4096
 
 
 @dataclass
@@ -221,14 +222,10 @@ def moments(
 
 def differing(ours: bytes, theirs: bytes) -> Bytes:
     """Addresses of the bytes of COMPARED that are not the same."""
-    found: Bytes = {}
-    for begin in range(0, len(ours), BLOCK):
-        mine, other = ours[begin : begin + BLOCK], theirs[begin : begin + BLOCK]
-        if mine != other:
-            for place, pair in enumerate(zip(mine, other, strict=True), COMPARED + begin):
-                if pair[0] != pair[1]:
-                    found[place] = pair
-    return found
+    mine, other = np.frombuffer(ours, np.uint8), np.frombuffer(theirs, np.uint8)
+    places = np.flatnonzero(mine != other)
+    pairs = zip(mine[places].tolist(), other[places].tolist(), strict=True)
+    return dict(zip((places + COMPARED).tolist(), pairs, strict=True))
 
 
 def runs(memory: Bytes) -> Iterator[tuple[int, bytes, bytes]]:

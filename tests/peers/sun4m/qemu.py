@@ -22,7 +22,7 @@ from tests.peers.guests.foreign import unpack
 from tests.peers.guests.process import mortal
 from tests.peers.guests.qmp import Qmp, QmpError
 from tests.peers.sun4m.machine import RAM_BYTES
-from tests.peers.sun4m.session import Gone, Session, Wire, csr, fill_disk
+from tests.peers.sun4m.session import Gone, Session, SharedRam, Wire, csr, fill_disk
 
 PROGRAM = "qemu-system-sparc"
 #: SLAVIO's processor counter: 31 bits that count in 500 ns, from bit 9 on in its low word.
@@ -75,8 +75,12 @@ class Qemu(Session):
         wire = Wire.at(folder, name.replace(" ", "-"))
         disk = folder / f"{name.replace(' ', '-')}.disk"
         fill_disk(disk)
+        ram = SharedRam()
+        size = f"{RAM_BYTES >> 20}M"
         words = [
-            *(*command, "-M", "SS-5", "-m", f"{RAM_BYTES >> 20}M"),
+            *(*command, "-M", "SS-5,memory-backend=ram", "-m", size),
+            *("-object", f"memory-backend-file,id=ram,size={size},share=on"
+              f",mem-path=/proc/self/fd/{ram.fd}"),
             *("-nodefaults", "-no-user-config", "-display", "none", "-vga", "none"),
             *("-chardev", f"socket,id=qtest,fd={theirs.fileno()}", "-qtest", "chardev:qtest"),
             *("-qtest-log", "/dev/null"),
@@ -93,12 +97,12 @@ class Qemu(Session):
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                pass_fds=[theirs.fileno(), far.fileno()],
+                pass_fds=[theirs.fileno(), far.fileno(), ram.fd],
             )
         theirs.close()
         far.close()
         self._qmp = Qmp(qmp)
-        super().__init__(ours, wire, disk)
+        super().__init__(ours, wire, disk, ram)
         self._prime()
 
     def close(self) -> None:

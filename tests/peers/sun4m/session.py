@@ -7,7 +7,9 @@ Invariants:
   are sent together, so a program costs few round trips.
 - The wire is emptied while answers are waited for: no side is held up by a full socket of ours.
 - A frame is in the machine before the next step: its socket is empty, and two answers came since.
-- Each wait has a deadline. A machine that is gone raises `Gone`; what it did until then is lost.
+- The machine's memory is shared: it is filled and looked at where it is, at times when the machine
+  is at rest. What a program stores goes over the protocol, between its other commands.
+- Each wait is bounded. A machine that is gone raises `Gone`; what it did until then is lost.
 """
 
 from __future__ import annotations
@@ -15,12 +17,13 @@ from __future__ import annotations
 import base64
 import fcntl
 import functools
+import mmap
+import os
 import random
 import select
 import socket
 import struct
 import termios
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +38,7 @@ from tests.peers.sun4m.machine import (
     ESP_COMMAND,
     OBSERVED,
     PAGE,
+    RAM_BYTES,
     RAP,
     RDP,
     register_name,
@@ -44,8 +48,11 @@ from tests.peers.sun4m.program import Program, Step
 LETTER = {1: "b", 2: "w", 4: "l", 8: "q"}
 #: ESP's command after which the bus is free, and the disk at rest.
 ACCEPT = 0x12
-#: How long a frame may wait for a receiver that is off.
-PATIENCE_SECONDS = 0.02
+#: How often a machine says something while a frame waits in its socket: then its receiver is off.
+#: One looks at its socket at least once for two answers.
+PATIENCE_ANSWERS = 12
+#: Frames that our socket holds though nobody takes them (a host's net.unix.max_dgram_qlen is 10).
+ROOM_FRAMES = 8
 
 
 class Gone(Exception):
@@ -90,6 +97,24 @@ def fill_disk(path: Path, seed: int = 0) -> None:
         file.write(content)
 
 
+class SharedRam:
+    """The RAM of a machine that is another process.
+
+    Attributes:
+        fd: a memory file, for the machine.
+        bytes: what is in it.
+    """
+
+    def __init__(self) -> None:
+        self.fd = os.memfd_create("sun4m-ram", os.MFD_CLOEXEC)
+        os.ftruncate(self.fd, RAM_BYTES)
+        self.bytes = mmap.mmap(self.fd, RAM_BYTES)
+
+    def close(self) -> None:
+        self.bytes.close()
+        os.close(self.fd)
+
+
 @dataclass
 class Wire:
     """The harness's end of `-netdev dgram`: a bound socket, and the path of the machine's."""
@@ -124,22 +149,28 @@ class Session:
     Args:
         stream: connected to its qtest server.
         wire: of its network card.
-        disk: the file behind its disk, filled anew for each program.
+        disk: the file behind its disk, filled anew for each program that uses it.
+        ram: its RAM.
     """
 
     name = "machine"
-    answer_seconds = 30.0
+    #: It has to say something within one of these waits. A wait in which this process, or the
+    #: machine, was stopped is one, however long it was.
+    answer_waits, answer_seconds = 30, 1.0
 
-    def __init__(self, stream: socket.socket, wire: Wire, disk: Path) -> None:
-        self._stream, self.wire, self.disk = stream, wire, disk
+    def __init__(self, stream: socket.socket, wire: Wire, disk: Path, ram: SharedRam) -> None:
+        self._stream, self.wire, self.disk, self.ram = stream, wire, disk, ram
         stream.setblocking(False)
         self._received = b""
         self._frames: list[bytes] = []
+        #: A frame was not wanted when it came: the machine may take it at any time.
+        self._held = False
         self.raised: list[str] = []
 
     def close(self) -> None:
         self._stream.close()
         self.wire.close()
+        self.ram.close()
 
     def reset(self) -> None:
         """As at power-on, but for memory. Raises `Gone`."""
@@ -154,10 +185,10 @@ class Session:
         self.reset()
         self._drain()
         self._frames.clear()
-        fill = base64.b64encode(filling(program.seed)).decode()
-        self.commands([f"b64write {COMPARED:#x} {COMPARED_BYTES:#x} {fill}"])
-        fill_disk(self.disk, program.seed)
+        self.ram.bytes[COMPARED : COMPARED + COMPARED_BYTES] = filling(program.seed)
         uses_disk = any(ESP <= step.address < ESP + PAGE for step in program.steps)
+        if uses_disk:
+            fill_disk(self.disk, program.seed)
         found: list[Observation] = []
         lines: list[str] = []
         names: list[Look] = []
@@ -206,8 +237,8 @@ class Session:
         self.commands([f"clock_step {nanoseconds}"])
 
     def memory(self) -> bytes:
-        (said,) = self.commands([f"b64read {COMPARED:#x} {COMPARED_BYTES:#x}"])
-        return base64.b64decode(said)
+        """What is in COMPARED now."""
+        return self.ram.bytes[COMPARED : COMPARED + COMPARED_BYTES]
 
     def inject(self, frame: bytes) -> None:
         """A frame comes in; returns when the machine has it, or does not want it."""
@@ -217,11 +248,13 @@ class Session:
             return  # its socket is full: lost, as on a wire
         except OSError as error:
             raise Gone(f"{self.name} has no wire: {error}") from error
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while not self.wire.taken() and time.monotonic() < deadline:
+        answers = 0
+        while not self.wire.taken() and answers < PATIENCE_ANSWERS:
             self.commands(["readl 0x10000000"])
+            answers += 1
         self.commands(["readl 0x10000000"])
         self.commands(["readl 0x10000000"])
+        self._held |= not self.wire.taken()
 
     def commands(self, lines: list[str]) -> list[str]:
         """Sends lines together; gives what is behind OK in each answer.
@@ -232,15 +265,16 @@ class Session:
         """
         out = memoryview("".join(f"{line}\n" for line in lines).encode())
         answers: list[str] = []
-        deadline = time.monotonic() + self.answer_seconds
+        waits = self.answer_waits
         while len(answers) < len(lines):
             wanted = [self._stream] if out else []
-            left = deadline - time.monotonic()
-            if left < 0:
-                raise Gone(f"{self.name} did not answer {lines[len(answers)][:80]!r} in time")
             readable, writable, _ = select.select(
-                [self._stream, self.wire.socket], wanted, [], left
+                [self._stream, self.wire.socket], wanted, [], self.answer_seconds
             )
+            if not readable and not writable:
+                waits -= 1
+                if waits < 0:
+                    raise Gone(f"{self.name} did not answer {lines[len(answers)][:80]!r} in time")
             try:
                 if writable:
                     out = out[self._stream.send(out[: 1 << 18]) :]
@@ -292,11 +326,15 @@ class Session:
                 return any_came
 
     def _settle(self) -> None:
-        """A side that had to wait for room in our socket goes on now."""
+        """A side that had to wait goes on now: for room in our socket, or to want a frame."""
+        self._drain()
+        if not self._held and len(self._frames) < ROOM_FRAMES:
+            return  # it did not have to
         quiet = 0
         while quiet < 3:
             quiet = 0 if self._drain() else quiet + 1
             self.commands(["readl 0x10000000"])
+        self._held = not self.wire.taken()
 
 
 def csr(number: int, value: int) -> list[str]:
