@@ -12,6 +12,7 @@ Invariants:
 from __future__ import annotations
 
 from tests.peers.sun4m import lance_predicates as lance
+from tests.peers.sun4m import lance_rings as rings
 from tests.peers.sun4m.compare import Divergence
 from tests.peers.sun4m.register_divergences import REGISTERS
 from tests.peers.sun4m.scsi_divergences import SCSI
@@ -67,7 +68,7 @@ LANCE: tuple[Divergence, ...] = (
         "frames below the minimum",
         "padded to 60 bytes, as on an Ethernet; QEMU stores what its backend brought",
         'Am7990, "Receive": a frame of fewer than 64 bytes is a runt; IEEE 802.3, 4.2.3.3',
-        lance.padded,
+        rings.padded,
         ends=True,
     ),
     Divergence(
@@ -99,6 +100,13 @@ LANCE: tuple[Divergence, ...] = (
         ends=True,
     ),
     Divergence(
+        "frame while stopped",
+        "it waits in the host until the chip is started; QEMU takes it, and drops it",
+        'Am7990, "Control and Status Register 0", STOP: disables all external activity',
+        lance.while_stopped,
+        ends=True,
+    ),
+    Divergence(
         "TINT without a packet",
         "buffers from before an STP are given back silently; QEMU sets TINT",
         'Am7990, "Control and Status Register 0", TINT: after a packet',
@@ -127,43 +135,56 @@ LANCE: tuple[Divergence, ...] = (
     ),
     Divergence(
         "packet without an end",
-        "BUFF and UFLO, and the transmitter is off; QEMU gives the buffers back",
+        "BUFF and UFLO, and the transmitter is off; QEMU gives the buffers back, or goes on",
         'Am7990, "Transmit Message Descriptor 3", BUFF and UFLO',
-        lance.no_end,
+        rings.no_end,
         ends=True,
     ),
     Divergence(
-        "bits of CSR1 and CSR2",
-        "bit 0 of CSR1 and the high byte of CSR2 read as 0; QEMU keeps them",
-        'Am7990, "Control and Status Register 1" and "2"',
+        "bits of CSR1 to CSR3",
+        "bit 0 of CSR1, the high byte of CSR2, bits 15:3 of CSR3 read as 0; QEMU keeps them",
+        'Am7990, "Control and Status Register 1", "2" and "3"',
         lance.csr_bits,
     ),
     Divergence(
         "ring at address 0",
         "is a ring as any other; QEMU has none there",
         'Am7990, "Initialization Block", RDRA and TDRA',
-        lance.ring_at_zero,
+        rings.ring_at_zero,
         ends=True,
     ),
     Divergence(
         "ones above BCNT",
         "bits 15:12 of a descriptor's third word are not looked at; QEMU takes it for not owned",
         'Am7990, "Transmit Message Descriptor 2": written by the host, unchanged by LANCE',
-        lance.ones,
+        rings.ones,
+        ends=True,
+    ),
+    Divergence(
+        "buffer over the rings",
+        "what a packet takes is read before it is moved; QEMU reads one descriptor after another",
+        'Am7990, "Receive Message Descriptor 1", BUFF: the next is polled ahead, any time before',
+        rings.over_the_rings,
         ends=True,
     ),
     Divergence(
         "odd address through the swap",
         "words begin at even addresses, and the byte before is not read; QEMU begins with it",
         'Am7990, "Bus Interface", BM0 and BM1: a byte at an odd end is transferred by itself',
-        lance.odd_address,
+        rings.odd_address,
         ends=True,
     ),
     Divergence(
         "CSR1 to CSR3 written while running",
         "are not written; in QEMU they are",
         'Am7990, "Control and Status Register 1", "2", "3": accessible only when STOP is set',
-        lance.written_while_running,
+        lance.kept_while_running,
+    ),
+    Divergence(
+        "CSR1 to CSR3 as they should not be",
+        "another block is read, or bytes are swapped, than in QEMU, which wrote or kept them",
+        'Am7990, "Control and Status Register 1", "2", "3": accessible only when STOP is set',
+        lance.used_while_running,
         ends=True,
     ),
     Divergence(
@@ -202,7 +223,7 @@ LANCE: tuple[Divergence, ...] = (
         "odd byte received through the swap",
         "the last byte of the FCS is stored; QEMU drops it",
         'Am7990, "Bus Interface", BM0 and BM1: a byte at an odd end is transferred by itself',
-        lance.odd_received,
+        rings.odd_received,
     ),
 )
 

@@ -12,11 +12,9 @@ from __future__ import annotations
 from zlib import crc32
 
 from tests.peers.sun4m.compare import Moment
-from tests.peers.sun4m.machine import D_CSR, LEDMA, RAP, RDP
+from tests.peers.sun4m.lance_state import CSR0, CSR_BITS, mode, receive, state, swaps, transmit
 from tests.peers.sun4m.script import (
-    ACON,
     BABL,
-    BCON,
     BSWP,
     DTCR,
     DTX,
@@ -38,12 +36,9 @@ from tests.peers.sun4m.script import (
     swapped,
 )
 
-CSR0 = "LANCE CSR0"
 #: Of the IOMMU's AFSR.
 AFSR_ERR, AFSR_RD, AFSR_ME = 0x8000_0000, 0x0004_0000, 0x0008_0000
 SHORTEST, LONGEST, FCS = 60, 1514, 4
-#: Of LEDMA's CSR.
-RESET = 0x80
 #: Of the status byte of a receive descriptor.
 RX_ERR, OFLO, RX_CRC, BUFF = 0x40, 0x10, 0x08, 0x04
 #: Bytes of the longest packet in loopback, with its FCS.
@@ -61,8 +56,10 @@ def stopped(moment: Moment) -> bool:
 
 
 def forgotten(moment: Moment) -> bool:
-    kept = (moment.csr_written(3) or [0])[-1] & (BSWP | ACON | BCON)
-    return moment.register("LANCE CSR3") == (0, kept) and moment.take("LANCE CSR3", kept)
+    """CSR3: ours is clear."""
+    now = state(moment)
+    kept = now.written[3] & CSR_BITS[3]
+    return not now.holds[3] and moment.only_theirs("LANCE CSR3", kept)
 
 
 def overflow(moment: Moment) -> bool:
@@ -104,78 +101,6 @@ def odd_sent(moment: Moment) -> bool:
     return moment.take("wire")
 
 
-def odd_received(moment: Moment) -> bool:
-    """The last byte of a frame, in ours; in QEMU's there is what was there before.
-
-    It is the FCS's, which is zero, unless a program gives buffers of odd sizes.
-    """
-    if not swaps(moment) or not moment.before:
-        return False
-    wild = moment.program.kind == "hostile"
-    if not wild and not any(max(len(frame.data), SHORTEST) % 2 for frame in moment.frames()):
-        return False
-    lone = []
-    for at, (ours, theirs) in moment.memory.items():
-        if at % 2 or at - 1 in moment.memory or at + 1 in moment.memory or (ours and not wild):
-            continue
-        fcs = not ours and moment.memory_at(at - 2, 2) == (bytes(2), bytes(2))
-        given_back = at % 8 == 2 and (theirs & ~ours & 0x80 if wild else theirs == 0x80)
-        stays = theirs == moment.before[-1].memory_at(at, 1)[1][0] and not given_back
-        if fcs or stays:
-            lone.append(at)
-    for at in lone:
-        del moment.memory[at]
-    return bool(lone)
-
-
-def odd_address(moment: Moment) -> bool:
-    """A buffer that begins at an odd address, through the swap."""
-    odd = any(
-        step.op == "store" and len(step.data) == 8 and step.data[1] & 1 and step.data[2] & OWN >> 8
-        for step in moment.program.steps[: moment.step]
-    )
-    only = moment.memory or set(moment.differs) == {"wire"}
-    return bool(swaps(moment) and odd and only) and moment.everything()
-
-
-def mode(moment: Moment) -> int:
-    """MODE, as it is in memory where CSR1 and CSR2 say that the initialization block is."""
-    return int.from_bytes(moment.bus_at(block_address(moment), 2)[0], "big")
-
-
-def block_address(moment: Moment) -> int:
-    """Where CSR1 and CSR2 say that the initialization block is."""
-    low, high = ((moment.csr_written(number) or [0])[-1] for number in (1, 2))
-    return (high & 0xFF) << 16 | low & 0xFFFE
-
-
-def swaps(moment: Moment) -> bool:
-    return not kept(moment, 3)[0] & BSWP
-
-
-def kept(moment: Moment, number: int) -> tuple[int, int]:
-    """What CSR1, CSR2 or CSR3 holds, as the datasheet has it, and what was written to it last."""
-    holds, written, rap, stopped = 0, 0, 0, True
-    mask = (0, 0xFFFE, 0xFF, BSWP | ACON | BCON)[number]
-    for step in moment.program.steps[: moment.step]:
-        if step.op == "check":
-            rap = 0
-        elif step.op == "write" and step.address == RAP:
-            rap = step.value & 3
-        elif step.op == "write" and step.address == LEDMA + D_CSR and step.value & RESET:
-            holds, written, stopped = (0, 0, True) if number == 3 else (holds, written, True)
-        elif step.op == "write" and step.address == RDP and rap == 0:
-            if step.value & STOP:
-                stopped = True
-                holds = 0 if number == 3 else holds
-            elif step.value & (INIT | STRT):
-                stopped = False
-        elif step.op == "write" and step.address == RDP and rap == number:
-            written = step.value & mask
-            holds = written if stopped else holds
-    return holds, written
-
-
 def fourth_buffer(moment: Moment) -> bool:
     """QEMU has an error in the third descriptor of a frame that goes on in ours."""
     found = [
@@ -204,6 +129,7 @@ def sent_while_off(moment: Moment) -> bool:
     ours, theirs = moment.register(CSR0)
     off = not ours & TXON and was_stopped(moment)
     sent = theirs & TINT & ~ours or (theirs & TXON and "wire" in moment.differs)
+    sent = sent or any(entry.owned == (True, False) for entry in transmit(moment))
     return off and bool(sent) and moment.everything()
 
 
@@ -224,15 +150,6 @@ def never_initialized(moment: Moment) -> bool:
     return False
 
 
-def padded(moment: Moment) -> bool:
-    """MCNT: 64 in ours, and in QEMU's what came and four."""
-    short = {len(step.data) + FCS for step in moment.frames() if len(step.data) < SHORTEST}
-    for at, (ours, theirs) in moment.memory.items():
-        if at % 8 == 7 and ours == SHORTEST + FCS and theirs in short:
-            return moment.everything()
-    return False
-
-
 def babbled(moment: Moment) -> bool:
     long = any(len(frame) > LONGEST for frame in moment.ours.get("wire", ()))
     return long and moment.only_ours(CSR0, BABL) and moment.everything()
@@ -245,16 +162,6 @@ def no_packet(moment: Moment) -> bool:
         for step in moment.program.steps[: moment.step]
     )
     return orphans and moment.only_theirs(CSR0, TINT) and moment.everything()
-
-
-def ones(moment: Moment) -> bool:
-    """A descriptor that QEMU has left alone, whose BCNT has not all ones above."""
-    given_back = {at for at, pair in moment.memory.items() if pair[0] == pair[1] & 0x7F}
-    for at in given_back:
-        entry = moment.memory_at(at - 2, 8)[1]
-        if at % 8 == 2 and entry[4] & 0xF0 != 0xF0 and entry[2] & 0x80:
-            return moment.everything()
-    return False
 
 
 def looped_short(moment: Moment) -> bool:
@@ -306,39 +213,30 @@ def looped_long(moment: Moment) -> bool:
     return error and off and bool(mode(moment) & LOOP) and moment.everything()
 
 
-def no_end(moment: Moment) -> bool:
-    """A transmit descriptor has ERR, BUFF and UFLO in ours."""
-    for at, (ours, theirs) in moment.memory.items():
-        if at % 8 == 6 and ours & 0xC0 == 0xC0 and not theirs & 0x80:
-            status = moment.memory_at(at - 4, 1)[0][0]
-            if status & RX_ERR and not status & 0x80:
-                return moment.everything()
-    return False
-
-
 def csr_bits(moment: Moment) -> bool:
-    taken = [moment.only_theirs("LANCE CSR1", 1), moment.only_theirs("LANCE CSR2", 0xFF00)]
+    reserved = {"LANCE CSR1": 1, "LANCE CSR2": 0xFF00, "LANCE CSR3": 0xFFF8}
+    taken = [moment.only_theirs(name, mask) for name, mask in reserved.items()]
     return any(taken)
 
 
-def ring_at_zero(moment: Moment) -> bool:
-    """A descriptor of the bus's first KiB that QEMU has left alone, or that only ours has read."""
-    first = set(moment.bus_places(0, 1024))
-    left = any(
-        at in first and at % 8 == 2 and pair[1] & 0x80 and not pair[0] & 0x80
-        for at, pair in moment.memory.items()
-    )
-    merr = moment.register(CSR0)[0] & ~moment.register(CSR0)[1] & MERR
-    ours, theirs = moment.register("IOMMU AFSR")
-    unread = merr and ours & ~theirs & AFSR_ERR
-    block = moment.bus_at(block_address(moment), 24)[0]
-    zero = any(not (block[at + 3] | block[at] | block[at + 1] & 0xF8) for at in (16, 20))
-    return (left or (bool(unread) and zero)) and moment.everything()
+def kept_while_running(moment: Moment) -> bool:
+    """Of CSR1 to CSR3: ours holds what was written while the chip was stopped."""
+    now, taken = state(moment), False
+    for number in (1, 2, 3):
+        theirs = now.written[number] & CSR_BITS[number]
+        name = f"LANCE CSR{number}"
+        ours_shown, theirs_shown = moment.register(name)
+        as_said = ours_shown == now.holds[number] and theirs_shown & CSR_BITS[number] == theirs
+        taken |= as_said and moment.take(name, CSR_BITS[number])
+    return taken
 
 
-def written_while_running(moment: Moment) -> bool:
-    pairs = [kept(moment, number) for number in (1, 2, 3)]
-    return any(holds != written for holds, written in pairs) and moment.everything()
+def used_while_running(moment: Moment) -> bool:
+    """Another block was read, or payload is swapped by one only."""
+    now = state(moment)
+    elsewhere = now.read is not None and now.read[1] != now.read[2]
+    swapped = (now.holds[3] ^ now.written[3]) & BSWP and (moment.memory or "wire" in moment.differs)
+    return bool(elsewhere or swapped) and moment.everything()
 
 
 def before_start(moment: Moment) -> bool:
@@ -346,6 +244,15 @@ def before_start(moment: Moment) -> bool:
     ours, theirs = moment.register(CSR0)
     waits = not ours & (STRT | STOP) and not theirs & STRT
     return waits and bool(moment.frames()) and moment.everything()
+
+
+def while_stopped(moment: Moment) -> bool:
+    """A frame came while the chip was stopped; now that it runs, only ours takes or misses it."""
+    ours, theirs = moment.register(CSR0)
+    last = moment.before[-1].step if moment.before else 0
+    waits = state(moment).waited >= last
+    taken = any(entry.owned == (False, True) for entry in receive(moment))
+    return waits and bool(taken or ours & ~theirs & (RINT | MISS)) and moment.everything()
 
 
 def memory_error(moment: Moment) -> bool:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from tests.peers.sun4m.compare import Divergence, Moment
-from tests.peers.sun4m.lance_predicates import CSR0
+from tests.peers.sun4m.lance_state import CSR0
 from tests.peers.sun4m.machine import D_ADDR, D_CSR, ESPDMA, IOMMU, LEDMA
 from tests.peers.sun4m.script import INEA, INTR
 
