@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import struct
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -283,6 +285,21 @@ def test_rings_that_are_used_or_stopped_are_not_watched(
     ready.ask(fe.GET_VRING_BASE, fe.state(0, 0))
     start_kicked(ready, 0, 5, next=1)  # where it stopped: that there is nothing new is no wonder
     assert not watched and not caplog.text
+
+
+def test_a_ring_that_was_watched_is_not_kept(made: Bench, ready: FrontEnd) -> None:
+    """What a queue has is let go of with the session, and not when Python collects garbage."""
+    gc.collect()
+    gc.disable()
+    try:
+        start_kicked(ready, 0, 0)
+        assert list(made.session._silence._watched) == [0]
+        queue = weakref.ref(made.device.made.pop())
+        ready.close()
+        made.wait_until_free()
+        assert queue() is None
+    finally:
+        gc.enable()
 
 
 # --- rings ----------------------------------------------------------------------------------------

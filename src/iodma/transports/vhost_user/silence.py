@@ -9,12 +9,15 @@ something there. One kick proves nothing, as QEMU has one in each eventfd to beg
 Invariants
  - Of each ring that is watched a descriptor of its kick's and a timer are here, or neither.
  - A kick is not consumed: the queue gets it, too.
+ - What is watched no more is held no more: what a queue has does not wait for a garbage collection.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 from iodma.engine import Engine
 from iodma.engine.timers import Timer
@@ -23,6 +26,16 @@ __all__ = ["Silence"]
 
 #: Seconds until the first look at a ring; each is followed by one after twice that time, up to:
 PATIENCE_S, LAST_S = 1.0, 64.0
+
+
+@dataclass(slots=True)
+class _Watched:
+    """A ring: where it was at first, how to know where it is, and its kick's descriptor."""
+
+    start: int | None
+    position: Callable[[], int | None]
+    kick: int
+    timer: Timer
 
 
 class Silence:
@@ -36,7 +49,7 @@ class Silence:
         self._engine = engine
         self._tell = tell
         self._told = False
-        self._watched: dict[int, tuple[int, Timer]] = {}
+        self._watched: dict[int, _Watched] = {}
 
     def watch(self, index: int, kick: int, position: Callable[[], int | None]) -> None:
         """Watches a ring that was just started, for the first time.
@@ -49,32 +62,30 @@ class Silence:
         if self._told or kicks_of(kick) is None:
             return
         start, own = position(), os.dup(kick)
+        self._watched[index] = _Watched(start, position, own, self._later(index, PATIENCE_S))
 
-        def look(seconds: float) -> None:
-            kicks = kicks_of(own)
-            if position() != start or kicks is None:
-                self.forget(index)
-            elif kicks >= 2:
-                self._told = True
-                self.close()
-                self._tell(index)
-            elif seconds < LAST_S:
-                wait(2 * seconds)
-            else:
-                self.forget(index)
+    def _later(self, index: int, seconds: float) -> Timer:
+        return self._engine.call_later(seconds, partial(self._look, index, seconds))
 
-        def wait(seconds: float) -> None:
-            timer = self._engine.call_later(seconds, lambda: look(seconds))
-            self._watched[index] = own, timer
-
-        wait(PATIENCE_S)
+    def _look(self, index: int, seconds: float) -> None:
+        ring = self._watched[index]
+        kicks = kicks_of(ring.kick)
+        if ring.position() != ring.start or kicks is None:
+            self.forget(index)
+        elif kicks >= 2:
+            self._told = True
+            self.close()
+            self._tell(index)
+        elif seconds < LAST_S:
+            ring.timer = self._later(index, 2 * seconds)
+        else:
+            self.forget(index)
 
     def forget(self, index: int) -> None:
         """Watches it no more."""
         if watched := self._watched.pop(index, None):
-            kick, timer = watched
-            timer.cancel()
-            os.close(kick)
+            watched.timer.cancel()
+            os.close(watched.kick)
 
     def close(self) -> None:
         """Watches none."""
