@@ -3,6 +3,8 @@
 Invariants:
 
 - A `Twin` changes both sides at once, so that they describe the same address space at all times.
+- A device cannot write to a page table, wherever its memory is added: what is cached of an entry
+  holds until it is flushed, and the model has no cache.
 - Big maps are drawn from one number, so that hypothesis has little to shrink; small ones piece by
   piece.
 """
@@ -43,8 +45,8 @@ class Twin:
         self.real: Any = self.memory[0]
         self.model: model.Stage = self.memory[1]
         self.iommus: list[tuple[iodma.Iommu, model.Iommu]] = []
+        self.tables: dict[int, PageTable] = {}  # by the index of the region that a table is in
         self.gates: list[tuple[iodma.PciSlot, model.Gate]] = []
-        self.tables: list[model.Region] = []  # what page tables are read from
         self.aligned = True  # byte lanes may stand on top
 
     def close(self) -> None:
@@ -62,6 +64,7 @@ class Twin:
 
     def add(self, base: int, which: int, offset: int, length: int, read_only: bool = False) -> None:
         real, region = self.regions[which]
+        read_only |= which in self.tables
         self.memory[0].add(base, real, offset, length, read_only=read_only)
         self.memory[1].add(base, region, offset, length, read_only)
 
@@ -103,9 +106,8 @@ class Twin:
         name = f"table{base:x}"
         ram, region = iodma.Ram(size), model.Region(bytearray(size), name=name)
         self.regions.append((ram, region))
-        self.tables.append(region)
         there = max(1, size - rng.choice([0, 0, 0, width, width - 1]))
-        self.add(base, len(self.regions) - 1, 0, there)
+        self.add(base, len(self.regions) - 1, 0, there, read_only=True)
         first = rng.choice([0, page * 7, 1 << 32, TOP - pages * page])
         shift = (page // 8).bit_length() - 1
         entry = PageEntry(
@@ -125,19 +127,19 @@ class Twin:
             region.data[number * width : (number + 1) * width] = data
         with ram.view() as view:
             view[:] = region.data
-        readable = there // width
 
         def look_up(number: int) -> tuple[()] | tuple[int, int] | None:
-            if number >= readable:
+            place, run = self.memory[1].look(base + number * width, model.READ)
+            if not isinstance(place, model.Place) or run < width:
                 return None
-            data = region.data[number * width : (number + 1) * width]
+            data = place.region.data[place.offset : place.offset + width]
             bits = int.from_bytes(data, entry.byteorder)
             if not bits & entry.valid:
                 return ()
             return (bits & entry.frame) << entry.shift, 3 if bits & entry.write else 1
 
         outside = rng.random() < 0.3
-        self.real = PageTable(
+        self.real = table = PageTable(
             self.real,
             entry,
             page=page,
@@ -148,6 +150,7 @@ class Twin:
             cached=rng.choice([1, 8, 64]),
             name=name,
         )
+        self.tables[len(self.regions) - 1] = table
         self.model = model.PageTable(self.model, page, first, pages, look_up, outside, name)
 
     def map(self, address: int, target: int, length: int, access: int, which: int = -1) -> None:

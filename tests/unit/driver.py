@@ -417,19 +417,8 @@ class Driver(Flight):
                 self.twin.map(first, target, length, rng.choice([1, 2, 3, 3]), which)
 
     def remove(self, rng: random.Random) -> None:
-        """Take a region away under what is in flight, and put another there; a page table stays."""
-        plain = [
-            which
-            for which, (_, region) in enumerate(self.twin.regions)
-            if all(region is not table for table in self.twin.tables)
-        ]
-        r = rng.choice(
-            [
-                each
-                for each in self.twin.memory[1].ranges
-                if any(each.region is self.twin.regions[which][1] for which in plain)
-            ]
-        )
+        """Take a region away under what is in flight, and put another there."""
+        r = rng.choice(self.twin.memory[1].ranges)
         for move in self.moves:
             move.loose = True
         revoked = self.twin.memory[0].remove(r.first, cancel=rng.random() < 0.5)
@@ -437,9 +426,16 @@ class Driver(Flight):
         self.feed_all()
         assert self.run(revoked) is True
         self.drain()
-        which = rng.choice(plain)
-        length = min(r.length, len(self.twin.regions[which][1].data))
-        self.twin.add(r.first, which, 0, length)
+        which = rng.randrange(len(self.twin.regions))
+        offset, length = 0, min(r.length, len(self.twin.regions[which][1].data))
+        gone = [i for i in self.twin.tables if self.twin.regions[i][1] is r.region]
+        if gone:  # it comes back, perhaps cut; meanwhile nothing has a translation
+            which, offset, length = gone[0], r.target, rng.randint(1, r.length)
+            assert self.run(self.twin.tables[which].flush()) is True
+            self.to_memory(rng)
+            self.from_memory(rng)
+            self.drain()
+        self.twin.add(r.first, which, offset, length)
 
 
 def cut(segments: model.Segments, n: int) -> model.Segments:

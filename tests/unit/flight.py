@@ -116,8 +116,8 @@ class Flight:
         keep = self.stack.enter_context
         self.twin = keep(plan.build())
         self.checker = Checker(self.twin.regions)
-        for real, region in self.twin.regions:
-            if region.writable:
+        for which, (real, region) in enumerate(self.twin.regions):
+            if region.writable and which not in self.twin.tables:
                 region.data[:] = rng.randbytes(len(region.data))
                 with real.view() as view:
                     view[:] = region.data
