@@ -526,8 +526,8 @@ static void signals_end_a_wait(struct iod_backend *b)
 		if (i)
 			queue_op(b, (struct iod_op){.code = i == 1 ? IOD_OP_POLL : IOD_OP_NOP, .fd = p[0], .poll_events = POLLIN, .user_data = (uint64_t)i});
 		struct later l = {.us = 10000, .signalled = pthread_self()};
+		int64_t begin = iod_now_ns(); /* before the thread that counts from then on */
 		start(&l, signal_later);
-		int64_t begin = iod_now_ns();
 		CHECK_EQ(b->ops->wait(b, 2, 5000 * MS, 0), -EINTR);
 		CHECK(iod_now_ns() - begin >= 9 * MS);
 		__atomic_store_n(&l.stop, true, __ATOMIC_RELAXED);
