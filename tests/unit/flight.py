@@ -26,7 +26,9 @@ from tests.unit.chains import Plan
 from tests.unit.farmemory import FarMemory
 from tests.unit.transfers import Checker, Footprint
 
-SECONDS = 5.0
+#: That something may be in flight before it counts as stuck: far more than a machine that has much
+#: else to do takes (five were too few once), and less than the watchdog gives a test.
+SECONDS = 30.0
 
 
 def direct_directory() -> str | None:
