@@ -7,31 +7,20 @@
  *
  * Invariants
  *  - Direct is the default; a bounce has a reason (enum iod_reason), and its bytes are counted under it.
- *  - A bounce covers the shortest run that its reason forces, and whole blocks around it where the file wants those.
- *  - What was gathered into the arena is gathered once, however often it takes to write it: of a device window every
- *    access has an effect.  (Where there was none, and a peer makes it wait, it is gathered again.)
- *  - Nobody holds a piece of the arena while it waits for a peer, but for what a device window gave.
- *  - A write that covers a block only in part reads that block first, under the range that row_step locked, and never
- *    makes the file longer than the payload does.
  *  - The iovecs that a request borrows are as they were once iod_plan_end ran. */
+#include "bounce.h"
 #include "framed.h"
 
 #include <errno.h>
 #include <linux/falloc.h>
-#include <string.h>
 #include <sys/socket.h>
 
 #define ZEROES (64u << 10)
 #define ZERO_PIECES 256
 static const uint8_t zeroes[ZEROES] __attribute__((aligned(4096)));
 
-/* A read of a tap cuts a packet without a word: one byte more tells. */
+/* iod_tells_cut */
 static uint8_t one_byte_more;
-
-static bool tells_cut(const struct iod_row *row)
-{
-	return row->target->plain_io && row->direction == IOD_TO_MEMORY;
-}
 
 bool iod_plan_is_small(const struct iod_core *core, const struct iod_row *row)
 {
@@ -54,17 +43,7 @@ static bool piece_bounces(const struct iod_row *row, uint32_t i, uint8_t *reason
 	return true;
 }
 
-static uint64_t target_block(const struct iod_row *row)
-{
-	return row->target->kind == IOD_T_FILE ? row->target->offset_alignment : 1;
-}
-
-static uint64_t round_up(uint64_t value, uint64_t to)
-{
-	return (value + to - 1) / to * to;
-}
-
-static void set_request(struct iod_row *row, struct iod_op *op, int fd)
+void iod_plan_set_request(struct iod_row *row, struct iod_op *op, int fd)
 {
 	struct iod_target *target = row->target;
 	bool out = row->direction == IOD_FROM_MEMORY;
@@ -132,7 +111,7 @@ static void direct(struct iod_row *row, struct iod_op *op, uint64_t bytes)
 	row->op_bytes = bytes;
 	row->phase = IOD_P_DIRECT;
 	*op = (struct iod_op){.iov = first, .niov = pieces, .offset = row->position + row->moved};
-	set_request(row, op, row->target->fd);
+	iod_plan_set_request(row, op, row->target->fd);
 	int index = row->target->kind == IOD_T_FILE ? registered(row, pieces) : -1;
 	if (index >= 0) {
 		op->flags |= IOD_OP_FIXED_BUFFER;
@@ -148,218 +127,6 @@ void iod_plan_end(struct iod_row *row)
 	row->t.iov[row->cursor + row->op_pieces - 1].iov_len += row->trimmed;
 	first->iov_base = (uint8_t *)first->iov_base - row->skip;
 	first->iov_len += row->skip;
-}
-
-/* A piece of the arena of at least `want` bytes in row->bounce, or why not. */
-static bool take_bounce(struct iod_core *core, struct iod_row *row, size_t want)
-{
-	if (row->bounce && row->bounce_bytes >= want)
-		return true;
-	row->bounce_want = want;
-	iod_row_give_bounce(core, row);
-	if (core->budget.head) /* others wait: behind them */
-		return false;
-	row->bounce = iod_arena_take(&core->arena, want);
-	row->bounce_bytes = want;
-	return row->bounce != NULL;
-}
-
-static enum iod_plan bounce_request(struct iod_core *core, struct iod_row *row, struct iod_op *op, size_t bytes)
-{
-	row->one = (struct iovec){row->bounce, bytes};
-	row->op_bytes = bytes;
-	*op = (struct iod_op){.iov = &row->one, .niov = 1, .offset = row->position + row->moved - row->before};
-	set_request(row, op, row->target->fd);
-	if (core->arena.buffer_index >= 0 && row->target->kind == IOD_T_FILE) {
-		op->flags |= IOD_OP_FIXED_BUFFER;
-		op->buffer_index = (uint16_t)core->arena.buffer_index;
-	}
-	return IOD_PLAN_REQUEST;
-}
-
-static enum iod_plan end_fill(struct iod_core *core, struct iod_row *row, int failed, uint64_t done, int *error)
-{
-	core->count.copied += done;
-	core->count.bounced[row->reason] += done;
-	core->count.bounces[row->reason]++;
-	row->filled = !failed;
-	if (!failed)
-		return IOD_PLAN_REQUEST;
-	if (row->fault.space)
-		return IOD_PLAN_FAULT;
-	*error = EFAULT;
-	return IOD_PLAN_ERROR;
-}
-
-/* Of messages that the payload came by: then it is there. */
-static void filled(struct iod_core *core, struct iod_row *row, int failed, uint64_t done)
-{
-	int error = 0;
-	enum iod_plan plan = end_fill(core, row, failed, done, &error);
-
-	if (plan == IOD_PLAN_REQUEST && row->cancel_wanted)
-		iod_row_complete(core, row, IOD_CANCELLED, 0);
-	else if (plan == IOD_PLAN_REQUEST)
-		iod_row_continue(core, row);
-	else if (plan == IOD_PLAN_FAULT)
-		iod_row_fault(core, row);
-	else
-		iod_row_gone(core, row);
-}
-
-/* The payload into the arena, behind the `before` bytes. */
-static enum iod_plan fill_bounce(struct iod_core *core, struct iod_row *row, int *error)
-{
-	struct iod_backend *backend = core->backend;
-	uint64_t done = 0;
-
-	/* Once it is gathered there must be room for it. */
-	if (!iod_row_has_room(core, row)) {
-		backend->ops->flush(backend);
-		core->queued_bytes = 0;
-		if (!iod_row_has_room(core, row))
-			return IOD_PLAN_WAIT_RING;
-	}
-	int failed = iod_row_gather(core, row, row->bounce + row->before, row->payload, &done, filled);
-	return failed == -EINPROGRESS ? IOD_PLAN_REMOTE : end_fill(core, row, failed, done, error);
-}
-
-static uint64_t blocks_bytes(const struct iod_row *row)
-{
-	return round_up(row->before + row->payload, row->target->offset_alignment);
-}
-
-/* What `sent` bytes of the blocks around the payload are still missing.  A read that ends early, but at a block's end, is
- * not yet the end of the file: it may have been cut short, and what it left out must not be taken for nothing. */
-static enum iod_plan read_blocks(struct iod_core *core, struct iod_row *row, struct iod_op *op)
-{
-	uint64_t had = (uint64_t)row->sent, whole = blocks_bytes(row);
-
-	row->phase = IOD_P_BEFORE;
-	bounce_request(core, row, op, whole);
-	row->one = (struct iovec){row->bounce + had, whole - had};
-	row->op_bytes = whole - had;
-	op->offset += had;
-	op->code = IOD_OP_READV;
-	op->flags &= (uint8_t)~IOD_OP_DSYNC;
-	return IOD_PLAN_REQUEST;
-}
-
-bool iod_plan_blocks_read(struct iod_row *row, uint64_t bytes)
-{
-	row->sent += (int32_t)bytes;
-	uint64_t had = (uint64_t)row->sent;
-	return bytes == 0 || had % row->target->offset_alignment || had >= blocks_bytes(row);
-}
-
-/* What is in the arena, from `before` bytes in front of where the row is: the payload, and what of the file lies behind it
- * up to `sent`. */
-static enum iod_plan write_filled(struct iod_core *core, struct iod_row *row, struct iod_op *op, int *error)
-{
-	uint64_t had = (uint64_t)row->sent, end = row->before + row->payload;
-
-	row->phase = IOD_P_BOUNCE;
-	if (had > end)
-		end = had;
-	if (!row->by_cache && (target_block(row) == 1 || end % target_block(row) == 0))
-		return bounce_request(core, row, op, end);
-	/* The file ends inside this block: exactly the payload, through the page cache. */
-	if (row->target->buffered_fd < 0) {
-		*error = EINVAL;
-		return IOD_PLAN_ERROR;
-	}
-	row->by_cache = true;
-	row->one = (struct iovec){row->bounce + row->before, row->payload};
-	row->op_bytes = row->payload;
-	*op = (struct iod_op){.iov = &row->one, .niov = 1, .offset = row->position + row->moved};
-	set_request(row, op, row->target->buffered_fd);
-	return IOD_PLAN_REQUEST;
-}
-
-static enum iod_plan bounce(struct iod_core *core, struct iod_row *row, struct iod_op *op, uint64_t bytes,
-			    enum iod_reason reason, int *error)
-{
-	struct iod_target *target = row->target;
-	uint64_t align = target_block(row);
-	uint64_t position = row->position + row->moved;
-	uint64_t most = iod_min64(core->arena.most, target->max_bytes) / align * align;
-
-	if (most < 2 * align || !core->arena.pages) {
-		*error = ENOBUFS;
-		return IOD_PLAN_ERROR;
-	}
-	row->before = position % align;
-	uint64_t whole = round_up(row->before + bytes, align) + tells_cut(row);
-	if (whole > most) {
-		if (target->kind == IOD_T_PACKET && !target->framing) {
-			*error = EMSGSIZE;
-			return IOD_PLAN_ERROR;
-		}
-		whole = most;
-		bytes = whole - row->before;
-	}
-	if (!take_bounce(core, row, whole))
-		return IOD_PLAN_WAIT_BUDGET;
-	row->payload = bytes;
-	row->reason = (uint8_t)reason;
-	if (row->direction == IOD_FROM_MEMORY) {
-		row->by_cache = false;
-		row->sent = 0;
-		if (row->before || (row->before + bytes) % align) /* the write comes when they are here */
-			return read_blocks(core, row, op);
-		enum iod_plan plan = fill_bounce(core, row, error);
-		return plan == IOD_PLAN_REQUEST ? write_filled(core, row, op, error) : plan;
-	}
-	row->phase = IOD_P_BOUNCE;
-	return bounce_request(core, row, op, whole);
-}
-
-static bool came_from_device(const struct iod_row *row)
-{
-	uint64_t left = row->skip + row->payload;
-
-	for (uint32_t i = row->cursor; left && i < row->t.count; i++) {
-		if (row->t.piece[i].region->kind == IOD_DEVICE)
-			return true;
-		left -= iod_min64(left, row->t.iov[i].iov_len);
-	}
-	return false;
-}
-
-bool iod_plan_must_keep(const struct iod_row *row)
-{
-	return row->filled && came_from_device(row);
-}
-
-void iod_plan_pause(struct iod_core *core, struct iod_row *row)
-{
-	if (!iod_plan_must_keep(row))
-		iod_row_give_bounce(core, row);
-}
-
-void iod_plan_took(struct iod_row *row, uint64_t bytes)
-{
-	uint64_t had = (uint64_t)row->sent, at = row->before + bytes, end = row->before + row->payload;
-	uint64_t drop = at - at % target_block(row); /* whole blocks */
-
-	row->filled = row->filled && at < end;
-	row->payload -= bytes;
-	if (!row->filled)
-		return;
-	memmove(row->bounce, row->bounce + drop, (had > end ? had : end) - drop);
-	row->before = at - drop;
-	row->sent = had > drop ? (int32_t)(had - drop) : 0;
-}
-
-/* The blocks around the payload are in the arena: overlay it and write. */
-static enum iod_plan write_blocks(struct iod_core *core, struct iod_row *row, struct iod_op *op, int *error)
-{
-	uint64_t had = (uint64_t)row->sent;
-
-	if (had < row->before) /* the write starts behind the end of the file */
-		memset(row->bounce + had, 0, row->before - had);
-	enum iod_plan plan = fill_bounce(core, row, error);
-	return plan == IOD_PLAN_REQUEST ? write_filled(core, row, op, error) : plan;
 }
 
 /* How much may go direct, and if nothing: how much must bounce until something may again. */
@@ -389,7 +156,7 @@ static uint64_t aligned_run(const struct iod_row *row, uint64_t limit, uint64_t 
 		uint64_t skip = i == row->cursor ? row->skip : 0;
 		uint64_t length = row->t.iov[i].iov_len - skip;
 		uintptr_t host = (uintptr_t)row->t.iov[i].iov_base + skip;
-		uint64_t candidate = round_up(at > position ? at : position + 1, block);
+		uint64_t candidate = iod_round_up(at > position ? at : position + 1, block);
 		if (candidate + block <= at + length && (host + (candidate - at)) % unit == 0 &&
 		    !piece_bounces(row, i, &reason)) {
 			*until = candidate - position;
@@ -495,12 +262,12 @@ static enum iod_plan script(struct iod_core *core, struct iod_row *row, int *err
 			*error = ENOBUFS;
 			return IOD_PLAN_ERROR;
 		}
-		if (!take_bounce(core, row, most))
+		if (!iod_bounce_take(core, row, most))
 			return IOD_PLAN_WAIT_BUDGET;
 		row->payload = most;
 		row->before = 0;
 		row->reason = IOD_BY_REMOTE;
-		enum iod_plan plan = fill_bounce(core, row, error);
+		enum iod_plan plan = iod_bounce_fill(core, row, error);
 		if (plan != IOD_PLAN_REQUEST)
 			return plan;
 	}
@@ -517,7 +284,7 @@ static enum iod_plan work(struct iod_core *core, struct iod_row *row, int *error
 		*error = ENOBUFS;
 		return IOD_PLAN_ERROR;
 	}
-	return take_bounce(core, row, iod_min64(row->total - row->moved, core->arena.most)) ? IOD_PLAN_WORK
+	return iod_bounce_take(core, row, iod_min64(row->total - row->moved, core->arena.most)) ? IOD_PLAN_WORK
 											    : IOD_PLAN_WAIT_BUDGET;
 }
 
@@ -532,13 +299,13 @@ static enum iod_plan next_request(struct iod_core *core, struct iod_row *row, st
 		return IOD_PLAN_REQUEST;
 	}
 	if (row->phase == IOD_P_BEFORE)
-		return row->blocks_read ? write_blocks(core, row, op, error) : read_blocks(core, row, op);
+		return row->blocks_read ? iod_bounce_write_blocks(core, row, op, error) : iod_bounce_read_blocks(core, row, op);
 	if (row->kind == IOD_R_COPY || row->kind == IOD_R_LOAD || row->kind == IOD_R_STORE)
 		return work(core, row, error);
 	if (row->kind != IOD_R_TRANSFER)
 		return control(row, op, error);
 	if (row->filled && target->kind != IOD_T_SCRIPT) /* it was cut short, or interrupted: what is left of it */
-		return write_filled(core, row, op, error);
+		return iod_bounce_write(core, row, op, error);
 	switch (target->kind) {
 	case IOD_T_BUFFER:
 	case IOD_T_NULL:
@@ -557,24 +324,24 @@ static enum iod_plan next_request(struct iod_core *core, struct iod_row *row, st
 		/* One packet is one request, whatever it takes. */
 		for (uint32_t i = row->cursor; i < row->t.count; i++)
 			if (piece_bounces(row, i, &reason))
-				return bounce(core, row, op, left, reason, error);
-		if (row->t.count + tells_cut(row) > target->max_segments || iod_plan_is_small(core, row))
-			return bounce(core, row, op, left, IOD_BY_SMALL, error);
+				return iod_bounce(core, row, op, left, reason, error);
+		if (row->t.count + iod_tells_cut(row) > target->max_segments || iod_plan_is_small(core, row))
+			return iod_bounce(core, row, op, left, IOD_BY_SMALL, error);
 		if (left == 0) {
-			bool tells = tells_cut(row);
+			bool tells = iod_tells_cut(row);
 			row->one = (struct iovec){&one_byte_more, tells};
 			*op = (struct iod_op){.iov = &row->one, .niov = tells};
 			row->phase = IOD_P_PLAIN;
 			row->op_bytes = 0;
-			set_request(row, op, target->fd);
+			iod_plan_set_request(row, op, target->fd);
 			return IOD_PLAN_REQUEST;
 		}
-		if (tells_cut(row) && row->t.count == row->t.room && !iod_translation_more(&row->t)) {
+		if (iod_tells_cut(row) && row->t.count == row->t.room && !iod_translation_more(&row->t)) {
 			*error = ENOMEM;
 			return IOD_PLAN_ERROR;
 		}
 		direct(row, op, left);
-		if (tells_cut(row)) {
+		if (iod_tells_cut(row)) {
 			row->t.iov[row->t.count] = (struct iovec){&one_byte_more, 1};
 			op->niov++;
 		}
@@ -598,20 +365,20 @@ static enum iod_plan next_request(struct iod_core *core, struct iod_row *row, st
 		uint8_t other;
 		for (; i < row->t.count && piece_bounces(row, i, &other); i++)
 			run += row->t.iov[i].iov_len;
-		return bounce(core, row, op, iod_min64(run - row->skip, left), reason, error);
+		return iod_bounce(core, row, op, iod_min64(run - row->skip, left), reason, error);
 	} else {
 		for (; i < row->t.count && i - row->cursor < target->max_segments && !piece_bounces(row, i, &reason); i++)
 			run += row->t.iov[i].iov_len;
 		run -= row->skip;
 	}
 	if (iod_plan_is_small(core, row) && row->t.plain)
-		return bounce(core, row, op, left, IOD_BY_SMALL, error);
+		return iod_bounce(core, row, op, left, IOD_BY_SMALL, error);
 	run = iod_min64(iod_min64(run, left), target->max_bytes); /* a frame may end before the list does */
 	if (target->kind == IOD_T_FILE && (target->offset_alignment > 1 || target->memory_alignment > 1)) {
 		uint64_t until;
 		run = aligned_run(row, run, &until);
 		if (run == 0)
-			return bounce(core, row, op, until, IOD_BY_ALIGNMENT, error);
+			return iod_bounce(core, row, op, until, IOD_BY_ALIGNMENT, error);
 	}
 	direct(row, op, run);
 	return IOD_PLAN_REQUEST;

@@ -110,7 +110,7 @@ static void bounced(struct iod_core *core, struct iod_row *row, uint64_t n)
 		return;
 	}
 	iod_row_advance(row, useful);
-	iod_plan_took(row, useful);
+	iod_bounce_took(row, useful);
 	row_progress(core, row);
 }
 
@@ -174,7 +174,7 @@ void iod_row_result(struct iod_core *core, struct iod_row *row, int32_t result)
 		 * then again. */
 		struct iod_op op = {.code = IOD_OP_POLL, .fd = row->target->fd,
 				    .poll_events = row->direction == IOD_TO_MEMORY ? 1 /* POLLIN */ : 4 /* POLLOUT */};
-		iod_plan_pause(core, row);
+		iod_bounce_pause(core, row);
 		row->op_bytes = 0;
 		row->phase = IOD_P_POLL;
 		if (!iod_row_hand_over(core, row, &op)) {
@@ -225,7 +225,7 @@ void iod_row_result(struct iod_core *core, struct iod_row *row, int32_t result)
 			iod_row_continue(core, row);
 		return;
 	case IOD_P_BEFORE:
-		row->blocks_read = iod_plan_blocks_read(row, (uint64_t)result);
+		row->blocks_read = iod_bounce_blocks_read(row, (uint64_t)result);
 		row->phase = IOD_P_BEFORE;
 		if (row->cancel_wanted)
 			iod_row_complete(core, row, IOD_CANCELLED, 0);

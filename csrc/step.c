@@ -103,7 +103,7 @@ void iod_row_continue(struct iod_core *core, struct iod_row *row)
 		if (!hand_over(core, row, &op)) {
 			iod_riders_leave(core, row);
 			iod_plan_end(row);
-			if (row->t.remote && iod_plan_must_keep(row)) { /* there was room before messages were waited for */
+			if (row->t.remote && iod_bounce_must_keep(row)) { /* there was room before messages were waited for */
 				in_flight(core, row);
 				row->phase = IOD_P_NONE;
 				iod_queue_add(&core->glue, row);

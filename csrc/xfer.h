@@ -419,16 +419,17 @@ enum iod_plan { IOD_PLAN_REQUEST, IOD_PLAN_WORK, IOD_PLAN_SCRIPT, IOD_PLAN_WAIT_
 		IOD_PLAN_ERROR, IOD_PLAN_DONE, IOD_PLAN_REMOTE /* messages come first */,
 		IOD_PLAN_HELD /* a packet that a peek has read */, IOD_PLAN_STREAM /* for framed.c */ };
 enum iod_plan iod_plan_next(struct iod_core *, struct iod_row *, struct iod_op *, int *error);
-/* More of the blocks around a payload came. False: there may be still more. */
-bool iod_plan_blocks_read(struct iod_row *, uint64_t bytes);
 void iod_plan_end(struct iod_row *); /* undo what it did to the iovecs */
-void iod_plan_took(struct iod_row *, uint64_t bytes); /* of the payload in the arena, which are written */
+bool iod_plan_is_small(const struct iod_core *, const struct iod_row *); /* a copy is cheaper than the vector */
+
+/* bounce.c: a payload that goes through the arena. */
+/* More of the blocks around a payload came. False: there may be still more. */
+bool iod_bounce_blocks_read(struct iod_row *, uint64_t bytes);
+void iod_bounce_took(struct iod_row *, uint64_t bytes); /* of the payload in the arena, which are written */
 /* It waits for its peer, who may never come: its piece of the arena goes back, unless it holds what a device window gave,
  * which cannot be had again. */
-void iod_plan_pause(struct iod_core *, struct iod_row *);
-bool iod_plan_must_keep(const struct iod_row *); /* what is in the arena cannot be had again */
-
-bool iod_plan_is_small(const struct iod_core *, const struct iod_row *); /* a copy is cheaper than the vector */
+void iod_bounce_pause(struct iod_core *, struct iod_row *);
+bool iod_bounce_must_keep(const struct iod_row *); /* what is in the arena cannot be had again */
 
 /* packet.c: looking at a packet before it is received. */
 enum iod_plan iod_packet_look(struct iod_row *, struct iod_op *, int *error); /* PEEK, DROP: the request, if one is needed */
