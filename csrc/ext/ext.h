@@ -334,6 +334,7 @@ int ext_chains_add(PyObject *module);
 int ext_target_add(PyObject *module);
 int ext_target_use(Target *, Engine *); /* bind it to the engine; raises when it is another's, or closed */
 void ext_target_unused(Target *);	/* no row came of that */
+int ext_revocation_add(PyObject *module);
 int ext_engine_add(PyObject *module);
 extern unsigned ext_forks;
 

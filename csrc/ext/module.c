@@ -282,7 +282,7 @@ static int execute(PyObject *module)
 		return -1;
 	return ext_engine_add(module) || ext_region_add(module) || ext_space_add(module) || ext_lists_add(module) ||
 			       ext_wait_add(module) || ext_task_add(module) || ext_target_add(module) ||
-			       ext_port_add(module) || ext_stream_add(module) || ext_queue_add(module) ||
+			       ext_revocation_add(module) || ext_port_add(module) || ext_stream_add(module) || ext_queue_add(module) ||
 			       ext_chains_add(module) ||
 			       ext_frames_add(module) || ext_known_add(module) || ext_remote_add(module)
 		       ? -1
