@@ -272,6 +272,11 @@ int ext_trace_name(Engine *, uint32_t *traced, uint32_t *id, PyObject *object, c
 void ext_space_join(Space *, Engine *);
 void ext_space_leave(Space *);
 
+/* translate.c: methods of Space */
+PyObject *ext_space_translate(Space *, PyObject *const *args, Py_ssize_t n);
+PyObject *ext_space_walk(Space *, PyObject *const *args, Py_ssize_t n);
+PyObject *ext_space_lookup_loop(Space *, PyObject *const *args, Py_ssize_t n);
+
 /* turn.c */
 void ext_deliver(Engine *);
 void ext_poke(Engine *); /* there is something to do, and it may be outside a turn */
