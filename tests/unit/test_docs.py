@@ -143,11 +143,12 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_every_page_is_reached_from_the_readme() -> None:
-    linked = (ROOT / "README.md").read_text() + (ROOT / "docs" / "how-to.md").read_text()
-    for kind in KINDS:
-        assert f"docs/{kind}.md" in linked
+    readme, index = (ROOT / "README.md").read_text(), (ROOT / "docs" / "README.md").read_text()
+    for kind in ("README", *KINDS):
+        assert f"(docs/{kind}.md)" in readme
     for page in PAGES[1:]:
-        assert page.name in linked, f"neither README.md nor docs/how-to.md leads to {page.name}"
+        if page.name != "README.md":
+            assert f"({page.name})" in index, f"docs/README.md does not lead to {page.name}"
 
 
 # --- the reference --------------------------------------------------------------------------------
