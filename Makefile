@@ -33,6 +33,7 @@ build: $(VENV)/.built
 # The environment: setuptools as pyproject.toml asks for it, then the package itself, editable.
 # Nothing here or below goes to the network once what it installs is there.
 $(VENV)/.base: pyproject.toml
+	@scripts/prerequisites.sh demo
 	@echo 'preparing $(VENV)'
 	@test -x $(BIN)/python && $(BIN)/python -m pip --version >/dev/null 2>&1 || \
 	    $(PYTHON) -m venv --clear $(VENV)
