@@ -62,6 +62,8 @@ int iod_submit(struct iod_core *core, const struct iod_request *request, uint64_
 	row->was_ranged = row->notified = row->ranged = row->reads_first = false;
 	row->cut = row->by_copy = row->by_write = row->alone = row->batched = row->no_end = false;
 	row->began = false;
+	row->linked = request->linked;
+	row->unlinked = false;
 	row->error = 0;
 	if (request->unit) {
 		if (row->total > request->end || request->position > request->end - row->total)

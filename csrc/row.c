@@ -4,7 +4,8 @@
  *
  * Invariants
  *  - A row is completed once, and has given back leases, bounce piece, order and range before anybody can see that.
- *  - A row that waits holds none of them but its turn in an order. */
+ *  - A row that waits holds none of them but its turn in an order.
+ *  - Of linked rows none goes that is behind one whose memory was refused. */
 #include "bytes.h"
 #include "framed.h"
 
@@ -112,6 +113,8 @@ static void leave_order(struct iod_core *core, struct iod_row *row)
 		struct iod_row *next = target->order[row->direction].head;
 		target->active[row->direction] = next;
 		if (next) {
+			if (next->linked && next->port == row->port && (row->status == IOD_FAULT || row->unlinked))
+				next->cancel_wanted = next->unlinked = true;
 			next->holds_order = true;
 			iod_row_ready(core, next);
 		}

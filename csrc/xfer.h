@@ -180,6 +180,8 @@ struct iod_row {
 	bool batched : 1;  /* its request has several packets */
 	bool no_end : 1;   /* a packet that is empty is just that */
 	bool began : 1;	   /* a frame of a stream is its own */
+	bool linked : 1;   /* it goes only if the memory of those before could be reached */
+	bool unlinked : 1; /* ... which it could not */
 	bool by_copy : 1;  /* a zero-copy send that the kernel had no room for */
 	bool by_cache : 1; /* of a direct file's bounce: exactly the payload, through the page cache */
 	bool by_write : 1; /* ZEROES: the file or the range takes none but written ones */
@@ -226,6 +228,7 @@ struct iod_request {
 	const uint64_t *addresses, *lengths; /* instead of list, where that is two columns */
 	uint32_t count, count2;
 	uint64_t position, length, minimum, id;
+	bool linked;
 	uint64_t end, unit; /* unit 0: anywhere; else whole units, none of them past byte `end` of the target */
 	uint8_t *data;
 	void *user;

@@ -324,7 +324,7 @@ int ext_port_target(Port *, PyObject *, Target **out);
 PyObject *ext_port_submit(Port *, PyObject *const *args, Py_ssize_t n, PyObject *names);
 
 /* keywords.c */
-#define EXT_MOST_NAMES 6
+#define EXT_MOST_NAMES 7
 struct ext_names {
 	const char *text[EXT_MOST_NAMES + 1];
 	PyObject *interned[EXT_MOST_NAMES]; /* the same, when it was used once */

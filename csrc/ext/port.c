@@ -488,12 +488,13 @@ static PyMethodDef port_methods[] = {
 	{"to_memory", EXT_METHOD(port_to_memory), METH_FASTCALL | METH_KEYWORDS,
 	 "to_memory(segments, *, source, offset=0, minimum=None) -> Transfer: the endpoint is read into memory."},
 	{"submit", EXT_METHOD(ext_port_submit), METH_FASTCALL | METH_KEYWORDS,
-	 "submit(batch, endpoint, position=None, *, unit=1, rows=None, end=None): the requests of a batch, with one\n"
-	 "call.\n\n"
+	 "submit(batch, endpoint, position=None, *, unit=1, rows=None, end=None, linked=False): the requests of a\n"
+	 "batch, with one call.\n\n"
 	 "position: where in the endpoint, in `unit`s, one for each request (a number, if it is one); None:\n"
 	 "batch.position. rows: which requests of the batch, or the Completions whose ids say so; None: the first\n"
 	 "batch.n. end: bytes; a request that reaches further, or is not made of\n"
-	 "whole units, ends with IO_ERROR and moves nothing. Gives batch.ticket, written for those requests."},
+	 "whole units, ends with IO_ERROR and moves nothing. linked: to a packet endpoint or a stream each goes only if\n"
+	 "the memory of those before could be reached; it ends CANCELLED otherwise. Gives batch.ticket, written for those requests."},
 	{"copy", EXT_METHOD(port_copy), METH_FASTCALL | METH_KEYWORDS,
 	 "copy(source, target) -> Transfer: from one list to another of as many bytes."},
 	{"cancel", EXT_METHOD(port_cancel), METH_O, "cancel(ticket): ask that it ends soon. False: it was over."},

@@ -50,7 +50,7 @@ static int check_batch(const Columns *columns, const struct ext_batch *b, const 
 }
 
 static PyObject *submit_batch(Port *self, Columns *columns, PyObject *endpoint, const uint64_t *positions, uint64_t unit,
-			      const uint64_t *end, const uint64_t *rows, Py_ssize_t n)
+			      const uint64_t *end, const uint64_t *rows, Py_ssize_t n, bool linked)
 {
 	struct ext_batch b;
 	Target *target;
@@ -77,6 +77,7 @@ static PyObject *submit_batch(Port *self, Columns *columns, PyObject *endpoint, 
 		request.lengths = b.length + b.first[i];
 		request.count = b.count[i];
 		request.id = b.id[i];
+		request.linked = linked && k;
 		/* What a guest asked for cannot be an exception: a position that does not fit is refused as a request. */
 		if (__builtin_mul_overflow(positions ? positions[k] : b.position[i], unit, &request.position))
 			request.position = UINT64_MAX;
@@ -95,7 +96,7 @@ static PyObject *submit_batch(Port *self, Columns *columns, PyObject *endpoint, 
 
 PyObject *ext_port_submit(Port *self, PyObject *const *args, Py_ssize_t n, PyObject *names)
 {
-	static struct ext_names known = {.text = {"batch", "endpoint", "position", "unit", "rows", "end"}};
+	static struct ext_names known = {.text = {"batch", "endpoint", "position", "unit", "rows", "end", "linked"}};
 	PyObject *value[EXT_MOST_NAMES] = {NULL};
 	Py_buffer rows = {0}, positions = {0};
 	PyObject *result = NULL;
@@ -106,6 +107,9 @@ PyObject *ext_port_submit(Port *self, PyObject *const *args, Py_ssize_t n, PyObj
 	if (!value[0] || !PyObject_TypeCheck(value[0], ColumnsType))
 		return PyErr_Format(ArgumentTypeErrorType, "%R is not a Batch", value[0] ? value[0] : Py_None);
 	if (value[3] && ext_u64(value[3], "unit", &unit))
+		return NULL;
+	int linked = value[6] ? PyObject_IsTrue(value[6]) : 0;
+	if (linked < 0)
 		return NULL;
 	bool bounded = value[5] && value[5] != Py_None;
 	if (bounded && ext_u64(value[5], "end", &end))
@@ -137,9 +141,11 @@ PyObject *ext_port_submit(Port *self, PyObject *const *args, Py_ssize_t n, PyObj
 		if (count != 1)
 			PyErr_Format(ArgumentErrorType, "position is one number, and there are %zd requests", count);
 		else if (!ext_u64(value[2], "position", &position))
-			result = submit_batch(self, columns, value[1], &position, unit, bounded ? &end : NULL, which, 1);
+			result = submit_batch(self, columns, value[1], &position, unit, bounded ? &end : NULL, which, 1,
+					      linked);
 	} else if (!value[2] || value[2] == Py_None || !words_of(value[2], "position", count, &positions)) {
-		result = submit_batch(self, columns, value[1], positions.buf, unit, bounded ? &end : NULL, which, count);
+		result = submit_batch(self, columns, value[1], positions.buf, unit, bounded ? &end : NULL, which, count,
+				      linked);
 	}
 	if (positions.obj)
 		PyBuffer_Release(&positions);

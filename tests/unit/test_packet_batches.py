@@ -13,6 +13,7 @@ import pytest
 
 import iodma
 from iodma import Status
+from iodma.testing import Inject
 from tests.unit.system import Registers
 from tests.unit.test_packets import (
     KINDS,
@@ -391,6 +392,68 @@ def test_lanes_are_swapped_for_each_packet_of_a_batch(link: Link, rng: random.Ra
         assert bytes(link.ram.view(0, len(data))) == data
 
     link.run(main())
+
+
+@pytest.mark.parametrize("linked", [True, False])
+@pytest.mark.parametrize("waits", [True, False], ids=["while they wait", "before"])
+def test_linked_packets_do_not_pass_one_that_cannot_be_read(
+    queued: Link, linked: bool, waits: bool
+) -> None:
+    """Its memory goes before they are submitted, or while the host takes no more."""
+    places = numbered(queued, 32)
+    batch = iodma.Batch(32, 32)
+    for i, (address, length) in enumerate(places):
+        batch.first[i], batch.count[i], batch.direction[i], batch.id[i] = i, 1, 0, i
+        batch.address[i], batch.length[i] = address, length
+    batch.n = 32
+    hidden = Inject(queued.memory)
+    port = queued.engine.port(hidden)
+
+    async def main() -> tuple[dict[int, int], list[int]]:
+        if not waits:
+            hidden.fault(places[20][0], 1514)
+        port.submit(batch, queued.endpoint, linked=linked)
+        for _ in range(20):
+            await queued.engine.sleep(0)
+        hidden.fault(places[20][0], 1514)
+        found: dict[int, int] = {}
+        came: list[int] = []
+        while len(found) < 32:
+            came += await drained(queued)
+            async for done in port.completions(limit=32):
+                found |= dict(zip(done.id.tolist(), done.status.tolist(), strict=True))
+                break
+        return found, came + await drained(queued)
+
+    found, came = queued.run(main())
+    last = Status.CANCELLED if linked else Status.OK
+    want = [Status.OK] * 20 + [Status.FAULT] + [last] * 11
+    assert [found[i] for i in range(32)] == want
+    assert came == [i for i in range(32) if want[i] is Status.OK]
+
+
+def test_a_cancelled_packet_leaves_the_linked_ones_alone(queued: Link) -> None:
+    places = numbered(queued, 16)
+    batch = iodma.Batch(32, 32)
+    for i, (address, length) in enumerate([*places, *places]):
+        batch.first[i], batch.count[i], batch.direction[i], batch.id[i] = i, 1, 0, i
+        batch.address[i], batch.length[i] = address, length
+    batch.n = 32
+
+    async def main() -> list[int]:
+        tickets = queued.port.submit(batch, queued.endpoint, linked=True)
+        other = queued.port.from_memory(places[3], to=queued.endpoint)
+        for _ in range(20):
+            await queued.engine.sleep(0)
+        assert queued.port.cancel(int(tickets[29]))
+        found: list[int] = []
+        while len(found) < 32:
+            found += await drained(queued)
+            await queued.engine.sleep(0)
+        assert (await other).ok, "which is linked to nothing"
+        return found + await drained(queued)
+
+    assert queued.run(main()) == [*range(16), *range(13), 14, 15, 3]
 
 
 def test_frames_of_a_tap_go_together(

@@ -297,7 +297,7 @@ class Transmitter:
             await self._send_one(run, packet)
             return
         batch.n = good
-        payload.submit(batch, network)
+        payload.submit(batch, network, linked=True)  # its pages may go while it waits
         self._waits()
         given = 0
         late: dict[int, int] = {}
