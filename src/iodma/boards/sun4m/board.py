@@ -170,7 +170,10 @@ class Sun4m:
         engine = self.engine
         if engine._idle and not engine._soon:  # nobody's work goes on; it is asked often
             return False
-        return self.iommu.busy or self.lance.busy or self.esp.busy
+        if self.lance.busy or self.esp.busy:
+            return True
+        # What a flush has taken away may be a frame that the network does not take.
+        return self.iommu.busy and not self.lance.transmitter.blocked()
 
     async def settle(self) -> None:
         """Waits until it is not busy."""
