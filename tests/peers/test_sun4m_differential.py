@@ -70,6 +70,7 @@ EXPLAINED = {
     "ones-above-bcnt-overwritten": "ones above BCNT",
     "packet-without-an-end": "packet without an end",
     "packet-without-an-end-dxsuflo": "packet without an end",
+    "ring-at-an-odd-place": "ring at an odd place",
     "ring-at-zero-fault": "ring at address 0",
     "sent-while-off-silently": "sent while off",
 }

@@ -154,6 +154,13 @@ LANCE: tuple[Divergence, ...] = (
         ends=True,
     ),
     Divergence(
+        "ring at an odd place",
+        "it begins at a multiple of 8; in QEMU where bits 2:0 of its address say",
+        'Am7990, "Initialization Block", RDRA and TDRA: bits 2:0 are zero',
+        rings.unaligned,
+        ends=True,
+    ),
+    Divergence(
         "ones above BCNT",
         "bits 15:12 of a descriptor's third word are not looked at; QEMU takes it for not owned",
         'Am7990, "Transmit Message Descriptor 2": written by the host, unchanged by LANCE',

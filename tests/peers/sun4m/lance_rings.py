@@ -13,6 +13,7 @@ from tests.peers.sun4m.compare import Moment
 from tests.peers.sun4m.lance_state import (
     CSR0,
     ENTRY,
+    block,
     buffer,
     entries,
     faulted,
@@ -57,6 +58,21 @@ def ring_at_zero(moment: Moment) -> bool:
             continue
         left = any(entry.owned == (False, True) for entry in entries(moment, (base, count)))
         if left or faulted(moment, base, count * ENTRY):
+            return moment.everything()
+    return False
+
+
+def unaligned(moment: Moment) -> bool:
+    """A ring whose address has bits below 3: QEMU finds a descriptor there, or ours elsewhere."""
+    for at, (base, count) in zip((17, 21), rings(moment), strict=False):
+        below = block(moment)[at] & 7
+        if not below:
+            continue
+        theirs = entries(moment, (base + below, count))
+        found = any(owned(entry.given) and not entry.owned[1] for entry in theirs)
+        for entry in entries(moment, (base, count)):
+            found |= entry.used or (entry.owned[0] and faulted(moment, *buffer(entry.ours)))
+        if found:
             return moment.everything()
     return False
 
