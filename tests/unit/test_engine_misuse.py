@@ -125,32 +125,6 @@ def test_call_threadsafe_wakes_an_engine_that_sleeps(engine: iodma.Engine) -> No
 def test_a_fork_child_may_not_use_it_and_the_parent_goes_on() -> None:
     done = python(
         """
-        import os, sys, iodma
-
-        async def work():
-            await engine.sleep(0.01)
-            return "parent"
-
-        with iodma.Engine() as engine:
-            engine.run(work())
-            pid = os.fork()
-            if pid == 0:
-                status = 1
-                try:
-                    engine.run()
-                except iodma.WrongThreadError as error:
-                    status = 0 if "process that made it" in str(error) else 2
-                engine.close()
-                with iodma.Engine() as own:  # it makes one of its own
-                    own.run(own.sleep.__self__.attach and own.start and wait(own))
-                os._exit(status if engine.closed else 3)
-            print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), engine.run(work()))
-        """.replace("own.sleep.__self__.attach and own.start and wait(own)", "wait(own)").replace(
-            "async def work()",
-            "async def wait(own):\n    await own.sleep(0.001)\n\nasync def work()",
-        )
-        if False
-        else """
         import os, iodma
 
         async def wait(engine):
