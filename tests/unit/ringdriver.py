@@ -27,6 +27,8 @@ from iodma.virtio.queue import Virtqueue
 BASE, BUFFERS = 0x1000, 0x4000
 #: Of descriptors.
 NEXT, WRITE, INDIRECT, AVAIL, USED = 1, 2, 4, 1 << 7, 1 << 15
+#: What the parts for events of a packed ring say.
+ENABLE, DISABLE, DESC = 0, 1, 2
 #: Of queues.
 EVENT_IDX, INDIRECT_DESC, PACKED = 1, 2, 4
 
@@ -85,6 +87,28 @@ class RingDriver:
     def status(self, slot: int) -> int:
         return self.view[BUFFERS + 0x1000 * slot + 16]
 
+    @property
+    def outstanding(self) -> int:
+        """Chains that were not seen to be used."""
+        raise NotImplementedError
+
+    @property
+    def position(self) -> int:
+        """Where the next chain is made available."""
+        raise NotImplementedError
+
+    def wants_kick(self, before: int) -> bool:
+        """Whether the device asked to be kicked for what came since that position."""
+        raise NotImplementedError
+
+    def read(self, slot: int, sector: int, length: int = 512) -> None:
+        """Makes a read of a disk available."""
+        raise NotImplementedError
+
+    def used(self) -> list[tuple[int, int]]:
+        """(head or id, length) of what was used since the last look."""
+        raise NotImplementedError
+
     def close(self) -> None:
         self.port.close()
         self.view.release()
@@ -114,6 +138,21 @@ class SplitDriver(RingDriver):
         struct.pack_into("<H", self.view, slot, head)
         self.available = (self.available + 1) & 0xFFFF
         struct.pack_into("<H", self.view, self.AVAILABLE + 2, self.available)
+
+    @property
+    def outstanding(self) -> int:
+        return (self.available - self.seen) & 0xFFFF
+
+    @property
+    def position(self) -> int:
+        return self.available
+
+    def wants_kick(self, before: int) -> bool:
+        if self.flags & EVENT_IDX:
+            (event,) = struct.unpack_from("<H", self.view, self.USED + 4 + 8 * self.size)
+            return int(self.available - event - 1) & 0xFFFF < (self.available - before) & 0xFFFF
+        (flags,) = struct.unpack_from("<H", self.view, self.USED)
+        return not int(flags) & 1
 
     def jump(self) -> None:
         """More chains are available, if that were true, than the ring holds."""
@@ -153,6 +192,24 @@ class PackedDriver(RingDriver):
         self.used_at, self.used_lap = 0, True
         self.lengths: dict[int, int] = {}
 
+    @property
+    def outstanding(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def position(self) -> int:
+        return self.at
+
+    def wants_kick(self, before: int) -> bool:
+        desc, how = struct.unpack_from("<HH", self.view, self.DEVICE_EVENT)
+        if how != DESC:
+            return bool(how == ENABLE)
+        event = int(desc) & 0x7FFF
+        if bool(desc & 0x8000) != self.lap:
+            event -= self.size
+        before -= self.size if before > self.at else 0
+        return (self.at - event - 1) & 0xFFFF < (self.at - before) & 0xFFFF
+
     def offer(self, id: int, descriptors: list[tuple[int, int, int]]) -> None:
         """A chain of (address, length, flags); its first descriptor's flags are written last."""
         todo = []
@@ -183,6 +240,41 @@ class PackedDriver(RingDriver):
             self.used_at += self.lengths.pop(id)
             if self.used_at >= self.size:
                 self.used_at, self.used_lap = self.used_at - self.size, not self.used_lap
+
+
+def kicks_when_asked(d: RingDriver, count: int) -> None:
+    """So many reads are answered by a device that sleeps in between, though nobody kicks it but
+    when it asked for that: every wake-up comes from the ring itself."""
+    queue = d.queue()
+    served: list[int] = []
+
+    async def serve() -> None:
+        async for chains in queue.batches(4):
+            served.extend(chains.id.tolist())
+            for id in chains.id.tolist():
+                queue.finish(id, 0, b"\0")
+
+    async def main() -> None:
+        task = d.engine.start(serve())
+        for i in range(count):
+            while d.outstanding >= 2:
+                d.used()
+                await d.engine.sleep(0.0001)
+            before = d.position
+            d.read(i % 2, 0)
+            if d.wants_kick(before):
+                os.eventfd_write(d.kick, 1)
+            if i % 500 == 0:
+                await d.engine.sleep(0.002)  # long enough that the engine sleeps
+        while len(served) < count:
+            await d.engine.sleep(0.0001)
+        queue.stop()
+        await queue.drained()
+        await task
+
+    d.engine.run(main())
+    assert len(served) == count == queue.pushed
+    queue.release()
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from tests.unit.ringdriver import (
     NEXT,
     WRITE,
     SplitDriver,
+    kicks_when_asked,
     signalled,
     split_driver,
 )
@@ -286,45 +287,8 @@ def test_headers_and_trailers_in_pieces() -> None:
 
 @pytest.mark.parametrize("flags", [0, EVENT_IDX])
 def test_a_driver_that_kicks_when_it_was_asked_to(flags: int) -> None:
-    """Every wake-up comes from the ring itself: the driver kicks only when the device wants it."""
     with split_driver(flags) as d:
-        queue = d.queue()
-        served: list[int] = []
-
-        async def serve() -> None:
-            async for chains in queue.batches(4):
-                served.extend(chains.id.tolist())
-                for head in chains.id.tolist():
-                    queue.finish(head, 0, b"\0")
-
-        def wants_kick(before: int) -> bool:
-            if flags:
-                (event,) = struct.unpack_from("<H", d.view, SplitDriver.USED + 4 + 8 * d.size)
-                return int(d.available - event - 1) & 0xFFFF < (d.available - before) & 0xFFFF
-            (ring_flags,) = struct.unpack_from("<H", d.view, SplitDriver.USED)
-            return not int(ring_flags) & 1
-
-        async def main() -> None:
-            task = d.engine.start(serve())
-            for i in range(3000):
-                while i - len(served) >= 2:
-                    await d.engine.sleep(0.0001)
-                    d.used()
-                before = d.available
-                d.read(i % 2, 0)
-                if wants_kick(before):
-                    os.eventfd_write(d.kick, 1)
-                if i % 500 == 0:
-                    await d.engine.sleep(0.002)  # long enough that the engine sleeps
-            while len(served) < 3000:
-                await d.engine.sleep(0.0001)
-            queue.stop()
-            await queue.drained()
-            await task
-
-        d.engine.run(main())
-        assert len(served) == 3000 == queue.pushed
-        queue.release()
+        kicks_when_asked(d, 3000)
 
 
 def test_event_index_says_when_the_driver_is_told() -> None:

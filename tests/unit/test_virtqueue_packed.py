@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import struct
 from typing import Any
@@ -14,17 +13,19 @@ import iodma
 from tests.unit.ringdriver import (
     BASE,
     BUFFERS,
+    DESC,
+    DISABLE,
+    ENABLE,
     EVENT_IDX,
     INDIRECT,
     INDIRECT_DESC,
     NEXT,
     WRITE,
     PackedDriver,
+    kicks_when_asked,
     packed_driver,
     signalled,
 )
-
-ENABLE, DISABLE, DESC = 0, 1, 2
 
 
 def test_chains_over_many_laps() -> None:
@@ -140,46 +141,7 @@ def test_a_ring_that_makes_no_sense(descriptors: Any, id: int, why: str) -> None
 @pytest.mark.parametrize("flags", [0, EVENT_IDX])
 def test_a_driver_that_kicks_when_it_was_asked_to(flags: int) -> None:
     with packed_driver(flags) as d:
-        queue = d.queue()
-        served: list[int] = []
-
-        async def serve() -> None:
-            async for chains in queue.batches(4):
-                served.extend(chains.id.tolist())
-                for id in chains.id.tolist():
-                    queue.finish(id, 0, b"\0")
-
-        def wants_kick(before: int) -> bool:
-            desc, how = struct.unpack_from("<HH", d.view, PackedDriver.DEVICE_EVENT)
-            if how != DESC:
-                return bool(how == ENABLE)
-            event = int(desc) & 0x7FFF
-            if bool(desc & 0x8000) != d.lap:
-                event -= d.size
-            before -= d.size if before > d.at else 0
-            return (d.at - event - 1) & 0xFFFF < (d.at - before) & 0xFFFF
-
-        async def main() -> None:
-            task = d.engine.start(serve())
-            for i in range(2000):
-                while i - len(served) >= 2 or len(d.lengths) >= 2:
-                    d.used()
-                    await d.engine.sleep(0.0001)
-                before = d.at
-                d.read(i % 2, 0)
-                if wants_kick(before):
-                    os.eventfd_write(d.kick, 1)
-                if i % 500 == 0:
-                    await d.engine.sleep(0.002)  # long enough that the engine sleeps
-            while len(served) < 2000:
-                await d.engine.sleep(0.0001)
-            queue.stop()
-            await queue.drained()
-            await task
-
-        d.engine.run(main())
-        assert queue.pushed == 2000
-        queue.release()
+        kicks_when_asked(d, 2000)
 
 
 def test_the_driver_is_told_at_the_descriptor_that_it_named() -> None:
