@@ -26,28 +26,19 @@ from iodma.virtio import (
 from iodma.virtio.features import names
 from iodma.virtio.queue import ring_flags
 from tests.unit.engines import Held, WatchedEngine, run, settle
+from tests.unit.fakequeue import FakeQueue
 
 CAPACITY = ConfigField("capacity", 0, 8)
 MODE = ConfigField("mode", 9, 1)
 
 
-class FakeQueue:
-    """Has what `Queue` says; `offer` makes chains available."""
+class OfferedQueue(FakeQueue):
+    """`offer` makes chains available."""
 
     def __init__(self, port: Port, setup: QueueSetup) -> None:
-        self.port = port
-        self.setup = setup
-        self.index = setup.index
-        self.size = setup.size
-        self.next = setup.next
-        self.in_flight = 0
-        self.running = True
-        self.released = False
-        self.broken: str | None = None
+        super().__init__(port, setup)
         self.pushed: dict[int, int] = {}
         self._chains: list[int] = []
-        self._ready: Wait[None] = Wait(port.engine)
-        self._drained: Wait[None] = Wait(port.engine)
 
     def offer(self, *ids: int) -> None:
         self._chains += ids
@@ -80,9 +71,6 @@ class FakeQueue:
             self._ready = Wait(self.port.engine)
             await self._ready
 
-    def route(self, endpoint: Any, **how: Any) -> None:
-        raise NotImplementedError
-
     def push(self, done: Completions, ok: int = 0, error: int = 1) -> None:
         for id, status in zip(done.id.tolist(), done.status.tolist(), strict=True):
             self._give_back(id, ok if status == 0 else error)
@@ -93,25 +81,11 @@ class FakeQueue:
     def _give_back(self, id: int, status: int) -> None:
         self.pushed[id] = status
         self.in_flight -= 1
-        if not self.running and not self.in_flight:
-            self._drained._resolve(None)
-
-    def stop(self) -> None:
-        self.running = False
-        self._ready._resolve(None)
-        if not self.in_flight:
-            self._drained._resolve(None)
-
-    def drained(self) -> Wait[None]:
-        return self._drained
+        self.gave_back()
 
     def release(self) -> None:
-        self.released = True
+        super().release()
         del self._ready, self._drained  # a wait holds its engine, unseen by the collector
-
-    def set_call(self, fd: int) -> None: ...
-    def set_kick(self, fd: int) -> None: ...
-    def set_error(self, fd: int) -> None: ...
 
 
 class Rng(VirtioDevice):
@@ -133,7 +107,7 @@ class Rng(VirtioDevice):
         return super().features | 2
 
     def make_queue(self, port: Port, setup: QueueSetup) -> Queue:
-        return FakeQueue(port, setup)
+        return OfferedQueue(port, setup)
 
     def config_written(self, field: ConfigField, value: int) -> None:
         if field.name != "mode":
@@ -170,10 +144,10 @@ async def finished(awaitable: Any) -> Any:
     return await awaitable
 
 
-def started(device: VirtioDevice, space: Memory, setup: QueueSetup = SETUP) -> FakeQueue:
+def started(device: VirtioDevice, space: Memory, setup: QueueSetup = SETUP) -> OfferedQueue:
     device.start_queue(setup, space)
     queue = device.queues[setup.index]
-    assert isinstance(queue, FakeQueue)
+    assert isinstance(queue, OfferedQueue)
     return queue
 
 
@@ -377,7 +351,7 @@ def test_a_device_that_fails_lets_go_of_its_rings(
 def test_a_device_without_serve_fails(engine: WatchedEngine, memory: Memory) -> None:
     class Empty(VirtioDevice):
         def make_queue(self, port: Port, setup: QueueSetup) -> Queue:
-            return FakeQueue(port, setup)
+            return OfferedQueue(port, setup)
 
     device = Empty()
     engine.attach(device)

@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from iodma import Engine
-from iodma._core import Wait
 from iodma.testing import strict_engine
 from iodma.transports.vhost_user import VhostUserServer
 from iodma.virtio import ConfigField, QueueSetup, VirtioDevice
+from tests.unit.fakequeue import FakeQueue
 
 # Message numbers.
 GET_FEATURES, SET_FEATURES, SET_OWNER, RESET_OWNER, SET_MEM_TABLE = 1, 2, 3, 4, 5
@@ -73,22 +73,12 @@ class Gone(Exception):
 # --- the device -----------------------------------------------------------------------------------
 
 
-class FakeQueue:
+class IdleQueue(FakeQueue):
     """A queue that takes chains when the test says so, and gives them back then, too."""
 
     def __init__(self, port: Any, setup: QueueSetup) -> None:
-        self.port = port
-        self.setup = setup
-        self.index = setup.index
-        self.size = setup.size
-        self.next = setup.next
-        self.in_flight = 0
-        self.running = True
-        self.released = False
-        self.broken: str | None = None
+        super().__init__(port, setup)
         self.fds: list[tuple[str, int]] = []
-        self._stopped: Wait[None] = Wait(port.engine)
-        self._drained: Wait[None] = Wait(port.engine)
 
     def take(self, count: int = 1) -> None:
         assert self.running
@@ -97,29 +87,12 @@ class FakeQueue:
 
     def give_back(self) -> None:
         self.in_flight = 0
-        if not self.running and not self._drained.done:
-            self._drained._resolve(None)
+        self.gave_back()
 
     async def batches(self, limit: int = 16) -> Any:
-        await self._stopped
+        await self._ready
         if self.in_flight < 0:
             yield
-
-    def route(self, endpoint: Any, **how: Any) -> None:
-        raise NotImplementedError
-
-    def stop(self) -> None:
-        if self.running:
-            self.running = False
-            self._stopped._resolve(None)
-            if not self.in_flight:
-                self._drained._resolve(None)
-
-    def drained(self) -> Wait[None]:
-        return self._drained
-
-    def release(self) -> None:
-        self.released = True
 
     def pop(self, limit: int) -> None:
         return None
@@ -151,7 +124,7 @@ class FakeDevice(VirtioDevice):
         super().__init__(name="fake")
         self.queue_count = queues
         self.config["size"] = 0x1122334455667788
-        self.made: list[FakeQueue] = []
+        self.made: list[IdleQueue] = []
         self.resets = 0
 
     @property
@@ -161,8 +134,8 @@ class FakeDevice(VirtioDevice):
     def reset(self) -> None:
         self.resets += 1
 
-    def make_queue(self, port: Any, setup: QueueSetup) -> FakeQueue:
-        queue = FakeQueue(port, setup)
+    def make_queue(self, port: Any, setup: QueueSetup) -> IdleQueue:
+        queue = IdleQueue(port, setup)
         self.made.append(queue)
         return queue
 
@@ -446,7 +419,7 @@ class Bench:
         self._front_ends.clear()
 
     @property
-    def queue(self) -> FakeQueue:
+    def queue(self) -> IdleQueue:
         """The one that was made last."""
         return self.device.made[-1]
 
