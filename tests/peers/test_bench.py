@@ -11,24 +11,16 @@ from pathlib import Path
 import pytest
 
 from iodma.tools.bench.core import WORKS
-from tests.peers.benches import KEYS, bench
+from tests.peers.benches import is_one_line, report_of, without
 
 
 @pytest.mark.limit(330)
 def test_every_row_gives_a_figure(tmp_path: Path, peer: Callable[[str], str]) -> None:
     peer("fio")
-    out = tmp_path / "out.json"
-    done = bench("core", "--json", str(out), "--pairs", "1", "--sample", "0.1")
-    assert done.returncode == 0, done.stderr
-    report = json.loads(out.read_text())
-    assert report["bench"] == "core"
-    assert [row["work"] for row in report["rows"]] == [work.name for work in WORKS]
+    report = report_of("core", tmp_path, [work.name for work in WORKS])
     for row in report["rows"]:
-        assert set(row) == KEYS
         assert row["pairs"] == 1
         assert row["value"] > 0
-        assert row["work"] in done.stdout
-        assert report["peers"][row["work"]]
     assert report["machine"]["filesystem"]
 
 
@@ -63,12 +55,8 @@ def test_who_may_not_pin_the_memory_has_it_registered_on_neither_side(
     assert "fixedbufs" not in str(report["peers"]), report["peers"]
 
 
-def test_a_missing_peer_is_one_line(tmp_path: Path) -> None:
-    script = "import sys; from iodma.tools.bench import fio; fio.find_program = lambda name: None\n"
-    script += "from iodma.cli import main; sys.exit(main(['bench', 'core']))"
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+def test_a_missing_peer_is_one_line() -> None:
+    done = without(
+        "core", "from iodma.tools.bench import fio; fio.find_program = lambda name: None"
     )
-    assert done.returncode == 1
-    assert done.stderr.startswith("iodma: error: fio is not installed")
-    assert "Traceback" not in done.stderr
+    is_one_line(done, "fio is not installed")

@@ -1,9 +1,6 @@
 """`iodma bench vfio-user`."""
 
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +9,7 @@ from iodma.tools.bench.budget import plan
 from iodma.tools.bench.options import Options
 from iodma.tools.bench.two_sides import costs, limits
 from iodma.tools.bench.vfio_works import WORKS
-from tests.peers.benches import KEYS, bench
+from tests.peers.benches import bench, is_one_line, refuses, report_of, without
 
 two = pytest.mark.skipif(
     len(os.sched_getaffinity(0)) < 2, reason="client and server need a processor each"
@@ -22,16 +19,8 @@ two = pytest.mark.skipif(
 @two
 @pytest.mark.limit(330)
 def test_every_row_gives_a_figure(tmp_path: Path) -> None:
-    out = tmp_path / "out.json"
-    done = bench("vfio-user", "--json", str(out), "--pairs", "1", "--sample", "0.1")
-    assert done.returncode == 0, done.stderr
-    report = json.loads(out.read_text())
-    assert report["bench"] == "vfio-user"
-    assert [row["work"] for row in report["rows"]] == [work.name for work in WORKS]
+    report = report_of("vfio-user", tmp_path, [work.name for work in WORKS])
     for row in report["rows"]:
-        assert set(row) == KEYS
-        assert row["work"] in done.stdout
-        assert report["peers"][row["work"]]
         details = report["extra"]["rows"][row["work"]]["ours"]
         assert details["requests"] > 0
         assert "vfio_device" in details["command"]
@@ -58,14 +47,8 @@ def test_the_peer_may_be_on_both_sides() -> None:
 
 
 def test_a_missing_peer_is_one_line() -> None:
-    script = "import sys; sys.modules['iodma._peer'] = None\n"
-    script += "from iodma.cli import main; sys.exit(main(['bench', 'vfio-user']))"
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 1
-    assert done.stderr.startswith("iodma: error: the peers of this benchmark are C loops")
-    assert "Traceback" not in done.stderr
+    done = without("vfio-user", "sys.modules['iodma._peer'] = None")
+    is_one_line(done, "the peers of this benchmark are C loops")
 
 
 def test_it_ends_within_its_time() -> None:
@@ -75,11 +58,4 @@ def test_it_ends_within_its_time() -> None:
 
 
 def test_what_means_nothing_to_it_is_refused() -> None:
-    for arguments, reason in [
-        (["--trace", "x"], "takes no trace"),
-        (["--only", "no such"], "no row"),
-    ]:
-        done = bench("vfio-user", *arguments)
-        assert done.returncode == 1
-        assert reason in done.stderr
-        assert "Traceback" not in done.stderr
+    refuses("vfio-user")

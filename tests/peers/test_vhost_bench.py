@@ -1,7 +1,6 @@
 """The vhost-user-blk client against qemu-storage-daemon, and `iodma bench vhost-user-blk`."""
 
 import errno
-import json
 import os
 import signal
 import subprocess
@@ -22,7 +21,7 @@ from iodma.tools.bench.vhost_load import Load
 from iodma.tools.bench.vhost_servers import PEER, Server, peer_variants, storage_daemon
 from iodma.tools.bench.vhost_user_blk import MEMORY_BYTES, cost, limits
 from iodma.tools.bench.vhost_works import WORKS
-from tests.peers.benches import KEYS, bench
+from tests.peers.benches import is_one_line, refuses, report_of, without
 
 BYTES = 4 << 20
 GET_ID, FLUSH, UNKNOWN = 8, 4, 99
@@ -180,19 +179,12 @@ def test_every_variant_of_the_peer_works(image: Path, peer: Callable[[str], str]
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason='rows named "own" need two processors')
 def test_every_kind_of_row_gives_a_figure(tmp_path: Path, peer: Callable[[str], str]) -> None:
     peer(PEER)
-    out = tmp_path / "out.json"
     names = ("depth 1, one", "writes", "32 segments", "O_DIRECT, depth 32", "processor time")
     wanted = [work for work in WORKS if any(name in work.name for name in names)]
     only = [word for name in names for word in ("--only", name)]
-    done = bench("vhost-user-blk", "--json", str(out), "--pairs", "1", "--sample", "0.1", *only)
-    assert done.returncode == 0, done.stderr
-    report = json.loads(out.read_text())
-    assert report["bench"] == "vhost-user-blk"
-    assert [row["work"] for row in report["rows"]] == [work.name for work in wanted]
+    report = report_of("vhost-user-blk", tmp_path, [work.name for work in wanted], *only)
     for row in report["rows"]:
-        assert set(row) == KEYS
         assert row["value"] > 0
-        assert row["work"] in done.stdout
         assert report["peers"][row["work"]].startswith("taskset -c")
         details = report["extra"]["rows"][row["work"]]
         assert details["peer"] in details["tried"]
@@ -235,15 +227,8 @@ def test_only_a_sample_without_a_request_may_be_taken_again(
 
 
 def test_a_missing_peer_is_one_line() -> None:
-    script = "import sys; from iodma.tools.bench import vhost_servers as v\n"
-    script += "v.find_program = lambda name: None\n"
-    script += "from iodma.cli import main; sys.exit(main(['bench', 'vhost-user-blk']))"
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 1
-    assert done.stderr.startswith("iodma: error: qemu-storage-daemon is not installed")
-    assert "Traceback" not in done.stderr
+    change = "from iodma.tools.bench import vhost_servers as v; v.find_program = lambda name: None"
+    is_one_line(without("vhost-user-blk", change), "qemu-storage-daemon is not installed")
 
 
 def test_it_ends_within_its_time() -> None:
@@ -257,11 +242,7 @@ def test_it_ends_within_its_time() -> None:
 
 
 def test_what_means_nothing_to_it_is_refused() -> None:
-    for arguments, reason in [(["--trace", "x"], "takes no trace"), (["--only", "x"], "no row")]:
-        done = bench("vhost-user-blk", *arguments)
-        assert done.returncode == 1
-        assert reason in done.stderr
-        assert "Traceback" not in done.stderr
+    refuses("vhost-user-blk")
 
 
 def test_the_client_alone_needs_no_server() -> None:
