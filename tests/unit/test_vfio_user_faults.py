@@ -16,7 +16,7 @@ from iodma.pci import Pci
 from iodma.transports.vfio_user import VfioUserServer, faults
 from tests.unit import vfio_kit
 from tests.unit.vfio_client import CONFIG, DMA_READ, DMA_UNMAP, Client, SharedMemory
-from tests.unit.vfio_kit import pump, serving
+from tests.unit.vfio_kit import pump, serving, settle
 
 #: What QEMU says of itself, as far as it matters here.
 QEMU: dict[str, Any] = {"pgsizes": 4096, "max_dma_maps": 65535}
@@ -173,8 +173,7 @@ def test_no_report_while_a_command_waits(engine: Engine, tmp_path: Path) -> None
         pump(engine, lambda: session._pending)
         server.function.bar_write(0, STORE, (0x300000).to_bytes(8, "little"))
         pump(engine, lambda: device.faults == 1)
-        for _ in range(10):
-            engine.pump()
+        settle(engine)
         assert session.faults.reported == 0
         answer(client, b"")
         assert client.reply(unmap).errno == 0

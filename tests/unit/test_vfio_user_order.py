@@ -21,7 +21,7 @@ from iodma.transports.vfio_user.session import Session
 from tests.unit import vfio_client as vc
 from tests.unit import vfio_kit
 from tests.unit.vfio_client import CONFIG, Client, SharedMemory
-from tests.unit.vfio_kit import pump, run, serving
+from tests.unit.vfio_kit import pump, run, serving, settle
 
 BASE, SIZE, PAGE = 0x10_0000, 1 << 20, 4096
 
@@ -63,9 +63,8 @@ class World:
         return self.client.post(vc.DMA_UNMAP, struct.pack("=IIQQ", 24, flags, at, size))
 
     def quiet(self) -> None:
-        """Nothing comes from the server, however long one waits."""
-        for _ in range(20):
-            self.engine.pump()
+        """What was sent has come to the server, and nothing comes from it."""
+        settle(self.engine)
         assert not self.client._read() and not self.client._replies
 
 
@@ -213,8 +212,7 @@ def test_a_client_that_sends_more_than_is_kept(world: World) -> None:
             if not full:
                 pump(world.engine, partial(holds_more, session, held))
     assert sent > 1024
-    for _ in range(5):
-        world.engine.pump()
+    settle(world.engine)
     assert len(session._held) == 1024
     sock.setblocking(True)
     world.disk.answer_all()
@@ -245,8 +243,7 @@ def test_a_client_that_goes_while_something_waits(
                     payload = struct.pack("=IIIII", 20, 36, 2, 0, 1)
                     client.post(vc.SET_IRQS, payload, [fd])
                     os.close(fd)
-            for _ in range(10):
-                engine.pump()
+            settle(engine)
             client.close()
             pump(engine, lambda: disk.waiting[0].cancelled)
             assert server.session is not None
@@ -291,8 +288,7 @@ def test_what_is_not_done_in_time_is_answered_all_the_same(tmp_path: Path) -> No
 def test_a_server_that_closes_while_something_waits(world: World) -> None:
     world.fill(BASE)
     world.unmap(BASE)
-    for _ in range(10):
-        world.engine.pump()
+    settle(world.engine)
     task = world.engine.start(world.server.close())
     pump(world.engine, lambda: world.disk.waiting[0].cancelled)
     world.disk.answer_all()
@@ -309,8 +305,7 @@ def test_one_client_after_the_other(
         id = second.post(vc.VERSION, struct.pack("=HH", 0, 0))
         waits = "another client has connected, and waits until the one before is gone"
         pump(world.engine, lambda: waits in caplog.text)
-        for _ in range(10):
-            world.engine.pump()
+        settle(world.engine)
         assert not second._read()
         assert caplog.text.count(waits) == 1
         world.client.close()

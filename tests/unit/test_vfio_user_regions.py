@@ -18,7 +18,7 @@ from iodma.transports.vfio_user import VfioUserServer
 from tests.unit import vfio_client as vc
 from tests.unit import vfio_kit
 from tests.unit.vfio_client import CONFIG, ROM, Client
-from tests.unit.vfio_kit import Copier, run, serving
+from tests.unit.vfio_kit import Copier, run, serving, settle
 
 engine = vfio_kit.engine
 
@@ -169,8 +169,7 @@ def test_eventfds_of_doorbells_end_with_the_session(engine: Engine, tmp_path: Pa
             second.negotiate()
             os.eventfd_write(fds[1], 1)
             assert second.read32(0, 0) == 0
-            for _ in range(5):
-                engine.pump()
+            settle(engine)
             assert device.noted == []
             assert select.select([fds[1]], [], [], 0)[0]  # nobody has read it
             mine = io_fds(second, 0, 4096)[2]

@@ -81,6 +81,13 @@ def pump(engine: Engine, until: Callable[[], Any]) -> None:
             select.select([engine], [], [], 0.05)
 
 
+def settle(engine: Engine) -> None:
+    """Pumps until nothing more happens by itself: also what was sent to it has come."""
+    end = time.monotonic() + PATIENCE
+    while engine.pump() or select.select([engine], [], [], 0)[0]:
+        assert time.monotonic() < end, "it never comes to rest"
+
+
 @contextmanager
 def serving(
     engine: Engine, path: Path, device: Device | None = None, **how: Any
