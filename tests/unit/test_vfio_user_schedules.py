@@ -9,7 +9,8 @@ Invariants:
 - A page is the client's own from the answer to its unmap until it maps it again: it is filled with
   a pattern then, which nothing may change, and which nothing may have read when it is mapped again.
 - So is all memory from the moment that the gate is acknowledged to be shut until it is opened.
-- No message is asked, or unanswered, for a region that is acknowledged to be gone.
+- No message is asked, or unanswered, for a region that is acknowledged to be gone; those for one
+  whose unmap was refused may still be unanswered when the next one there is.
 - A page is mapped at one address at a time.
 - An unmap is refused only when its time is over, which it is when the schedule says so; its bytes
   are nobody's until what held them has ended.
@@ -108,6 +109,7 @@ class Schedule:
         self.resets: list[Any] = []
         self.quiet: list[bytes] | None = None
         self.held = False  # longer than there was time
+        self.refused: set[int] = set()  # slots that it was so for
         self.script = keep(ScriptedEndpoint(1 << 16, script=self.answer_or_hold))
         self.buffer = keep(iodma.Buffer(1 << 16))
         ours, peer = socket.socketpair()
@@ -176,6 +178,7 @@ class Schedule:
             refusal.__traceback__ = None  # the wait keeps it, and it would keep this frame
             self.gone = [each for each in self.gone if each not in slots]
             self.held = True
+            self.refused.update(numbers)
             return
         self.acknowledged(slots, numbers)
 
@@ -183,7 +186,8 @@ class Schedule:
         self.gone = [each for each in self.gone if each not in slots]
         waiting = {struct.unpack_from("=Q", payload)[0] // PAGE for _, _, payload in self.asked}
         for slot, number in zip(slots, numbers, strict=True):
-            assert number in self.slots or number not in waiting, "unanswered, and unmapped"
+            allowed = number in self.slots or number in self.refused
+            assert allowed or number not in waiting, "unanswered, and unmapped"
             if slot.page is not None:
                 self.own(slot.page)
                 if self.quiet is not None:
