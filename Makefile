@@ -18,7 +18,7 @@ demo:
 	$(BIN)/iodma demo $(ARGS)
 
 test:
-	@scripts/prerequisites.sh test
+	@scripts/prerequisites.sh $(or $(NEEDS),test)
 	@$(MAKE) --no-print-directory --silent $(VENV)/.dev $(VENV)/.built
 	@$(BIN)/python scripts/run_tests.py $(STAGES)
 
@@ -26,7 +26,7 @@ soak:
 	@$(MAKE) --no-print-directory test STAGES='soak-fuzz soak-sun4m soak'
 
 lint:
-	@$(MAKE) --no-print-directory test STAGES='format lint types stubs'
+	@$(MAKE) --no-print-directory test NEEDS=demo STAGES='format lint types stubs'
 
 build: $(VENV)/.built
 
