@@ -51,10 +51,14 @@ $(VENV)/.dev: $(VENV)/.base
 	@touch $@
 
 # The C core, compiled in place. The list of sources is a file of its own so that a file that goes
-# away counts as a change.
+# away counts as a change. What a compilation left that was interrupted is newer than its sources,
+# and may be half a file.
 $(VENV)/.built: $(VENV)/.base $(VENV)/.sources setup.py src/iodma/_version.py $(SOURCES)
 	@echo 'compiling iodma._core'
+	@test ! -f $(VENV)/.compiling || rm -rf src/iodma/*.so build
+	@touch $(VENV)/.compiling
 	@$(BIN)/python setup.py --quiet build_ext --inplace
+	@rm $(VENV)/.compiling
 	@touch $@
 
 $(VENV)/.sources: force | $(VENV)/.base
