@@ -323,16 +323,29 @@ static PyObject *engine_spawn(Engine *self, PyObject *const *args, Py_ssize_t n)
 	return (PyObject *)task;
 }
 
-/* _tasks_of(owner) -> those that are not over, the oldest first */
-static PyObject *engine_tasks_of(Engine *self, PyObject *owner)
+/* Those that are not over, the oldest first; NULL: whoever owns them. */
+static PyObject *tasks_of(Engine *self, PyObject *owner)
 {
 	PyObject *list = PyList_New(0);
 	for (Task *task = self->all; list && task; task = task->later)
-		if (task->owner == owner && PyList_Append(list, (PyObject *)task))
+		if ((!owner || task->owner == owner) && PyList_Append(list, (PyObject *)task))
 			Py_CLEAR(list);
 	if (list)
 		PyList_Reverse(list);
 	return list;
+}
+
+/* _tasks_of(owner) */
+static PyObject *engine_tasks_of(Engine *self, PyObject *owner)
+{
+	return tasks_of(self, owner);
+}
+
+/* _all_tasks() */
+static PyObject *engine_all_tasks(Engine *self, PyObject *unused)
+{
+	(void)unused;
+	return tasks_of(self, NULL);
 }
 
 /* wake(): from any thread. */
@@ -561,6 +574,7 @@ static PyMethodDef engine_methods[] = {
 	{"_pump", EXT_METHOD(ext_engine_pump), METH_O, NULL},
 	{"_spawn_task", EXT_METHOD(engine_spawn), METH_FASTCALL, NULL},
 	{"_tasks_of", EXT_METHOD(engine_tasks_of), METH_O, NULL},
+	{"_all_tasks", EXT_METHOD(engine_all_tasks), METH_NOARGS, NULL},
 	{"_wake", EXT_METHOD(engine_wake), METH_NOARGS, NULL},
 	{"_nudge", EXT_METHOD(engine_nudge), METH_NOARGS, NULL},
 	{"_fileno", EXT_METHOD(engine_fileno), METH_NOARGS, NULL},

@@ -389,3 +389,19 @@ def test_a_driver_or_device_that_fails_ends_the_run(
     device = "" if "class" in driver else plain
     with pytest.raises(LoadError, match=words):
         run(Options(write(tmp_path, device + driver)))
+
+
+def test_a_driver_that_is_interrupted_is_told_where_it_waits(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver = (
+        "import signal\n"
+        "class D(iodma.Device):\n    a = iodma.Register(0)\n"
+        "async def driver(bus, engine):\n"
+        "    engine.call_soon(lambda: signal.raise_signal(signal.SIGINT))\n"
+        "    await iodma.Event(engine).wait()\n"
+    )
+    target = write(tmp_path, driver)
+    with pytest.raises(KeyboardInterrupt):
+        run(Options(target))
+    assert caplog.messages == [f"the driver still waits, at {target}:7"]

@@ -53,6 +53,25 @@ def test_a_flood_is_cut_and_counted(engine: iodma.Engine) -> None:
         assert lines[-2] == "  ... and 5 younger ones"
 
 
+def test_it_tells_where_each_task_waits(engine: iodma.Engine) -> None:
+    async def driver() -> None:
+        await iodma.Event(engine).wait()
+
+    async def inner() -> None:
+        await driver()
+
+    task = engine.start(inner(), name="lost")
+    settle(engine)
+    line = driver.__code__.co_firstlineno + 1
+    assert f"  task lost, at {__file__}:{line}" in mine(describe())
+    for _ in range(MOST):
+        engine.start(driver())
+    lines = mine(describe())
+    assert lines[-2] == "  ... and 1 younger tasks"
+    assert sum(each.startswith("  task ") for each in lines) == MOST
+    task.cancel()
+
+
 def test_without_an_engine_it_says_so() -> None:
     assert "no engine is open" in python(
         "from iodma.engine.dump import describe; print(describe())"
@@ -99,6 +118,7 @@ def test_a_program_that_waits_tells_and_goes_on() -> None:
         child.send_signal(signal.SIGUSR1)
         assert re.match(r"iodma: engine0 \(\w+\): 1 transfers in", child.stderr.readline())
         assert re.search(r"to_memory, .* 0 of 5 bytes, <Socket", child.stderr.readline())
+        assert child.stderr.readline() == "  task main, at <string>:11\n"
         assert "submitted=1" in child.stderr.readline()
     out, err = child.communicate("x", timeout=30)
     assert (out, err, child.returncode) == ("b'hello'\n", "", 0)

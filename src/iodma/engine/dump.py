@@ -8,21 +8,28 @@ Invariants
  - It writes to descriptor 2 itself, because the signal may come in the middle of a write to
    `sys.stderr`.
  - An engine of another thread is read as it is just then: its figures may be of two moments.
+ - Where a coroutine waits is told by the innermost line of it that is not iodma's.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Coroutine
+from pathlib import Path
 from types import FrameType
+from typing import Any
 
+from iodma._core import Task
 from iodma.engine.loop import Engine, engines
 from iodma.engine.stats import Stats, TransferInfo
 
-__all__ = ["describe", "dump_on_signal"]
+__all__ = ["describe", "dump_on_signal", "waits_at"]
 
-#: Most transfers that are listed of one engine, the oldest first.
+#: Most transfers, and most tasks, that are listed of one engine, the oldest first.
 MOST = 100
+
+_PACKAGE = Path(__file__).parents[1]
 
 
 def dump_on_signal(signum: int = signal.SIGUSR1, *, fd: int = 2) -> None:
@@ -44,7 +51,8 @@ def dump_on_signal(signum: int = signal.SIGUSR1, *, fd: int = 2) -> None:
 
 
 def describe() -> str:
-    """Statistics and transfers in flight of all open engines, as text with a line for each."""
+    """All open engines: their transfers in flight, tasks and statistics, as text with a line for
+    each."""
     lines: list[str] = []
     for engine in sorted(engines, key=lambda engine: engine.name):
         if not engine.closed:
@@ -62,6 +70,10 @@ def _engine(engine: Engine) -> list[str]:
     lines += [f"  {_transfer(each)}" for each in transfers[:MOST]]
     if len(transfers) > MOST:
         lines.append(f"  ... and {len(transfers) - MOST} younger ones")
+    tasks = engine._all_tasks()
+    lines += [f"  {_task(each)}" for each in tasks[:MOST]]
+    if len(tasks) > MOST:
+        lines.append(f"  ... and {len(tasks) - MOST} younger tasks")
     return [*lines, f"  {_counters(stats)}"]
 
 
@@ -72,6 +84,24 @@ def _transfer(info: TransferInfo) -> str:
         f"{info.ticket:#x} {info.port}: {info.kind} {info.direction}, {info.state}{waits}"
         f" {info.age_s:.3f} s, {info.moved} of {info.total} bytes{endpoint}"
     )
+
+
+def _task(task: Task[Any]) -> str:
+    return f"task {task.name}" + (f", at {place}" if (place := waits_at(task.coroutine)) else "")
+
+
+def waits_at(coroutine: object) -> str:
+    """Where a coroutine waits: FILE:LINE, or nothing where it does not, or that cannot be seen."""
+    found = ""
+    inner: Any = coroutine
+    while isinstance(inner, Coroutine):
+        frame = getattr(inner, "cr_frame", None)
+        if frame is None:
+            break
+        if not Path(frame.f_code.co_filename).is_relative_to(_PACKAGE) or not found:
+            found = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        inner = getattr(inner, "cr_await", None)
+    return found
 
 
 def _counters(stats: Stats) -> str:

@@ -17,6 +17,7 @@ Invariants
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,10 +25,13 @@ from time import perf_counter
 from typing import Any
 
 import iodma
+from iodma.engine.dump import waits_at
 from iodma.tools.load import Loaded, LoadError, load, made, told
 from iodma.trace import attach
 
 __all__ = ["BASE", "Options", "Result", "render", "run"]
+
+log = logging.getLogger("iodma.run")
 
 #: Where the device is on the bus.
 BASE = 0x1000_0000
@@ -110,11 +114,16 @@ def run(options: Options) -> Result:
                 )
             if options.trace is not None:
                 attach(engine, options.trace)  # until the engine is closed, whatever ends it
+            running = driver(**{name: there[name] for name in wanted})
             begin = perf_counter()
             try:
-                returned = engine.run(driver(**{name: there[name] for name in wanted}))
+                returned = engine.run(running)
             except Exception as error:
                 raise LoadError(told(error, loaded.path)) from error
+            except BaseException:  # a Ctrl-C, as a rule because it does not end by itself
+                if place := waits_at(running):
+                    log.warning("the driver still waits, at %s", place)
+                raise
             return Result(
                 device=loaded.device.__name__,
                 engine=engine.kind,
