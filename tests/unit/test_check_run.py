@@ -380,6 +380,10 @@ def test_an_endpoint_that_the_device_has_not(
             "    await engine.sleep(30)\n",
             r"other.py:5: OSError: in the device",
         ),
+        (
+            "import asyncio\nasync def driver(bus):\n    await asyncio.sleep(1)\n",
+            r"other.py:6: RuntimeError: .*await what iodma has, such as engine.sleep$",
+        ),
     ],
 )
 def test_a_driver_or_device_that_fails_ends_the_run(

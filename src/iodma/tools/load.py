@@ -51,6 +51,8 @@ __all__ = [
 
 #: Of an endpoint that the command line gives nothing for.
 ENDPOINT_BYTES = 1 << 20
+#: What asyncio says of an `await asyncio.sleep(1)` in an engine's coroutine.
+NO_LOOP = "no running event loop"
 #: Annotations that are plain values, not endpoints.
 PLAIN = {"int", "float", "str", "bool", "bytes"}
 #: What a setting may be, and how its text is read.
@@ -136,6 +138,8 @@ def where(error: BaseException, path: Path) -> str:
 def told(error: BaseException, path: Path, what: str = "") -> str:
     """The error as one line: where, what, and the first line of its own words."""
     words = str(error).splitlines() or [""]
+    if words[0] == NO_LOOP:
+        words[0] += ": asyncio does not run here; await what iodma has, such as engine.sleep"
     kind = f"{type(error).__name__}: {words[0]}".removesuffix(": ")
     return f"{where(error, path)}: {what}{kind}"
 
