@@ -62,6 +62,10 @@ check() {
     esac
 }
 
+if [ "$python" != python3 ] && ! "$python" -c '' 2>/dev/null; then # no package is sure to have it
+    echo "there is no $python here, which PYTHON asks for" >&2
+    exit 1
+fi
 check
 if [ -n "$missing" ]; then
     install="apt-get update && apt-get install --yes --no-install-recommends$missing"
