@@ -30,7 +30,7 @@ two = pytest.mark.skipif(
 
 
 @two
-@pytest.mark.limit(300)
+@pytest.mark.limit(330)
 def test_every_row_gives_a_figure(tmp_path: Path) -> None:
     report = report_of("sun4m", tmp_path, [name for name, _ in MAKERS])
     counts = [row for row in report["rows"] if row["unit"] == "bytes"]
