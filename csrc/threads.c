@@ -85,11 +85,9 @@ static uint32_t threads_reap(struct iod_backend *b, struct iod_cqe *out, uint32_
 	struct iod_threads *t = SELF(b);
 	uint32_t n = 0;
 	if (t->event_fd_used) {
-		uint64_t count;
 		b->stats.enters++;
-		ssize_t r = read(t->event_fd, &count, sizeof count);
-		(void)r;
-		/* After the read: a wake() in between sets the flag again and writes again. */
+		iod_event_drain(t->event_fd);
+		/* After that: a wake() in between sets the flag again and writes again. */
 		if (__atomic_exchange_n(&t->wake_flag, 0, __ATOMIC_SEQ_CST))
 			t->woken = true;
 	}

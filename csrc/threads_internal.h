@@ -24,6 +24,7 @@
 #include <sys/types.h>
 
 #include "backend.h"
+#include "event.h"
 
 enum job_state { JOB_FREE, JOB_LOCAL, JOB_QUEUED, JOB_RUNNING, JOB_POLLING, JOB_DONE };
 
@@ -140,6 +141,5 @@ void *iod_threads_poller(void *);
 
 int iod_futex_wait(uint32_t *word, uint32_t seen, int64_t timeout_ns);
 void iod_futex_wake(uint32_t *word, int count);
-void iod_event_signal(int fd);
 
 #endif

@@ -37,9 +37,7 @@ static void drop(struct iod_threads *t, uint32_t i)
 /* Takes in what came and lets go of what was cancelled; false when the pool stops. */
 static bool take_in(struct iod_threads *t)
 {
-	uint64_t calls;
-	ssize_t r = read(t->poll_fd, &calls, sizeof calls);
-	(void)r;
+	iod_event_drain(t->poll_fd);
 	pthread_mutex_lock(&t->lock);
 	t->poller_called = false;
 	bool stopping = t->stopping;

@@ -29,15 +29,6 @@ void iod_futex_wake(uint32_t *word, int count)
 	syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, count, NULL, NULL, 0);
 }
 
-void iod_event_signal(int fd)
-{
-	uint64_t one = 1;
-	int saved = errno;
-	ssize_t r = write(fd, &one, sizeof one);
-	(void)r; /* only a full counter fails, and that polls readable already */
-	errno = saved;
-}
-
 static int32_t result(ssize_t r)
 {
 	return r < 0 ? -errno : (int32_t)r;

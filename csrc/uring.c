@@ -17,6 +17,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "event.h"
 #include "spin.h"
 #include "uring_internal.h"
 
@@ -73,29 +74,12 @@ static uint32_t uring_room(struct iod_backend *b)
 	return slots < left ? slots : left;
 }
 
-/* The count of an eventfd says nothing here, only whether it is zero. */
-static void kick(int event_fd)
-{
-	uint64_t one = 1;
-	int saved = errno;
-	ssize_t r = write(event_fd, &one, sizeof one);
-	(void)r; /* only a full counter fails, and that polls readable already */
-	errno = saved;
-}
-
-static void drain(int event_fd)
-{
-	uint64_t count;
-	ssize_t r = read(event_fd, &count, sizeof count);
-	(void)r;
-}
-
 static void complete_locally(struct iod_uring *u, uint64_t user_data, int res)
 {
 	uint32_t at = (u->local_head + u->local_count++) % u->base.max_inflight;
 	u->local[at] = (struct iod_cqe){.user_data = user_data, .res = res};
 	if (u->event_fd >= 0)
-		kick(u->event_fd);
+		iod_event_signal(u->event_fd);
 }
 
 /* What need not wait goes without the ring. */
@@ -232,7 +216,7 @@ static void swallow(struct iod_uring *u, const struct uring_cqe *c)
 		return;
 	if (!(c->flags & URING_CQE_F_MORE)) {
 		/* Read before the flag is looked at: a wake() in between sets it again and writes again. */
-		drain(u->wake_fd);
+		iod_event_drain(u->wake_fd);
 		u->wake_armed = false;
 	}
 	if (__atomic_exchange_n(&u->wake_flag, 0, __ATOMIC_SEQ_CST))
@@ -267,7 +251,7 @@ static uint32_t reap_ring(struct iod_uring *u, struct iod_cqe *out, uint32_t max
 static void event_fd_restore(const struct iod_uring *u)
 {
 	if (u->local_count || u->cq_head != cq_tail(u) || must_enter(u))
-		kick(u->event_fd);
+		iod_event_signal(u->event_fd);
 }
 
 static uint32_t uring_reap(struct iod_backend *b, struct iod_cqe *out, uint32_t max)
@@ -275,7 +259,7 @@ static uint32_t uring_reap(struct iod_backend *b, struct iod_cqe *out, uint32_t 
 	struct iod_uring *u = SELF(b);
 	uint32_t n = 0;
 	if (u->event_fd >= 0)
-		drain(u->event_fd);
+		iod_event_drain(u->event_fd);
 	while (u->local_count && n < max) {
 		out[n++] = u->local[u->local_head];
 		u->local_head = (u->local_head + 1) % b->max_inflight;
@@ -285,7 +269,7 @@ static uint32_t uring_reap(struct iod_backend *b, struct iod_cqe *out, uint32_t 
 	n += reap_ring(u, out + n, max - n);
 	if (!n && max && must_enter(u) && iod_uring_enter(u, 0, 0, URING_ENTER_GETEVENTS, NULL, 0) >= 0) {
 		if (u->event_fd >= 0)
-			drain(u->event_fd); /* what was posted by this very enter */
+			iod_event_drain(u->event_fd); /* what was posted by this very enter */
 		n = reap_ring(u, out, max);
 	}
 	if (!u->wake_armed && u->event_fd >= 0)
@@ -445,10 +429,10 @@ static void uring_wake(struct iod_backend *b)
 	struct iod_uring *u = SELF(b);
 	if (__atomic_exchange_n(&u->wake_flag, 1, __ATOMIC_SEQ_CST))
 		return;
-	kick(u->wake_fd);
+	iod_event_signal(u->wake_fd);
 	int event_fd = __atomic_load_n(&u->event_fd, __ATOMIC_SEQ_CST);
 	if (event_fd >= 0)
-		kick(event_fd);
+		iod_event_signal(event_fd);
 }
 
 static int uring_fileno(struct iod_backend *b)
@@ -470,7 +454,7 @@ static int uring_fileno(struct iod_backend *b)
 	__atomic_store_n(&u->event_fd, fd, __ATOMIC_SEQ_CST);
 	event_fd_restore(u);
 	if (u->woken || __atomic_load_n(&u->wake_flag, __ATOMIC_SEQ_CST))
-		kick(fd);
+		iod_event_signal(fd);
 	return r;
 }
 
