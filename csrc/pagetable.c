@@ -232,6 +232,19 @@ static inline uint64_t wanted(uint64_t page, unsigned slot_bits, uint8_t access)
 	return page >> slot_bits << IOD_TABLE_TAG | access;
 }
 
+/* What is next in the host: with the piece before it, where that ends there. */
+static inline __attribute__((always_inline)) void put(struct iovec **iov, struct iod_piece **piece, uint64_t *end,
+						      struct iod_region *region, uint64_t where, uint64_t length)
+{
+	if (where == *end) {
+		(*iov)[-1].iov_len += length;
+	} else {
+		*(*iov)++ = (struct iovec){(void *)(uintptr_t)where, length};
+		*(*piece)++ = (struct iod_piece){region, 0, 0};
+	}
+	*end = where + length;
+}
+
 /* The usual list: each segment in one page, and it is known where that is.  Stops at the first that is anything else.
  * `alone`: no two pages of the range share a place. */
 static inline __attribute__((always_inline)) size_t walk_known(const struct iod_table *table, const struct iod_segment *list,
@@ -257,13 +270,7 @@ static inline __attribute__((always_inline)) size_t walk_known(const struct iod_
 		if (length - 1 > (in ^ USUAL_MASK) || (word & bits) != (alone ? access : wanted(page, slot_bits, access)))
 			break;
 		uint64_t where = (word & ~USUAL_MASK) | in;
-		if (where == end) {
-			iov[-1].iov_len += length;
-		} else {
-			*iov++ = (struct iovec){(void *)(uintptr_t)where, length};
-			*pieces++ = (struct iod_piece){region, 0, 0};
-		}
-		end = where + length;
+		put(&iov, &pieces, &end, region, where, length);
 	}
 	out->count = (uint32_t)(iov - out->iov);
 	return (size_t)(each - list);
@@ -299,13 +306,7 @@ __attribute__((noinline)) static uint64_t walk_run(const struct iod_table *table
 		if ((word & bits) != wanted(page, slot_bits, access))
 			break;
 		uint64_t where = (word & ~USUAL_MASK) | in;
-		if (where == end) {
-			iov[-1].iov_len += size;
-		} else {
-			*iov++ = (struct iovec){(void *)(uintptr_t)where, size};
-			*pieces++ = (struct iod_piece){region, 0, 0};
-		}
-		end = where + size;
+		put(&iov, &pieces, &end, region, where, size);
 		offset += size;
 	}
 	out->count = (uint32_t)(iov - out->iov);
