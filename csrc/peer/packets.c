@@ -24,6 +24,18 @@ static uint64_t now_ns(void)
 	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
+/* One packet, which counts when all of it was taken. */
+static int send_whole(int fd, const struct msghdr *message, size_t bytes, struct peer_result *out)
+{
+	ssize_t n = sendmsg(fd, message, MSG_NOSIGNAL);
+
+	if (n != (ssize_t)bytes)
+		return n < 0 ? -errno : -EIO;
+	out->requests++;
+	out->bytes += bytes;
+	return 0;
+}
+
 int peer_packet_sends(int fd, uint8_t *memory, const struct peer_segment *segments, uint32_t per_list, uint32_t lists,
 		      uint64_t most_ns, struct peer_result *out)
 {
@@ -41,11 +53,7 @@ int peer_packet_sends(int fd, uint8_t *memory, const struct peer_segment *segmen
 				iov[i] = (struct iovec){ memory + segment[i].offset, segment[i].length };
 				bytes += segment[i].length;
 			}
-			ssize_t n = sendmsg(fd, &message, MSG_NOSIGNAL);
-			if (n != (ssize_t)bytes)
-				error = n < 0 ? -errno : -EIO;
-			out->requests += !error;
-			out->bytes += error ? 0 : bytes;
+			error = send_whole(fd, &message, bytes, out);
 			list = list + 1 == lists ? 0 : list + 1;
 		}
 		out->ns = now_ns() - start;
@@ -108,11 +116,7 @@ int peer_packet_swap_sends(int fd, uint8_t *memory, const struct peer_segment *s
 			struct msghdr message = { .msg_iov = &iov, .msg_iovlen = 1 };
 			memcpy(copy, memory + segments[list].offset, bytes);
 			swap(copy, bytes);
-			ssize_t n = sendmsg(fd, &message, MSG_NOSIGNAL);
-			if (n != (ssize_t)bytes)
-				error = n < 0 ? -errno : -EIO;
-			out->requests += !error;
-			out->bytes += error ? 0 : bytes;
+			error = send_whole(fd, &message, bytes, out);
 			list = list + 1 == lists ? 0 : list + 1;
 		}
 		out->ns = now_ns() - start;
