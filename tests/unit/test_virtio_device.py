@@ -151,6 +151,16 @@ def started(device: VirtioDevice, space: Memory, setup: QueueSetup = SETUP) -> O
     return queue
 
 
+def at_work(engine: WatchedEngine, memory: Memory, held: Held) -> tuple[Rng, OfferedQueue]:
+    """A device whose source gives nothing yet, and a queue of which two requests are in flight."""
+    device = Rng(source=held)
+    engine.attach(device)
+    queue = started(device, memory)
+    queue.offer(1, 2)
+    settle(engine)
+    return device, queue
+
+
 # --- features, status, configuration --------------------------------------------------------------
 
 
@@ -249,11 +259,7 @@ def test_what_cannot_be_started(device: Rng, memory: Memory) -> None:
 def test_a_stop_takes_nothing_more_and_waits_for_what_is_in_flight(
     engine: WatchedEngine, memory: Memory, held: Held
 ) -> None:
-    device = Rng(source=held)
-    engine.attach(device)
-    queue = started(device, memory)
-    queue.offer(1, 2)
-    settle(engine)
+    device, queue = at_work(engine, memory, held)
     stopped = device.stop_queue(1)
     again = device.stop_queue(1)  # who asks twice gets the same answer
     queue.offer(3)
@@ -271,11 +277,7 @@ def test_a_stop_takes_nothing_more_and_waits_for_what_is_in_flight(
 def test_a_stop_fails_past_its_deadline_and_can_be_repeated(
     engine: WatchedEngine, memory: Memory, held: Held
 ) -> None:
-    device = Rng(source=held)
-    engine.attach(device)
-    queue = started(device, memory)
-    queue.offer(1, 2)
-    settle(engine)
+    device, _ = at_work(engine, memory, held)
 
     async def main() -> int:
         with pytest.raises(BusyError, match=r"queue 1 still has 2 requests in flight, 0\.01 s"):
