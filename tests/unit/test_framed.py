@@ -9,7 +9,6 @@ import random
 import socket
 import struct
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 
@@ -17,10 +16,8 @@ import iodma
 from iodma import Status
 from iodma.log import GuestLog
 from iodma.packets import Framed
-from iodma.testing import strict_engine
+from tests.unit.packetlink import PacketLink, Pair, scattered
 from tests.unit.system import Registers
-
-Pair = tuple[socket.socket, socket.socket]
 
 
 def unix() -> Pair:
@@ -33,22 +30,11 @@ def tcp() -> Pair:
         return one, server.accept()[0]
 
 
-class Link:
-    """A port, RAM, and a framed endpoint whose other end is a plain socket."""
+class Link(PacketLink[Framed]):
+    """A link of packets on a stream."""
 
     def __init__(self, pair: Callable[[], Pair], *, blocking: bool = True) -> None:
-        ours, self.peer = pair()
-        ours.setblocking(blocking)
-        self.peer.settimeout(10)
-        self.engine = strict_engine()
-        self.ram = iodma.Ram(1 << 20)
-        self.memory = iodma.Memory({0: self.ram})
-        self.port = self.engine.port(self.memory)
-        self.endpoint = Framed(ours)
-        ours.close()
-
-    def run(self, main: Any) -> Any:
-        return self.engine.run(main)
+        super().__init__(pair, Framed, blocking=blocking)
 
     def send(self, *packets: bytes) -> None:
         self.peer.sendall(b"".join(struct.pack(">I", len(each)) + each for each in packets))
@@ -64,34 +50,11 @@ class Link:
     def packet(self) -> bytes:
         return self.exactly(struct.unpack(">I", self.exactly(4))[0])
 
-    def close(self) -> None:
-        self.engine.close()
-        self.endpoint.close()
-        self.peer.close()
-        self.ram.close()
-
-    def __enter__(self) -> Link:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
 
 @pytest.fixture(params=[unix, tcp], ids=lambda kind: kind.__name__)
 def link(request: pytest.FixtureRequest) -> Iterator[Link]:
     with Link(request.param) as made:
         yield made
-
-
-def scattered(rng: random.Random, length: int, base: int = 0) -> list[tuple[int, int]]:
-    """A list of that many bytes, with gaps."""
-    segments, at = [], base + rng.randrange(64)
-    while length:
-        n = min(length, rng.choice((1, 7, 512, 1500, 4096)))
-        segments.append((at, n))
-        at += n + rng.randrange(1, 64)
-        length -= n
-    return segments
 
 
 def test_packets_of_any_shape_go_and_come_whole(link: Link, rng: random.Random) -> None:

@@ -14,11 +14,11 @@ import pytest
 import iodma
 from iodma import Status
 from iodma.testing import Inject
+from tests.unit.packetlink import Pair
 from tests.unit.system import Registers
 from tests.unit.test_packets import (
     KINDS,
     Link,
-    Pair,
     frame,
     seqpackets,
     tap,

@@ -10,15 +10,13 @@ import socket
 import struct
 import subprocess
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 
 import iodma
 from iodma import Status
+from tests.unit.packetlink import PacketLink, Pair, scattered
 from tests.unit.system import Registers
-
-Pair = tuple[socket.socket, socket.socket]
 
 
 def udp() -> Pair:
@@ -41,51 +39,17 @@ def seqpackets() -> Pair:
 KINDS = [udp, unix_datagrams, seqpackets]
 
 
-class Link:
-    """A port, RAM, and an endpoint whose other end is a plain socket."""
+class Link(PacketLink[iodma.Datagram]):
+    """A link of packets."""
 
     def __init__(self, pair: Callable[[], Pair], *, blocking: bool = True) -> None:
-        ours, self.peer = pair()
-        ours.setblocking(blocking)
-        self.peer.settimeout(10)
-        self.engine = iodma.Engine(strict=True)
-        self.ram = iodma.Ram(1 << 20)
-        self.memory = iodma.Memory({0: self.ram})
-        self.port = self.engine.port(self.memory)
-        self.endpoint = iodma.Datagram(ours)
-        ours.close()
-
-    def run(self, main: Any) -> Any:
-        return self.engine.run(main)
-
-    def close(self) -> None:
-        self.engine.close()
-        self.endpoint.close()
-        self.peer.close()
-        self.ram.close()
-
-    def __enter__(self) -> Link:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+        super().__init__(pair, iodma.Datagram, blocking=blocking)
 
 
 @pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
 def link(request: pytest.FixtureRequest) -> Iterator[Link]:
     with Link(request.param) as made:
         yield made
-
-
-def scattered(rng: random.Random, length: int) -> list[tuple[int, int]]:
-    """A list of that many bytes, with gaps."""
-    segments, at = [], rng.randrange(64)
-    while length:
-        n = min(length, rng.choice((1, 7, 512, 1500, 4096)))
-        segments.append((at, n))
-        at += n + rng.randrange(1, 64)
-        length -= n
-    return segments
 
 
 def test_packets_keep_their_bounds_and_their_order(link: Link, rng: random.Random) -> None:
