@@ -139,10 +139,11 @@ def test_an_oracle_that_ends_gives_no_verdict(work: Path) -> None:
     assert 0 < deaths < len(programs)
     pair = Pair(work, qemu11, mortal)
     try:
-        tally = campaign(pair, iter(programs), ())
+        tally = campaign(pair, iter(programs), (), failures=work / "gone")
     finally:
         pair.close()
     assert (tally.agreed, tally.no_verdict) == (len(programs) - deaths, deaths), tally.reports
+    assert sum(tally.gone.values()) == len(list((work / "gone").iterdir())) == deaths
     pair = Pair(work / "other", mortal, qemu11)
     (work / "other").mkdir()
     try:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from tests.peers.guests.process import mortal
-from tests.peers.sun4m.session import Gone, Session, SharedRam, Wire, csr, fill_disk
+from tests.peers.sun4m.session import Session, SharedRam, Wire, csr, fill_disk
 
 SERVED = Path(__file__).with_name("served.py")
 
@@ -55,10 +55,3 @@ class Board(Session):
 
     def reset(self) -> None:
         self.commands(["iodma_reset", *csr(1, 0), *csr(2, 0)])
-
-    def commands(self, lines: list[str]) -> list[str]:
-        try:
-            return super().commands(lines)
-        except Gone as gone:
-            said = self.log.read_text(errors="replace")[-2000:]
-            raise Gone(f"{gone}\n{said}") from gone

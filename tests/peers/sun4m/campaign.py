@@ -8,8 +8,8 @@ Invariants:
 
 - Program N of a campaign depends on the campaign's seed and N only, not on how many processes
   there are.
-- A side that is gone is restarted. An oracle that ended gives no verdict, which is counted; our own
-  machine that ended is a failure of the program.
+- A side that is gone is restarted. An oracle that ended gives no verdict, which is counted, told
+  and saved; our own machine that ended is a failure of the program.
 - A failing program is shrunk, and saved in a file that replays it.
 """
 
@@ -51,6 +51,7 @@ class Tally:
     moments: int = 0
     used: Counter[str] = field(default_factory=Counter)
     ended: Counter[str] = field(default_factory=Counter)
+    gone: Counter[str] = field(default_factory=Counter)
     reports: list[str] = field(default_factory=list)
 
     def add(self, other: Tally) -> None:
@@ -61,6 +62,7 @@ class Tally:
         self.moments += other.moments
         self.used += other.used
         self.ended += other.ended
+        self.gone += other.gone
         self.reports += other.reports
 
     def summary(self) -> str:
@@ -68,6 +70,8 @@ class Tally:
             f"{self.programs} programs: {self.agreed} agreed at {self.moments} checks, "
             f"{self.failed} failed, {self.no_verdict} without a verdict"
         )
+        for why, count in self.gone.most_common():
+            said += f"\n  {count} times without a verdict: {why}"
         for name, count in self.used.most_common():
             ended = f", which ended {self.ended[name]} programs" if self.ended[name] else ""
             said += f"\n  {count} times: {name}{ended}"
@@ -82,6 +86,8 @@ class Pair:
         self._make = {"ours": make_ours, "theirs": make_theirs}
         self._running: dict[str, Session] = {}
         self._made = 0
+        #: Why there was no verdict last.
+        self.why = ""
 
     def close(self) -> None:
         while self._running:
@@ -106,7 +112,8 @@ class Pair:
         """None: no verdict, for the oracle has ended; a text: our side has."""
         try:
             theirs = self.run("theirs", program)
-        except Gone:
+        except Gone as gone:
+            self.why = str(gone)
             return None
         try:
             ours = self.run("ours", program)
@@ -152,6 +159,8 @@ def campaign(
         tally.programs += 1
         if outcome is None:
             tally.no_verdict += 1
+            tally.gone[pair.why.splitlines()[-1]] += 1
+            program.save(failures / f"gone-{program.kind}-{program.seed:08x}.json")
         elif failed(outcome):
             tally.failed += 1
             if len(tally.reports) < SHOWN:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.peers.sun4m.machine import COMPARED, COMPARED_BYTES, RAP, RDP, TABLE
+from tests.peers.sun4m.machine import COMPARED, COMPARED_BYTES, PAGE, RAP, RDP, TABLE
 from tests.peers.sun4m.program import Program, Step
 from tests.peers.sun4m.session import Observation
 
@@ -73,10 +73,14 @@ class Moment:
 
     def bus_places(self, address: int, size: int) -> list[int]:
         """Physical addresses of bytes of the window, by the page table in memory."""
-        found = []
-        for at in range(address, address + size):
-            entry = self.memory_at(TABLE + 4 * (at >> 12 & 0xFFF), 4)[0]
-            found.append((int.from_bytes(entry, "big") & 0xFFFF_FF00) << 4 | at & 0xFFF)
+        found: list[int] = []
+        while size:
+            entry = self.memory_at(TABLE + 4 * (address // PAGE & 0xFFF), 4)[0]
+            page = (int.from_bytes(entry, "big") & 0xFFFF_FF00) << 4
+            begin = page | address % PAGE
+            part = min(size, PAGE - address % PAGE)
+            found += range(begin, begin + part)
+            address, size = address + part, size - part
         return found
 
     def bus_at(self, address: int, size: int) -> tuple[bytes, bytes]:

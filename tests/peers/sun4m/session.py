@@ -154,6 +154,8 @@ class Session:
     """
 
     name = "machine"
+    #: What it prints: the end of that is part of a `Gone`.
+    log: Path | None = None
     #: It has to say something within one of these waits. A wait in which this process, or the
     #: machine, was stopped is one, however long it was.
     answer_waits, answer_seconds = 30, 1.0
@@ -263,6 +265,13 @@ class Session:
             Gone: The machine has ended, or did not answer in time.
             Refused: It does not know a command.
         """
+        try:
+            return self._commands(lines)
+        except Gone as gone:
+            said = self.log.read_text(errors="replace")[-2000:] if self.log else ""
+            raise Gone(f"{gone}\n{said}".strip()) from gone
+
+    def _commands(self, lines: list[str]) -> list[str]:
         out = memoryview("".join(f"{line}\n" for line in lines).encode())
         answers: list[str] = []
         waits = self.answer_waits
