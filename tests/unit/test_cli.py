@@ -348,3 +348,15 @@ def test_other_commands_say_that_the_core_is_missing(tmp_path: Path) -> None:
     assert done.stderr.startswith("iodma: error: ")
     assert "doctor" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_no_command_at_all_shows_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    said = capsys.readouterr()
+    assert not said.out and "demo " in said.err and "doctor " in said.err
+
+
+@pytest.mark.parametrize("command", ["serve blk --socket-path=", "serve sun4m --qtest="])
+def test_an_empty_path_is_none(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command.split()) == 2
+    assert "the path is empty" in capsys.readouterr().err

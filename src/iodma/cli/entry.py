@@ -35,7 +35,7 @@ from iodma.cli.commands import COMMANDS
 __all__ = ["main"]
 
 LOG_FORMAT = "%(name)s: %(levelname)s: %(message)s"
-FAILED = 1
+FAILED, USAGE = 1, 2
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
 
@@ -43,8 +43,13 @@ TERMINATED = 128 + signal.SIGTERM
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; default: the one this process was started with."""
     open_what_is_closed()
+    made = parser.build()
+    if not (sys.argv[1:] if arguments is None else arguments):
+        made.print_help(sys.stderr)  # whoever knows no command yet
+        print("\niodma: error: one of these commands is required", file=sys.stderr)
+        return USAGE
     try:
-        args = parser.build().parse_args(arguments)
+        args = made.parse_args(arguments)
     except SystemExit as ended:  # --help and --version, too
         return finish_parsing(ended.code if isinstance(ended.code, int) else FAILED)
     with logging_to_stderr(args.verbose), telling(), terminating():

@@ -63,6 +63,13 @@ def given(text: str) -> tuple[str, str]:
     return name, value
 
 
+def socket_path(text: str) -> Path:
+    """Where to listen."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return Path(text)
+
+
 # What argparse calls them in "invalid ... value".
 positive_int.__name__ = "positive whole number"
 natural.__name__ = "whole number"
@@ -309,7 +316,10 @@ def add_where(parser: argparse.ArgumentParser) -> None:
     """Where a server listens, and for how long it serves."""
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
-        "--socket-path", metavar="PATH", type=Path, help="serve a virtual machine: listen there"
+        "--socket-path",
+        metavar="PATH",
+        type=socket_path,
+        help="serve a virtual machine: listen there",
     )
     where.add_argument(
         "--fd", metavar="N", type=natural, help="a unix socket that was opened for this process"
@@ -406,7 +416,10 @@ def add_serve_sun4m(devices: Devices) -> None:
     add_verbose(sun4m, argparse.SUPPRESS)
     where = sun4m.add_mutually_exclusive_group()
     where.add_argument(
-        "--qtest", metavar="SOCKET", type=Path, help="listen there, for clients of the protocol"
+        "--qtest",
+        metavar="SOCKET",
+        type=socket_path,
+        help="listen there, for clients of the protocol",
     )
     where.add_argument(
         "--fd", metavar="N", type=natural, help="a unix socket that was opened for this process"
@@ -479,7 +492,11 @@ def add_qemu_args(parser: Command) -> None:
         " `iodma run` serves",
     )
     parser.add_argument(
-        "--socket-path", metavar="PATH", type=Path, required=True, help="where the server listens"
+        "--socket-path",
+        metavar="PATH",
+        type=socket_path,
+        required=True,
+        help="where the server listens",
     )
     parser.add_argument(
         "--memory", metavar="SIZE", default="512M", help="guest memory (default: 512M)"
