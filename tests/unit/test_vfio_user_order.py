@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from iodma import Device, Doorbell, Engine, Register
+from iodma.log import GuestLog
 from iodma.pci import Pci, PciSlot
 from iodma.testing import Answer, Clock, ScriptedEndpoint
 from iodma.transports.vfio_user import VfioUserServer
@@ -298,8 +299,13 @@ def test_a_server_that_closes_while_something_waits(world: World) -> None:
 
 
 def test_one_client_after_the_other(
-    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    world: World,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # Other tests may have used up what this line may come in a few seconds.
+    monkeypatch.setattr(world.server, "_log", GuestLog("iodma.vfio_user"))
     world.fill(BASE)
     with Client(tmp_path / "s", world.engine) as second:
         id = second.post(vc.VERSION, struct.pack("=HH", 0, 0))
