@@ -12,6 +12,7 @@
 #include "pagetable.h"
 
 #include <errno.h>
+#include <sys/stat.h>
 
 static inline bool hand_over(struct iod_core *core, struct iod_row *row, struct iod_op *op)
 {
@@ -165,6 +166,14 @@ void iod_row_continue(struct iod_core *core, struct iod_row *row)
 	}
 }
 
+/* Whether the file does not fill the block that a write ends in. */
+static bool ends_the_file(const struct iod_target *target, uint64_t end)
+{
+	struct stat file;
+	return fstat(target->fd, &file) == 0 && S_ISREG(file.st_mode) &&
+	       (uint64_t)file.st_size / target->offset_alignment <= end / target->offset_alignment;
+}
+
 static bool lock_range(struct iod_core *core, struct iod_row *row)
 {
 	struct iod_target *target = row->target;
@@ -177,11 +186,12 @@ static bool lock_range(struct iod_core *core, struct iod_row *row)
 	/* Zeroes and discards read nothing (but where zeroes are written), yet a block that a write has read must not lose
 	 * them again. */
 	row->reads_first = (transfer || row->kind == IOD_R_ZEROES) && (row->position % align || end % align);
-	/* The last partial block goes through the page cache: its page is the unit then. */
-	if (row->reads_first && align < 4096)
-		align = 4096;
-	row->block_first = row->position / align;
-	row->block_last = (end - 1) / align;
+	/* A write that ends in a block that the file does not fill goes through the page cache, and so do zeroes in a part of
+	 * a block.  As the file grows by that, the kernel fills what was its last block, there too: a direct write to that
+	 * would find the cache dirty when it is done, which makes the next flush fail.  So no other write is under way. */
+	bool whole = transfer ? end % align && ends_the_file(target, end) : row->reads_first;
+	row->block_first = whole ? 0 : row->position / align;
+	row->block_last = whole ? UINT64_MAX / align : (end - 1) / align;
 	if (align != 4096) { /* compare in one unit */
 		row->block_first = row->block_first * align / 4096;
 		row->block_last = (row->block_last * align + align - 1) / 4096;

@@ -215,3 +215,38 @@ def test_what_is_near_in_one_block_does_not_undo_each_other(
 
         engine.run(main())
     assert os.path.getsize(place) == 8192
+
+
+def test_a_file_grows_while_what_is_before_its_end_is_written(
+    path: tuple[Path, bool], rng: random.Random
+) -> None:
+    """What ends in a part of a block goes through the page cache, and as the file grows by it the
+    kernel fills the block that was the last there, too."""
+    place, direct = path
+    with (
+        iodma.Engine(strict=True) as engine,
+        iodma.Ram(1 << 16) as ram,
+        iodma.File(place, direct=direct, create=4096) as file,
+    ):
+        port = engine.port(iodma.Memory({BASE: ram}))
+        ram.view()[:] = rng.randbytes(ram.size)
+
+        async def main() -> None:
+            for _ in range(40):
+                content = bytearray(rng.randbytes(rng.randrange(2100, 4000)))
+                place.write_bytes(content)
+                content += bytes(8192 - len(content))
+                last = rng.choice([4097 + rng.randrange(1, 3000), 4608, 8192])
+                pieces = [(0, 1024), (1024, 2048), (rng.choice([4096, 4097]), last)]
+                moves = []
+                for first, end in pieces:
+                    content[first:end] = ram.view(first, end - first)
+                    moves.append(
+                        port.from_memory((BASE + first, end - first), to=file, offset=first)
+                    )
+                assert all([(await move).ok for move in moves])
+                assert (await port.flush(file)).ok
+                got = place.read_bytes()
+                assert got == content[:last], difference(got, content[:last])
+
+        engine.run(main())
