@@ -91,12 +91,14 @@ def test_a_session_that_ends_leaves_no_watch(fd: int) -> None:
 def test_how_much_is_looked_at(fd: int) -> None:
     assert unshared.zeros_of(fd) == 0
     with written(fd, mmap.MAP_PRIVATE, 4 << 20):
-        assert unshared.zeros_of(fd) == 4 << 20
+        # A kernel short of memory may take some back.
+        looked_at = unshared.zeros_of(fd)
+        assert looked_at is not None and 3 << 20 <= looked_at <= 4 << 20
     os.pwrite(fd, bytes(32 << 20), 16 << 20)
     assert unshared.zeros_of(fd) == unshared.MOST
     blocks = os.fstat(fd).st_blocks
     unshared.zeros_of(fd)
-    assert os.fstat(fd).st_blocks <= blocks  # a kernel short of memory may take some back
+    assert os.fstat(fd).st_blocks <= blocks
     os.pwrite(fd, b"x", 100)
     assert unshared.zeros_of(fd) is None
     reader, writer = os.pipe()
