@@ -22,16 +22,6 @@
 #define FEW 4u
 #define MOST_BYTES (256u << 10)
 
-static bool runs_no_handler(const struct iod_row *row)
-{
-	if (row->t.plain)
-		return true;
-	for (uint32_t i = 0; i < row->t.count; i++)
-		if (!iod_region_is_host(row->t.piece[i].region))
-			return false;
-	return true;
-}
-
 static void put(struct mmsghdr *packet, const struct iod_row *row, const struct iod_op *op)
 {
 	packet->msg_hdr = row->target->plain_io ? (struct msghdr){.msg_iov = (struct iovec *)(uintptr_t)op->iov,
@@ -50,7 +40,7 @@ static bool board(struct iod_core *core, struct iod_row *row, uint64_t bytes, st
 		return false;
 	if (iod_walk(row->port->space, row->list, row->count, 0, row->access, &row->t, &row->fault) != IOD_WALK_OK ||
 	    row->state != IOD_S_WAITING || /* a stage's hook cancelled it */
-	    !runs_no_handler(row)) {
+	    !iod_translation_in_host(&row->t)) {
 		iod_translation_clear(&row->t);
 		return false;
 	}
@@ -81,7 +71,7 @@ void iod_batch_board(struct iod_core *core, struct iod_row *host, struct iod_op 
 	struct iod_queue *queue = &target->order[host->direction];
 	bool out = host->direction == IOD_FROM_MEMORY;
 
-	if (!is_packet(host) || !runs_no_handler(host))
+	if (!is_packet(host) || !iod_translation_in_host(&host->t))
 		return;
 	if (batch->wait || (!out && !queue->head)) { /* a receive alone is asked for by a request that waits */
 		batch->wait = false;

@@ -223,15 +223,6 @@ static struct iod_fault gone(struct iod_space *space, uint64_t address, size_t d
 				  .access = write ? IOD_WRITE : IOD_READ, .cause = IOD_C_GONE};
 }
 
-/* Host memory, and lanes on the way to some of it. */
-static bool only_lanes(const struct iod_translation *t)
-{
-	for (uint32_t i = 0; i < t->count; i++)
-		if (!iod_region_is_host(t->piece[i].region))
-			return false;
-	return true;
-}
-
 int iod_access(struct iod_core *core, struct iod_space *space, uint64_t address, void *data, size_t length, bool write,
 	       struct iod_fault *fault, size_t *done)
 {
@@ -258,7 +249,7 @@ int iod_access(struct iod_core *core, struct iod_space *space, uint64_t address,
 		error = -EFAULT;
 		iod_table_faulted(fault);
 	}
-	if (!error && (result != IOD_WALK_OK || !(t.plain || only_lanes(&t))))
+	if (!error && (result != IOD_WALK_OK || !iod_translation_in_host(&t)))
 		error = -EAGAIN;
 	for (uint32_t i = 0; !error && i < t.count; i++) {
 		size_t n = 0;

@@ -332,16 +332,13 @@ static bool keep_rest(struct iod_core *core, struct iod_row *row)
 	struct iod_framing *f = row->target->framing;
 	uint32_t bytes = f->out_left + (uint32_t)(row->total - row->moved);
 	uint64_t done = 0;
-	uint8_t *rest = row->filled || (row->moved < row->total && !row->leased) ? NULL : malloc(bytes + 1u);
 
+	if (row->filled || (row->moved < row->total && !row->leased) || !iod_translation_in_host(&row->t))
+		return false;
+	uint8_t *rest = malloc(bytes + 1u);
 	if (!rest)
 		return false;
 	memcpy(rest, f->out + FRAME_HEADER - f->out_left, f->out_left);
-	for (uint32_t i = 0; i < row->t.count; i++)
-		if (!iod_region_is_host(row->t.piece[i].region)) {
-			free(rest);
-			return false;
-		}
 	struct iod_fault fault = row->fault; /* why it ends, if that is why */
 	int error = row->moved < row->total
 			    ? iod_row_gather(core, row, rest + f->out_left, row->total - row->moved, &done, NULL)

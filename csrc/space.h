@@ -183,6 +183,7 @@ struct iod_translation {
 };
 void iod_translation_clear(struct iod_translation *);
 void iod_translation_free(struct iod_translation *);
+bool iod_translation_in_host(const struct iod_translation *); /* all of it, lanes or not: nobody's handler is run */
 bool iod_translation_more(struct iod_translation *); /* room for more pieces */
 bool iod_translation_more_extents(struct iod_translation *);
 

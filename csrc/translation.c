@@ -73,3 +73,13 @@ __attribute__((cold, noinline)) bool iod_translation_more_extents(struct iod_tra
 	t->heap_extents = true;
 	return true;
 }
+
+bool iod_translation_in_host(const struct iod_translation *t)
+{
+	if (t->plain)
+		return true;
+	for (uint32_t i = 0; i < t->count; i++)
+		if (!iod_region_is_host(t->piece[i].region))
+			return false;
+	return true;
+}

@@ -39,7 +39,6 @@ Command = Callable[[Words], bytes]
 
 OK = b"OK\n"
 _TOO_SHORT = b"ERR invalid argument size\n"
-_SPACE = 1 << 64
 #: Suffix of a command -> bytes.
 _WIDTHS = {b"b": 1, b"w": 2, b"l": 4, b"q": 8}
 #: Lines that are kept, and their bytes: register accesses are short.
